@@ -1,0 +1,26 @@
+//! One trait for every inference server, and what implements it.
+//!
+//! A [`Runtime`] loads and unloads models, says what it truly holds, and, where it runs in this process, answers
+//! inference. Only its index makes the proof ([`Unloaded`]) that memory may be given back. [`OnnxRuntime`] is the one
+//! inside this process, [`FakeRuntime`] the one for tests; [`conformance`] is what all of them must do.
+
+mod changes;
+pub mod conformance;
+pub mod counting;
+pub mod fake;
+mod onnx;
+mod runtime;
+pub mod sample;
+mod tensor;
+
+pub use fake::FakeRuntime;
+pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
+pub use runtime::{
+    Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
+    UnloadError, Unloaded,
+};
+
+// Measures are tested with the allocator that the binary has.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: counting::CountingAllocator = counting::CountingAllocator;

@@ -1,0 +1,396 @@
+//! ONNX Runtime, by its shared library: every operator, and fast.
+//!
+//! One library and one environment per process, opened once and kept (the library cannot be unloaded and opened anew).
+//! All sessions share one pool of threads, so that a hundred models do not bring a hundred pools. Memory is not kept
+//! after a run: ONNX Runtime's arena never shrinks, and a cache of models must know what each one holds.
+//!
+//! ONNX Runtime allocates in C++, past Rust's allocator: what a load took is the change of everything that the C
+//! library holds and Rust does not, taken only when no other load and no run of this engine went on meanwhile.
+
+use std::error::Error as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use berth_types::ByteSize;
+use bytes::Bytes;
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::session::{SessionInputValue, SessionInputs};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
+use parking_lot::Mutex;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::engine::{Engine, Opened, Session, brief, contained};
+use super::files::ModelFile;
+use super::interface::{Dim, Interface, Port};
+use crate::tensor::{self, Datatype, Tensor};
+use crate::{InferError, LoadError, LoadFault, counting};
+
+#[cfg(target_endian = "big")]
+compile_error!("tensors travel little-endian and are handed to ONNX Runtime as they are");
+
+/// The library that this process opened. There can be one.
+static OPENED: Mutex<Option<(PathBuf, Arc<Library>)>> = Mutex::new(None);
+
+struct Library {
+    environment: Environment,
+    version: String,
+    busy: Busy,
+}
+
+/// What runs inside ONNX Runtime, for deciding whether a measure is one load's alone.
+#[derive(Default)]
+struct Busy {
+    now: AtomicUsize,
+    ever: AtomicU64,
+}
+
+struct Call<'a> {
+    busy: &'a Busy,
+    /// How many had ever begun, with this one; `None` when another was running.
+    alone: Option<u64>,
+}
+
+impl Busy {
+    fn begin(&self) -> Call<'_> {
+        let ever = self.ever.fetch_add(1, Ordering::SeqCst) + 1;
+        let alone = (self.now.fetch_add(1, Ordering::SeqCst) == 0).then_some(ever);
+        Call { busy: self, alone }
+    }
+}
+
+impl Call<'_> {
+    /// Whether nothing else ran since this call began.
+    fn was_alone(&self) -> bool {
+        self.alone == Some(self.busy.ever.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.busy.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The engine over the library.
+pub(super) struct OnnxRuntimeEngine {
+    library: Arc<Library>,
+}
+
+impl OnnxRuntimeEngine {
+    /// Opens the library at `path`, or goes on with it when this process opened it before. `threads` work on one model
+    /// at a time.
+    ///
+    /// # Errors
+    /// Why it cannot be used, as text.
+    pub(super) fn open(path: &Path, threads: NonZeroUsize) -> Result<Self, String> {
+        let mut opened = OPENED.lock();
+        if let Some((first, library)) = &*opened {
+            return if first == path {
+                Ok(OnnxRuntimeEngine { library: Arc::clone(library) })
+            } else {
+                Err(format!("this process uses {} already", first.display()))
+            };
+        }
+        let library = Arc::new(contained(|| open(path, threads)).unwrap_or_else(|panic| Err(format!("its start failed: {panic}")))?);
+        *opened = Some((path.to_owned(), Arc::clone(&library)));
+        Ok(OnnxRuntimeEngine { library })
+    }
+}
+
+fn open(path: &Path, threads: NonZeroUsize) -> Result<Library, String> {
+    let builder = ort::init_from(path).map_err(|fault| match &fault {
+        // Its own text says that it failed, its source says why.
+        ort::LoadDynamicError::Dlopen { error, .. } => error.source().map_or_else(|| error.to_string(), ToString::to_string),
+        other => other.to_string(),
+    })?;
+    let pool = GlobalThreadPoolOptions::default()
+        .with_intra_threads(threads.get())
+        .and_then(|pool| pool.with_inter_threads(1))
+        .and_then(|pool| pool.with_spin_control(false));
+    let environment = pool
+        .and_then(|pool| builder.with_name("berth").with_telemetry(false).with_global_thread_pool(pool).build())
+        .map_err(|fault| fault.to_string())?;
+    Ok(Library { environment, version: version(), busy: Busy::default() })
+}
+
+/// The version from the text that the library gives about its build.
+fn version() -> String {
+    let text = ort::info();
+    let tag = text.split(['=', ',', ' ']).find_map(|word| word.strip_prefix("rel-").or_else(|| word.strip_prefix("tags/v")));
+    tag.map_or_else(|| format!("({})", brief(text)), str::to_owned)
+}
+
+impl Engine for OnnxRuntimeEngine {
+    fn platform(&self) -> &'static str {
+        "onnxruntime"
+    }
+
+    fn version(&self) -> String {
+        format!("onnxruntime {}", self.library.version)
+    }
+
+    fn estimate(&self, files: ByteSize) -> ByteSize {
+        files.percent(300) + ByteSize::kib(512)
+    }
+
+    fn load(&self, file: &ModelFile) -> Result<Opened, LoadError> {
+        let call = self.library.busy.begin();
+        let before = counting::native_bytes();
+        let session = self.session(file).map_err(|fault| {
+            let message = brief(fault.message()).replace(&*file.path.to_string_lossy(), &file.name());
+            let out_of_memory = message.contains("bad_alloc") || message.contains("Failed to allocate");
+            let unknown = message.contains("not a registered function/op");
+            let hint = if unknown { "; operators of other libraries are not part of ONNX Runtime" } else { "" };
+            LoadError {
+                fault: if out_of_memory { LoadFault::OutOfMemory } else { LoadFault::BadModel },
+                message: format!("{} cannot be run by ONNX Runtime: {message}{hint}", file.name()),
+                nothing_attempted: false,
+            }
+        })?;
+        let interface = Interface {
+            inputs: ports("input", session.inputs(), file)?,
+            outputs: ports("output", session.outputs(), file)?,
+        };
+        let after = counting::native_bytes();
+        let measured = if call.was_alone() { before.zip(after).map(|(before, after)| after.saturating_sub(before)) } else { None };
+        // External data is mapped from its file rather than allocated where the layout allows it; counted in full, so
+        // that the sum is at least what is held.
+        let measured = measured.filter(|bytes| *bytes > ByteSize::ZERO).map(|bytes| bytes + file.external);
+        let session = OrtSession { library: Arc::clone(&self.library), outputs: interface.outputs.clone(), session: Mutex::new(session) };
+        Ok(Opened { session: Box::new(session), interface, measured })
+    }
+}
+
+impl OnnxRuntimeEngine {
+    fn session(&self, file: &ModelFile) -> ort::Result<ort::session::Session> {
+        ort::session::Session::builder(&self.library.environment)?
+            .with_execution_providers([ort::ep::CPU::default().with_arena_allocator(false).build().error_on_failure()])?
+            .with_memory_pattern(false)?
+            .with_log_level(ort::logging::LogLevel::Error)?
+            .commit_from_file(&file.path)
+    }
+}
+
+fn ports(what: &str, outlets: &[ort::value::Outlet], file: &ModelFile) -> Result<Vec<Port>, LoadError> {
+    let name = file.name();
+    let port = |outlet: &ort::value::Outlet| {
+        let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+            let zip_map = file.outline.operators.keys().any(|operator| operator.kind == "ZipMap");
+            let hint = if zip_map { " (export it without ZipMap: option zipmap=False)" } else { "" };
+            return Err(LoadError::bad_model(format!(
+                "{name}: {what} {:?} is not a tensor but {}: inference protocols carry tensors only{hint}",
+                outlet.name(),
+                outlet.dtype()
+            )));
+        };
+        let datatype = datatype_of(*ty)
+            .ok_or_else(|| LoadError::bad_model(format!("{name}: {what} {:?} has the element type {ty}, which the protocol lacks", outlet.name())))?;
+        // ONNX Runtime does not hold a model to equal sizes of equally named dimensions, and many exporters name
+        // carelessly, so names are not checked.
+        let _ = dimension_symbols;
+        let dims = shape.iter().map(|dim| usize::try_from(*dim).map_or(Dim::Any, Dim::Fixed)).collect();
+        Ok(Port { name: outlet.name().to_owned(), datatype, shape: Some(dims) })
+    };
+    outlets.iter().map(port).collect()
+}
+
+fn datatype_of(element: TensorElementType) -> Option<Datatype> {
+    Some(match element {
+        TensorElementType::Bool => Datatype::Bool,
+        TensorElementType::Int8 => Datatype::Int8,
+        TensorElementType::Int16 => Datatype::Int16,
+        TensorElementType::Int32 => Datatype::Int32,
+        TensorElementType::Int64 => Datatype::Int64,
+        TensorElementType::Uint8 => Datatype::Uint8,
+        TensorElementType::Uint16 => Datatype::Uint16,
+        TensorElementType::Uint32 => Datatype::Uint32,
+        TensorElementType::Uint64 => Datatype::Uint64,
+        TensorElementType::Float16 => Datatype::Fp16,
+        TensorElementType::Bfloat16 => Datatype::Bf16,
+        TensorElementType::Float32 => Datatype::Fp32,
+        TensorElementType::Float64 => Datatype::Fp64,
+        TensorElementType::String => Datatype::Bytes,
+        _ => return None,
+    })
+}
+
+struct OrtSession {
+    // Before the environment that it belongs to.
+    session: Mutex<ort::session::Session>,
+    outputs: Vec<Port>,
+    library: Arc<Library>,
+}
+
+impl Session for OrtSession {
+    fn run(&self, inputs: Vec<Tensor>, wanted: &[usize]) -> Result<Vec<Tensor>, InferError> {
+        let _call = self.library.busy.begin();
+        let failed = |fault: ort::Error| InferError::Failed(format!("the model failed: {}", brief(fault.message())));
+        let copies: Vec<Aligned> = inputs.iter().map(Aligned::of).collect::<Result<_, _>>()?;
+        let values = inputs.iter().zip(&copies).map(|(input, aligned)| {
+            let value = aligned.value(&input.shape).map_err(|fault| {
+                InferError::BadRequest(format!("input {:?}: {}", input.name, brief(fault.message())))
+            })?;
+            Ok((std::borrow::Cow::Borrowed(input.name.as_str()), value))
+        });
+        let values = values.collect::<Result<Vec<_>, InferError>>()?;
+        // Uncontended: the caller lets one in at a time (`parallel` is false).
+        let mut session = self.session.lock();
+        let results = session.run(SessionInputs::<0>::ValueMap(values)).map_err(failed)?;
+        wanted
+            .iter()
+            .map(|at| {
+                let port = self.outputs.get(*at).ok_or_else(|| InferError::Failed(format!("the model has no output number {at}")))?;
+                let result = results.get(port.name.as_str()).ok_or_else(|| InferError::Failed(format!("output {:?} was not computed", port.name)))?;
+                tensor_of(port, result).map_err(|fault| InferError::Failed(format!("output {:?}: {}", port.name, brief(fault.message()))))
+            })
+            .collect()
+    }
+
+    fn parallel(&self) -> bool {
+        // ort asks for exclusive access to a session: parts of ONNX Runtime are not safe to share.
+        false
+    }
+}
+
+/// The elements of an input in memory as ONNX Runtime wants it: where the request's bytes are aligned they are used as
+/// they are, else copied.
+enum Elements<'a, T> {
+    Lent(&'a [T]),
+    Copied(Vec<T>),
+}
+
+impl<'a, T: FromBytes + Immutable + KnownLayout + IntoBytes + Clone + Copy> Elements<'a, T> {
+    fn of(raw: &'a [u8]) -> Self {
+        match <[T]>::ref_from_bytes(raw) {
+            Ok(elements) => Elements::Lent(elements),
+            Err(_) => {
+                let mut copied = vec![T::new_zeroed(); raw.len() / size_of::<T>()];
+                copied.as_mut_bytes_of(raw);
+                Elements::Copied(copied)
+            }
+        }
+    }
+
+    fn slice(&self) -> &[T] {
+        match self {
+            Elements::Lent(elements) => elements,
+            Elements::Copied(elements) => elements,
+        }
+    }
+}
+
+trait FillFrom {
+    fn as_mut_bytes_of(&mut self, raw: &[u8]);
+}
+
+impl<T: FromBytes + IntoBytes> FillFrom for Vec<T> {
+    /// Copies `raw`, whose length was checked against datatype and shape before.
+    fn as_mut_bytes_of(&mut self, raw: &[u8]) {
+        let bytes = self.as_mut_slice().as_mut_bytes();
+        let length = bytes.len().min(raw.len());
+        bytes[..length].copy_from_slice(&raw[..length]);
+    }
+}
+
+enum Aligned<'a> {
+    Bool(Vec<bool>),
+    I8(Elements<'a, i8>),
+    I16(Elements<'a, i16>),
+    I32(Elements<'a, i32>),
+    I64(Elements<'a, i64>),
+    U8(Elements<'a, u8>),
+    U16(Elements<'a, u16>),
+    U32(Elements<'a, u32>),
+    U64(Elements<'a, u64>),
+    F16(Elements<'a, half::f16>),
+    Bf16(Elements<'a, half::bf16>),
+    F32(Elements<'a, f32>),
+    F64(Elements<'a, f64>),
+    Text(Vec<String>),
+}
+
+impl<'a> Aligned<'a> {
+    fn of(input: &'a Tensor) -> Result<Self, InferError> {
+        let raw = &input.raw[..];
+        Ok(match input.datatype {
+            Datatype::Bool => Aligned::Bool(raw.iter().map(|byte| *byte != 0).collect()),
+            Datatype::Int8 => Aligned::I8(Elements::of(raw)),
+            Datatype::Int16 => Aligned::I16(Elements::of(raw)),
+            Datatype::Int32 => Aligned::I32(Elements::of(raw)),
+            Datatype::Int64 => Aligned::I64(Elements::of(raw)),
+            Datatype::Uint8 => Aligned::U8(Elements::of(raw)),
+            Datatype::Uint16 => Aligned::U16(Elements::of(raw)),
+            Datatype::Uint32 => Aligned::U32(Elements::of(raw)),
+            Datatype::Uint64 => Aligned::U64(Elements::of(raw)),
+            Datatype::Fp16 => Aligned::F16(Elements::of(raw)),
+            Datatype::Bf16 => Aligned::Bf16(Elements::of(raw)),
+            Datatype::Fp32 => Aligned::F32(Elements::of(raw)),
+            Datatype::Fp64 => Aligned::F64(Elements::of(raw)),
+            Datatype::Bytes => {
+                let texts = input.strings().enumerate().map(|(at, text)| {
+                    let refused = |what| InferError::BadRequest(format!("input {:?}: BYTES element {at} {what}", input.name));
+                    let text = std::str::from_utf8(text).map_err(|_| refused("is not UTF-8, ONNX strings are"))?;
+                    if text.contains('\0') { Err(refused("holds a zero byte, which ONNX Runtime cannot take")) } else { Ok(text.to_owned()) }
+                });
+                Aligned::Text(texts.collect::<Result<_, _>>()?)
+            }
+        })
+    }
+
+    fn value<'v>(&'v self, shape: &[usize]) -> ort::Result<SessionInputValue<'v>> {
+        fn view<'v, T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
+            shape: &[usize],
+            elements: &'v [T],
+        ) -> ort::Result<SessionInputValue<'v>> {
+            Ok(TensorRef::from_array_view((shape.to_vec(), elements))?.into())
+        }
+        match self {
+            Aligned::Bool(elements) => view(shape, elements),
+            Aligned::I8(elements) => view(shape, elements.slice()),
+            Aligned::I16(elements) => view(shape, elements.slice()),
+            Aligned::I32(elements) => view(shape, elements.slice()),
+            Aligned::I64(elements) => view(shape, elements.slice()),
+            Aligned::U8(elements) => view(shape, elements.slice()),
+            Aligned::U16(elements) => view(shape, elements.slice()),
+            Aligned::U32(elements) => view(shape, elements.slice()),
+            Aligned::U64(elements) => view(shape, elements.slice()),
+            Aligned::F16(elements) => view(shape, elements.slice()),
+            Aligned::Bf16(elements) => view(shape, elements.slice()),
+            Aligned::F32(elements) => view(shape, elements.slice()),
+            Aligned::F64(elements) => view(shape, elements.slice()),
+            Aligned::Text(texts) => Ok(ort::value::Tensor::from_string_array((shape.to_vec(), texts.as_slice()))?.into()),
+        }
+    }
+}
+
+fn tensor_of(port: &Port, result: &DynValue) -> ort::Result<Tensor> {
+    fn bytes_of<T: PrimitiveTensorElementType + IntoBytes + Immutable>(result: &DynValue) -> ort::Result<(Vec<i64>, Bytes)> {
+        let (shape, elements) = result.try_extract_tensor::<T>()?;
+        Ok((shape.to_vec(), Bytes::copy_from_slice(elements.as_bytes())))
+    }
+    // The declared type: ONNX Runtime holds models to it.
+    let (shape, raw) = match port.datatype {
+        Datatype::Bool => bytes_of::<bool>(result)?,
+        Datatype::Int8 => bytes_of::<i8>(result)?,
+        Datatype::Int16 => bytes_of::<i16>(result)?,
+        Datatype::Int32 => bytes_of::<i32>(result)?,
+        Datatype::Int64 => bytes_of::<i64>(result)?,
+        Datatype::Uint8 => bytes_of::<u8>(result)?,
+        Datatype::Uint16 => bytes_of::<u16>(result)?,
+        Datatype::Uint32 => bytes_of::<u32>(result)?,
+        Datatype::Uint64 => bytes_of::<u64>(result)?,
+        Datatype::Fp16 => bytes_of::<half::f16>(result)?,
+        Datatype::Bf16 => bytes_of::<half::bf16>(result)?,
+        Datatype::Fp32 => bytes_of::<f32>(result)?,
+        Datatype::Fp64 => bytes_of::<f64>(result)?,
+        Datatype::Bytes => {
+            let (shape, texts) = result.try_extract_strings()?;
+            let raw = tensor::frame(texts.iter().map(String::as_bytes)).ok_or_else(|| ort::Error::new("an element is longer than 4 GiB"))?;
+            (shape.to_vec(), raw)
+        }
+    };
+    let shape = shape.into_iter().map(|dim| usize::try_from(dim).unwrap_or(0)).collect();
+    Ok(Tensor { name: port.name.clone(), datatype: port.datatype, shape, raw })
+}

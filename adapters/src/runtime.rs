@@ -1,0 +1,255 @@
+//! The seam between Berth and an inference server.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
+use berth_types::{ByteSize, Deadline, Footprint, ModelId, Registration, Retry};
+
+/// A format that a runtime lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SupportedFormat {
+    /// Format name.
+    pub name: Arc<str>,
+    /// Format version.
+    pub version: Option<Arc<str>>,
+    /// Whether a resource that names no runtime may land here.
+    pub auto_select: bool,
+}
+
+/// What a runtime is and what it asks for. Fixed while the process lives.
+#[derive(Clone, Debug)]
+pub struct RuntimeInfo {
+    /// Name of the ServingRuntime that describes it.
+    pub name: Arc<str>,
+    /// Version text of the server, for `ServerMetadata` and logs.
+    pub version: Arc<str>,
+    /// The formats that it loads.
+    pub formats: Vec<SupportedFormat>,
+    /// What it says it can hold, where it can say.
+    pub capacity: Option<Footprint>,
+    /// Loads at a time.
+    pub load_concurrency: NonZeroU32,
+    /// A load that takes longer has failed.
+    pub load_timeout: Duration,
+}
+
+/// The checked files of one model on this pod's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifacts {
+    /// The model: a file, or a folder that holds its files. Read-only; owned by the disk tier.
+    pub model: PathBuf,
+    /// The schema file, where the registration names one.
+    pub schema: Option<PathBuf>,
+    /// Bytes of the model's files.
+    pub size: ByteSize,
+}
+
+/// A layout that is in place: what [`Runtime::load`] is told to load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaidOut {
+    /// The path that the runtime reads.
+    pub path: PathBuf,
+}
+
+/// What a successful load tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// What the copy takes, where the runtime can measure it.
+    pub measured: Option<Footprint>,
+    /// Requests that the copy serves at a time; `None` is no limit.
+    pub max_concurrency: Option<NonZeroU32>,
+}
+
+/// What kept a model from loading, apart by what a caller does about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFault {
+    /// The files or the layout are not a model that this runtime can load.
+    BadModel,
+    /// The runtime ran out of memory.
+    OutOfMemory,
+    /// The runtime did not answer in time. It may still finish: its index says.
+    TimedOut,
+    /// The runtime is not there or is failing.
+    RuntimeDown,
+}
+
+/// A load that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct LoadError {
+    /// The kind of fault.
+    pub fault: LoadFault,
+    /// What happened: file, operator, expected and given; no secrets.
+    pub message: String,
+    /// True when nothing was attempted: no memory can be in use.
+    pub nothing_attempted: bool,
+}
+
+impl LoadError {
+    /// Files that the runtime cannot load; nothing was attempted.
+    #[must_use]
+    pub fn bad_model(message: impl Into<String>) -> Self {
+        LoadError { fault: LoadFault::BadModel, message: message.into(), nothing_attempted: true }
+    }
+
+    /// Whether waiting alone may help.
+    #[must_use]
+    pub const fn retry(&self) -> Retry {
+        match self.fault {
+            LoadFault::BadModel => Retry::AfterChange,
+            LoadFault::OutOfMemory | LoadFault::TimedOut | LoadFault::RuntimeDown => Retry::Later,
+        }
+    }
+}
+
+/// An unload that the runtime refused or did not answer. The memory stays charged until the index confirms.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UnloadError(pub String);
+
+/// The runtime cannot be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("runtime is not reachable: {0}")]
+pub struct RuntimeDown(pub String);
+
+/// How the runtime sees one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexEntry {
+    /// Being loaded.
+    Loading,
+    /// Loaded.
+    Ready,
+    /// Being unloaded: memory may still be in use.
+    Unloading,
+}
+
+/// What a runtime truly holds at one moment. A model that is not listed takes no memory there.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    entries: BTreeMap<ModelId, IndexEntry>,
+}
+
+impl Index {
+    /// An index of these entries; for adapters.
+    #[must_use]
+    pub fn of(entries: impl IntoIterator<Item = (ModelId, IndexEntry)>) -> Self {
+        Index { entries: entries.into_iter().collect() }
+    }
+
+    /// How the runtime sees `model`; `None` when it does not hold it.
+    #[must_use]
+    pub fn get(&self, model: &ModelId) -> Option<IndexEntry> {
+        self.entries.get(model).copied()
+    }
+
+    /// Every model that the runtime holds.
+    pub fn iter(&self) -> impl Iterator<Item = (&ModelId, IndexEntry)> {
+        self.entries.iter().map(|(model, entry)| (model, *entry))
+    }
+
+    /// The proof that `model` takes no memory in the runtime, or `None` while it is listed.
+    #[must_use]
+    pub fn unloaded(&self, model: &ModelId) -> Option<Unloaded> {
+        (!self.entries.contains_key(model)).then(|| Unloaded { model: model.clone() })
+    }
+}
+
+/// Proof that a runtime does not hold a model: only an [`Index`] makes one, and only it lets a lease go.
+#[derive(Debug)]
+pub struct Unloaded {
+    model: ModelId,
+}
+
+impl Unloaded {
+    /// Which model.
+    #[must_use]
+    pub fn model(&self) -> &ModelId {
+        &self.model
+    }
+}
+
+/// An inference server as Berth sees it.
+///
+/// Every call may be cancelled by dropping its future; what the server does with a cancelled load its index tells.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// What it is and what it asks for.
+    fn info(&self) -> &RuntimeInfo;
+
+    /// What a copy of these files will take, before loading; `None` when this runtime cannot tell.
+    fn estimate(&self, artifacts: &Artifacts) -> Option<Footprint>;
+
+    /// Puts the files where and how the server wants them. Idempotent: an older layout of the model is replaced.
+    ///
+    /// # Errors
+    /// [`LoadFault::BadModel`] when the files are not a model of a format that it knows.
+    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError>;
+
+    /// Loads a model that is laid out. Loading a model that is loaded is a success.
+    ///
+    /// # Errors
+    /// [`LoadError`]; after any error other than "nothing attempted" the index tells whether memory is in use.
+    async fn load(&self, model: &Registration, laid_out: &LaidOut) -> Result<Loaded, LoadError>;
+
+    /// Starts to unload a model. Success means that the server took the order, not that memory is free: see
+    /// [`Runtime::index`]. Unloading a model that is not there is a success.
+    ///
+    /// # Errors
+    /// [`UnloadError`] with the server's words.
+    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError>;
+
+    /// Removes what [`Runtime::lay_out`] made. Called after the unload is confirmed.
+    async fn clear_layout(&self, model: &ModelId);
+
+    /// What the server truly holds now.
+    ///
+    /// # Errors
+    /// [`RuntimeDown`] when it cannot be asked.
+    async fn index(&self) -> Result<Index, RuntimeDown>;
+
+    /// Completes when the index may have changed since the last look (a load ended, an unload finished). A server
+    /// without events may complete after a polling interval.
+    async fn index_changed(&self);
+}
+
+/// Why an inference failed, apart by what the caller does about it. The proxy has the one table to gRPC and HTTP codes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InferError {
+    /// The runtime does not hold the model (any more): route again.
+    #[error("the runtime does not hold model {0}")]
+    NotLoaded(ModelId),
+    /// The request does not fit the model; names tensor, expected and given.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The deadline passed before the result was there.
+    #[error("the deadline passed during inference")]
+    DeadlineExceeded,
+    /// Too many requests wait for this copy: try again.
+    #[error("{0}")]
+    Busy(String),
+    /// The model failed while computing.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Inference by a runtime that lives in this process.
+#[async_trait]
+pub trait Infer: Send + Sync + 'static {
+    /// Runs the model. `request.model_name` is ignored; the answer carries `model` as its name. Outputs are raw
+    /// contents, little-endian, row-major, in the order asked for (all outputs in the model's order when none is named).
+    ///
+    /// # Errors
+    /// [`InferError`].
+    async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError>;
+
+    /// Inputs and outputs of a loaded model.
+    ///
+    /// # Errors
+    /// [`InferError::NotLoaded`].
+    async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError>;
+}

@@ -1,0 +1,349 @@
+//! Tensors of the V2 protocol: from a request to checked little-endian bytes, and the checks that no engine should repeat.
+//!
+//! Whatever form the client chose (typed or raw contents), behind this module a tensor is its datatype, its shape and
+//! its raw bytes, row-major, in the form in which answers leave too. Raw contents are shared, not copied. Every fault
+//! names the tensor, what was expected and what was given.
+
+use std::fmt;
+
+use berth_proto::inference::model_infer_request::InferInputTensor;
+use berth_proto::inference::{InferTensorContents, ModelInferRequest};
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::InferError;
+
+/// A datatype of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Datatype {
+    Bool,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Fp16,
+    Bf16,
+    Fp32,
+    Fp64,
+    Bytes,
+}
+
+impl Datatype {
+    pub(crate) const ALL: [Datatype; 14] = [
+        Datatype::Bool,
+        Datatype::Int8,
+        Datatype::Int16,
+        Datatype::Int32,
+        Datatype::Int64,
+        Datatype::Uint8,
+        Datatype::Uint16,
+        Datatype::Uint32,
+        Datatype::Uint64,
+        Datatype::Fp16,
+        Datatype::Bf16,
+        Datatype::Fp32,
+        Datatype::Fp64,
+        Datatype::Bytes,
+    ];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Datatype::Bool => "BOOL",
+            Datatype::Int8 => "INT8",
+            Datatype::Int16 => "INT16",
+            Datatype::Int32 => "INT32",
+            Datatype::Int64 => "INT64",
+            Datatype::Uint8 => "UINT8",
+            Datatype::Uint16 => "UINT16",
+            Datatype::Uint32 => "UINT32",
+            Datatype::Uint64 => "UINT64",
+            Datatype::Fp16 => "FP16",
+            Datatype::Bf16 => "BF16",
+            Datatype::Fp32 => "FP32",
+            Datatype::Fp64 => "FP64",
+            Datatype::Bytes => "BYTES",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|datatype| datatype.as_str() == text)
+    }
+
+    /// Bytes of one element; `None` for BYTES, whose elements say their own length.
+    pub(crate) const fn width(self) -> Option<usize> {
+        match self {
+            Datatype::Bool | Datatype::Int8 | Datatype::Uint8 => Some(1),
+            Datatype::Int16 | Datatype::Uint16 | Datatype::Fp16 | Datatype::Bf16 => Some(2),
+            Datatype::Int32 | Datatype::Uint32 | Datatype::Fp32 => Some(4),
+            Datatype::Int64 | Datatype::Uint64 | Datatype::Fp64 => Some(8),
+            Datatype::Bytes => None,
+        }
+    }
+
+    /// The field of `InferTensorContents` that carries it; `None` where the protocol has raw contents only.
+    const fn field(self) -> Option<&'static str> {
+        match self {
+            Datatype::Bool => Some("bool_contents"),
+            Datatype::Int8 | Datatype::Int16 | Datatype::Int32 => Some("int_contents"),
+            Datatype::Int64 => Some("int64_contents"),
+            Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 => Some("uint_contents"),
+            Datatype::Uint64 => Some("uint64_contents"),
+            Datatype::Fp32 => Some("fp32_contents"),
+            Datatype::Fp64 => Some("fp64_contents"),
+            Datatype::Bytes => Some("bytes_contents"),
+            Datatype::Fp16 | Datatype::Bf16 => None,
+        }
+    }
+}
+
+impl fmt::Display for Datatype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A tensor whose bytes are known to fit its datatype and shape (for BYTES: the framing is whole and has one element
+/// per position).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) datatype: Datatype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) raw: Bytes,
+}
+
+impl Tensor {
+    /// The elements of a BYTES tensor.
+    pub(crate) fn strings(&self) -> impl Iterator<Item = &[u8]> {
+        Strings { rest: &self.raw }.map_while(Result::ok)
+    }
+}
+
+/// Walks the 4-byte little-endian lengths of a raw BYTES tensor.
+struct Strings<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Strings<'a> {
+    /// `Err`: how many bytes the broken element wants and how many are left.
+    type Item = Result<&'a [u8], (u64, usize)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let Some((length, rest)) = self.rest.split_first_chunk::<4>() else {
+            let left = std::mem::take(&mut self.rest).len();
+            return Some(Err((4, left)));
+        };
+        let length = u32::from_le_bytes(*length);
+        // Compared as u64: on a 32-bit machine the length may not fit a usize.
+        if u64::from(length) > rest.len() as u64 {
+            self.rest = &[];
+            return Some(Err((u64::from(length), rest.len())));
+        }
+        let (element, rest) = rest.split_at(length as usize);
+        self.rest = rest;
+        Some(Ok(element))
+    }
+}
+
+/// The raw form of a BYTES tensor; `None` when an element is 4 GiB or longer.
+pub(crate) fn frame<'a>(elements: impl Iterator<Item = &'a [u8]> + Clone) -> Option<Bytes> {
+    let mut raw = BytesMut::with_capacity(elements.clone().map(|element| 4 + element.len()).sum());
+    for element in elements {
+        raw.put_u32_le(u32::try_from(element.len()).ok()?);
+        raw.put_slice(element);
+    }
+    Some(raw.freeze())
+}
+
+/// `[2, -1]` as people write shapes.
+pub(crate) fn shape_text(dims: impl IntoIterator<Item = impl fmt::Display>) -> String {
+    let dims: Vec<String> = dims.into_iter().map(|dim| dim.to_string()).collect();
+    format!("[{}]", dims.join(", "))
+}
+
+fn bad(message: String) -> InferError {
+    InferError::BadRequest(message)
+}
+
+/// The inputs of a request as checked tensors, in the request's order.
+///
+/// # Errors
+/// [`InferError::BadRequest`] names the input, what was expected and what was given.
+pub(crate) fn inputs_of(request: ModelInferRequest) -> Result<Vec<Tensor>, InferError> {
+    let ModelInferRequest { inputs, raw_input_contents: raws, .. } = request;
+    if !raws.is_empty() && raws.len() != inputs.len() {
+        return Err(bad(format!("{} raw_input_contents for {} inputs: give one per input, in their order, or none", raws.len(), inputs.len())));
+    }
+    let raw_form = !raws.is_empty();
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(inputs.len());
+    let mut raws = raws.into_iter();
+    for input in inputs {
+        if tensors.iter().any(|earlier| earlier.name == input.name) {
+            return Err(bad(format!("input {:?} is given twice", input.name)));
+        }
+        let raw = if raw_form { raws.next() } else { None };
+        tensors.push(one_input(input, raw)?);
+    }
+    Ok(tensors)
+}
+
+fn one_input(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, InferError> {
+    let InferInputTensor { name, datatype, shape, parameters, contents } = input;
+    if parameters.contains_key("shared_memory_region") {
+        return Err(bad(format!("input {name:?} is in shared memory, which this server does not read: send its contents")));
+    }
+    let Some(datatype) = Datatype::parse(&datatype) else {
+        return Err(bad(format!("input {name:?} has datatype {datatype:?}, which is none of {}", shape_text(Datatype::ALL))));
+    };
+    let dims: Option<Vec<usize>> = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
+    let elements = dims.as_ref().and_then(|dims| dims.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim)));
+    let (Some(dims), Some(elements)) = (dims, elements) else {
+        return Err(bad(format!("input {name:?} has shape {}: dimensions must not be negative or overflow", shape_text(&shape))));
+    };
+    let raw = match raw {
+        Some(_) if contents.as_ref().is_some_and(holds_anything) => {
+            return Err(bad(format!("input {name:?} has typed contents and the request has raw_input_contents: use one form")));
+        }
+        Some(raw) => raw,
+        None => typed(&name, datatype, &contents.unwrap_or_default(), elements, &shape)?,
+    };
+    check_raw(&name, datatype, &raw, elements, &shape)?;
+    Ok(Tensor { name, datatype, shape: dims, raw })
+}
+
+fn check_raw(name: &str, datatype: Datatype, raw: &Bytes, elements: usize, shape: &[i64]) -> Result<(), InferError> {
+    let shape = || shape_text(shape);
+    if let Some(width) = datatype.width() {
+        if elements.checked_mul(width) != Some(raw.len()) {
+            let expected = elements as u128 * width as u128;
+            return Err(bad(format!("input {name:?}: shape {} of {datatype} is {expected} bytes, {} bytes given", shape(), raw.len())));
+        }
+        if datatype == Datatype::Bool
+            && let Some(at) = raw.iter().position(|byte| *byte > 1)
+        {
+            return Err(bad(format!("input {name:?}: element {at} of BOOL is {}, expected 0 or 1", raw[at])));
+        }
+        return Ok(());
+    }
+    let mut count = 0;
+    for element in (Strings { rest: raw }) {
+        match element {
+            Ok(_) => count += 1,
+            Err((wanted, left)) => {
+                return Err(bad(format!(
+                    "input {name:?}: BYTES element {count} is cut off: {wanted} bytes expected, {left} left (each element is a 4-byte little-endian length and its bytes)"
+                )));
+            }
+        }
+    }
+    if count != elements {
+        return Err(bad(format!("input {name:?}: shape {} is {elements} BYTES elements, {count} given", shape())));
+    }
+    Ok(())
+}
+
+/// How many elements each field of `contents` has, in the order of the protocol.
+fn counts(contents: &InferTensorContents) -> [(&'static str, usize); 8] {
+    [
+        ("bool_contents", contents.bool_contents.len()),
+        ("int_contents", contents.int_contents.len()),
+        ("int64_contents", contents.int64_contents.len()),
+        ("uint_contents", contents.uint_contents.len()),
+        ("uint64_contents", contents.uint64_contents.len()),
+        ("fp32_contents", contents.fp32_contents.len()),
+        ("fp64_contents", contents.fp64_contents.len()),
+        ("bytes_contents", contents.bytes_contents.len()),
+    ]
+}
+
+fn holds_anything(contents: &InferTensorContents) -> bool {
+    counts(contents).iter().any(|(_, count)| *count > 0)
+}
+
+/// Typed contents as raw bytes.
+fn typed(name: &str, datatype: Datatype, contents: &InferTensorContents, elements: usize, shape: &[i64]) -> Result<Bytes, InferError> {
+    let Some(field) = datatype.field() else {
+        return if elements == 0 && !holds_anything(contents) {
+            Ok(Bytes::new())
+        } else {
+            Err(bad(format!("input {name:?}: {datatype} has no typed form: send it in raw_input_contents")))
+        };
+    };
+    let mut given = 0;
+    for (other, count) in counts(contents) {
+        if other == field {
+            given = count;
+        } else if count > 0 {
+            return Err(bad(format!("input {name:?}: {datatype} is given in {field}, but {other} has {count} elements")));
+        }
+    }
+    if given != elements {
+        let shape = shape_text(shape);
+        return Err(bad(format!("input {name:?}: shape {shape} is {elements} elements, {field} has {given}")));
+    }
+    let mut raw = BytesMut::with_capacity(elements.saturating_mul(datatype.width().unwrap_or(0)));
+    let out_of_range = |at: usize, value: i64| bad(format!("input {name:?}: element {at} is {value}, which does not fit {datatype}"));
+    match datatype {
+        Datatype::Bool => raw.extend(contents.bool_contents.iter().map(|value| u8::from(*value))),
+        Datatype::Int8 => {
+            for (at, value) in contents.int_contents.iter().enumerate() {
+                raw.put_i8(i8::try_from(*value).map_err(|_| out_of_range(at, i64::from(*value)))?);
+            }
+        }
+        Datatype::Int16 => {
+            for (at, value) in contents.int_contents.iter().enumerate() {
+                raw.put_i16_le(i16::try_from(*value).map_err(|_| out_of_range(at, i64::from(*value)))?);
+            }
+        }
+        Datatype::Int32 => contents.int_contents.iter().for_each(|value| raw.put_i32_le(*value)),
+        Datatype::Int64 => contents.int64_contents.iter().for_each(|value| raw.put_i64_le(*value)),
+        Datatype::Uint8 => {
+            for (at, value) in contents.uint_contents.iter().enumerate() {
+                raw.put_u8(u8::try_from(*value).map_err(|_| out_of_range(at, i64::from(*value)))?);
+            }
+        }
+        Datatype::Uint16 => {
+            for (at, value) in contents.uint_contents.iter().enumerate() {
+                raw.put_u16_le(u16::try_from(*value).map_err(|_| out_of_range(at, i64::from(*value)))?);
+            }
+        }
+        Datatype::Uint32 => contents.uint_contents.iter().for_each(|value| raw.put_u32_le(*value)),
+        Datatype::Uint64 => contents.uint64_contents.iter().for_each(|value| raw.put_u64_le(*value)),
+        Datatype::Fp32 => contents.fp32_contents.iter().for_each(|value| raw.put_f32_le(*value)),
+        Datatype::Fp64 => contents.fp64_contents.iter().for_each(|value| raw.put_f64_le(*value)),
+        Datatype::Bytes => {
+            let framed = frame(contents.bytes_contents.iter().map(|element| &element[..]));
+            return framed.ok_or_else(|| bad(format!("input {name:?}: a BYTES element is longer than 4 GiB")));
+        }
+        // They have no field, which ended this function above.
+        Datatype::Fp16 | Datatype::Bf16 => {}
+    }
+    Ok(raw.freeze())
+}
+
+/// Positions of the outputs that are asked for, in the order asked; all of them when none is named.
+///
+/// # Errors
+/// [`InferError::BadRequest`] for an unknown output or one that is asked for twice.
+pub(crate) fn chosen_outputs(wanted: &[String], outputs: &[&str]) -> Result<Vec<usize>, InferError> {
+    if wanted.is_empty() {
+        return Ok((0..outputs.len()).collect());
+    }
+    let mut chosen = Vec::with_capacity(wanted.len());
+    for name in wanted {
+        let Some(at) = outputs.iter().position(|output| output == name) else {
+            return Err(bad(format!("unknown output {name:?}: the model has {}", shape_text(outputs))));
+        };
+        if chosen.contains(&at) {
+            return Err(bad(format!("output {name:?} is asked for twice")));
+        }
+        chosen.push(at);
+    }
+    Ok(chosen)
+}

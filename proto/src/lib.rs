@@ -1,0 +1,15 @@
+//! Wire types, generated from the `.proto` files beside this crate, and nothing else.
+//!
+//! Everything here is what a peer sends or expects. The crates above turn it into their own types at the edge, once.
+
+#![allow(missing_docs, unreachable_pub, clippy::all, clippy::disallowed_methods)]
+
+/// The Open Inference Protocol (KServe V2).
+pub mod inference {
+    tonic::include_proto!("inference");
+}
+
+/// `google.rpc`: status details such as `RetryInfo`.
+pub mod rpc {
+    tonic::include_proto!("google.rpc");
+}

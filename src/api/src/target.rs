@@ -1,0 +1,104 @@
+//! What a path of the API stands for.
+
+use berth_registry::{Kind, ObjectKey};
+use berth_types::{Name, Namespace};
+
+/// What a client asks about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Health,
+    Version,
+    /// `/api`: the legacy group, which is empty here; clients ask for it when they look around.
+    Core,
+    CoreResources,
+    Groups,
+    Group,
+    /// The resources of a version of the group.
+    Resources(&'static str),
+    /// Every resource of a kind, in one namespace or in all.
+    Collection {
+        kind: Kind,
+        namespace: Option<Namespace>,
+    },
+    One(ObjectKey),
+    /// What is wrong with the watched folder.
+    Faults,
+    /// The number and size of the present view.
+    View,
+}
+
+/// The versions of the group, the preferred one first.
+pub(crate) const VERSIONS: [&str; 2] = ["v1beta1", "v1alpha1"];
+
+/// Reads a path; `None` when nothing is there.
+pub(crate) fn target(path: &str) -> Option<Target> {
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    match &parts[..] {
+        ["healthz" | "livez" | "readyz"] => Some(Target::Health),
+        ["version"] => Some(Target::Version),
+        ["api"] => Some(Target::Core),
+        ["api", "v1"] => Some(Target::CoreResources),
+        ["apis"] => Some(Target::Groups),
+        ["berth", "v1", "faults"] => Some(Target::Faults),
+        ["berth", "v1", "view"] => Some(Target::View),
+        ["apis", group, rest @ ..] if *group == Kind::GROUP => in_group(rest),
+        _ => None,
+    }
+}
+
+fn in_group(parts: &[&str]) -> Option<Target> {
+    let kind = |version: &str, plural: &str| Kind::ALL.into_iter().find(|kind| kind.version() == version && kind.plural() == plural);
+    match parts {
+        [] => Some(Target::Group),
+        [version] => VERSIONS.into_iter().find(|known| known == version).map(Target::Resources),
+        [version, plural] => Some(Target::Collection { kind: kind(version, plural)?, namespace: None }),
+        [version, plural, name] => {
+            let kind = kind(version, plural).filter(|kind| !kind.namespaced())?;
+            Some(Target::One(ObjectKey { kind, namespace: None, name: Name::new(name).ok()? }))
+        }
+        [version, "namespaces", namespace, plural] => {
+            let kind = kind(version, plural).filter(|kind| kind.namespaced())?;
+            Some(Target::Collection { kind, namespace: Some(Namespace::new(namespace).ok()?) })
+        }
+        [version, "namespaces", namespace, plural, name] => {
+            let kind = kind(version, plural).filter(|kind| kind.namespaced())?;
+            Some(Target::One(ObjectKey { kind, namespace: Some(Namespace::new(namespace).ok()?), name: Name::new(name).ok()? }))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_of_kubernetes() {
+        let key = |kind, namespace: Option<&str>, name: &str| {
+            Some(Target::One(ObjectKey { kind, namespace: namespace.map(|text| Namespace::new(text).unwrap()), name: Name::new(name).unwrap() }))
+        };
+        let all = |kind, namespace: Option<&str>| Some(Target::Collection { kind, namespace: namespace.map(|text| Namespace::new(text).unwrap()) });
+        for (path, expected) in [
+            ("/healthz", Some(Target::Health)),
+            ("/apis/", Some(Target::Groups)),
+            ("/apis/serving.kserve.io", Some(Target::Group)),
+            ("/apis/serving.kserve.io/v1beta1", Some(Target::Resources("v1beta1"))),
+            ("/apis/serving.kserve.io/v1beta1/inferenceservices", all(Kind::InferenceService, None)),
+            ("/apis/serving.kserve.io/v1beta1/namespaces/ns/inferenceservices", all(Kind::InferenceService, Some("ns"))),
+            ("/apis/serving.kserve.io/v1beta1/namespaces/ns/inferenceservices/a", key(Kind::InferenceService, Some("ns"), "a")),
+            ("/apis/serving.kserve.io/v1alpha1/namespaces/ns/predictors/p.q", key(Kind::Predictor, Some("ns"), "p.q")),
+            ("/apis/serving.kserve.io/v1alpha1/clusterservingruntimes", all(Kind::ClusterServingRuntime, None)),
+            ("/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/r", key(Kind::ClusterServingRuntime, None, "r")),
+            ("/", None),
+            ("/apis/apps", None),
+            ("/apis/serving.kserve.io/v1", None),
+            ("/apis/serving.kserve.io/v1alpha1/inferenceservices", None),
+            ("/apis/serving.kserve.io/v1beta1/inferenceservices/a", None),
+            ("/apis/serving.kserve.io/v1alpha1/namespaces/ns/clusterservingruntimes", None),
+            ("/apis/serving.kserve.io/v1beta1/namespaces//inferenceservices", None),
+            ("/apis/serving.kserve.io/v1beta1/namespaces/ns/inferenceservices/a/b", None),
+        ] {
+            assert_eq!(target(path), expected, "{path}");
+        }
+    }
+}

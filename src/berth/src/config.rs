@@ -1,0 +1,449 @@
+//! What `berth serve` was told: defaults, then a file, then the environment, then flags. Every fault is found before
+//! anything starts, and all of them are reported together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_types::ByteSize;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, FromArgMatches};
+
+/// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ServeArgs {
+    /// Configuration file (TOML) [default: MANIFESTS/berth.toml if it exists]
+    #[arg(long, env = "BERTH_CONFIG", value_name = "FILE")]
+    config: Option<String>,
+    /// Folder of resources (YAML or JSON), watched [default: examples/quickstart]
+    #[arg(long, env = "BERTH_MANIFESTS", value_name = "DIR")]
+    manifests: Option<String>,
+    /// Folder for state and fetched models [default: ./berth-data]
+    #[arg(long, env = "BERTH_DATA", value_name = "DIR")]
+    data: Option<String>,
+    /// Folder of storage keys, one JSON file each [default: MANIFESTS/storage-config if it exists, else /storage-config]
+    #[arg(long, env = "BERTH_STORAGE_CONFIG", value_name = "DIR")]
+    storage_config: Option<String>,
+    /// Folder under which `pvc://NAME/...` finds NAME [default: /pvc_mounts]
+    #[arg(long, env = "BERTH_PVC_MOUNTS", value_name = "DIR")]
+    pvc_mounts: Option<String>,
+    /// gRPC inference [default: 127.0.0.1:8033]
+    #[arg(long, env = "BERTH_GRPC", value_name = "ADDR")]
+    grpc: Option<String>,
+    /// REST inference, or `off` [default: 127.0.0.1:8008]
+    #[arg(long, env = "BERTH_REST", value_name = "ADDR|off")]
+    rest: Option<String>,
+    /// Resource API, loopback only for now [default: 127.0.0.1:8088]
+    #[arg(long, env = "BERTH_API", value_name = "ADDR")]
+    api: Option<String>,
+    /// Prometheus metrics [default: 127.0.0.1:2112]
+    #[arg(long, env = "BERTH_METRICS", value_name = "ADDR")]
+    metrics: Option<String>,
+    /// Liveness and readiness probes [default: 127.0.0.1:8089]
+    #[arg(long, env = "BERTH_PROBES", value_name = "ADDR")]
+    probes: Option<String>,
+    /// Main memory for models, such as 2Gi [default: half of the machine's or the cgroup's]
+    #[arg(long, env = "BERTH_HOST_MEMORY", value_name = "SIZE")]
+    host_memory: Option<String>,
+    /// Disk for fetched models, such as 50Gi [default: half of what is free under DATA]
+    #[arg(long, env = "BERTH_DISK", value_name = "SIZE")]
+    disk: Option<String>,
+    /// ONNX Runtime's shared library; without it one is looked for, else the built-in engine serves
+    #[arg(long, env = "BERTH_ONNX_LIBRARY", value_name = "FILE")]
+    onnx_library: Option<String>,
+    /// Largest request or response message [default: 16Mi]
+    #[arg(long, env = "BERTH_MAX_MESSAGE", value_name = "SIZE")]
+    max_message: Option<String>,
+    /// Inferences at a time inside the embedded engine [default: the number of cores]
+    #[arg(long, env = "BERTH_INFERENCE_THREADS", value_name = "N")]
+    inference_threads: Option<String>,
+    /// How long Ctrl-C waits for requests in flight, such as 30s [default: 30s]
+    #[arg(long, env = "BERTH_DRAIN_TIMEOUT", value_name = "DURATION")]
+    drain_timeout: Option<String>,
+    /// Log filter, such as info or warn,berth_residency=debug [default: info; on a terminal warn]
+    #[arg(long, env = "BERTH_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// Log format: text or json [default: text]
+    #[arg(long, env = "BERTH_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+/// Everything that `berth serve` needs to know, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// The file that was read, if any.
+    pub(crate) file: Option<PathBuf>,
+    /// Watched folder of resources.
+    pub(crate) manifests: PathBuf,
+    /// State and fetched models.
+    pub(crate) data: PathBuf,
+    /// Storage keys; `None` when there is no such folder (models in `pvc` folders need none).
+    pub(crate) storage_config: Option<PathBuf>,
+    /// Root of `pvc` volumes.
+    pub(crate) pvc_mounts: PathBuf,
+    /// gRPC inference.
+    pub(crate) grpc: SocketAddr,
+    /// REST inference; `None` is off.
+    pub(crate) rest: Option<SocketAddr>,
+    /// Resource API.
+    pub(crate) api: SocketAddr,
+    /// Metrics.
+    pub(crate) metrics: SocketAddr,
+    /// Probes.
+    pub(crate) probes: SocketAddr,
+    /// Main memory for models; `None` asks the machine.
+    pub(crate) host_memory: Option<ByteSize>,
+    /// Disk for fetched models; `None` asks the machine.
+    pub(crate) disk: Option<ByteSize>,
+    /// ONNX Runtime's library.
+    pub(crate) onnx_library: Option<PathBuf>,
+    /// Largest message.
+    pub(crate) max_message: ByteSize,
+    /// Inferences at a time; `None` is one per core.
+    pub(crate) inference_threads: Option<NonZeroUsize>,
+    /// Patience of a drain.
+    pub(crate) drain_timeout: Duration,
+    /// Log filter; `None` chooses by terminal.
+    pub(crate) log: Option<String>,
+    /// JSON logs.
+    pub(crate) log_json: bool,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConfigFaults(pub(crate) Vec<String>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [one] => write!(f, "{one}"),
+            many => {
+                write!(f, "{} faults in the configuration:", many.len())?;
+                many.iter().try_for_each(|fault| write!(f, "\n  - {fault}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
+
+/// One setting as it was given, and by what.
+struct Given {
+    text: String,
+    origin: String,
+}
+
+/// The settings as given, and the faults found so far.
+struct Reading {
+    given: BTreeMap<&'static str, Given>,
+    faults: Vec<String>,
+}
+
+/// The keys, as flags and as keys of the file.
+const KEYS: [&str; 17] = [
+    "manifests",
+    "data",
+    "storage-config",
+    "pvc-mounts",
+    "grpc",
+    "rest",
+    "api",
+    "metrics",
+    "probes",
+    "host-memory",
+    "disk",
+    "onnx-library",
+    "max-message",
+    "inference-threads",
+    "drain-timeout",
+    "log",
+    "log-format",
+];
+
+impl ServeArgs {
+    fn get(&self, key: &str) -> Option<&String> {
+        match key {
+            "manifests" => self.manifests.as_ref(),
+            "data" => self.data.as_ref(),
+            "storage-config" => self.storage_config.as_ref(),
+            "pvc-mounts" => self.pvc_mounts.as_ref(),
+            "grpc" => self.grpc.as_ref(),
+            "rest" => self.rest.as_ref(),
+            "api" => self.api.as_ref(),
+            "metrics" => self.metrics.as_ref(),
+            "probes" => self.probes.as_ref(),
+            "host-memory" => self.host_memory.as_ref(),
+            "disk" => self.disk.as_ref(),
+            "onnx-library" => self.onnx_library.as_ref(),
+            "max-message" => self.max_message.as_ref(),
+            "inference-threads" => self.inference_threads.as_ref(),
+            "drain-timeout" => self.drain_timeout.as_ref(),
+            "log" => self.log.as_ref(),
+            "log-format" => self.log_format.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl Reading {
+    fn fault(&mut self, key: &str, problem: impl fmt::Display) {
+        let origin = self.given.get(key).map_or_else(|| format!("default of {key}"), |given| given.origin.clone());
+        self.faults.push(format!("{origin}: {problem}"));
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.given.get(key).map(|given| given.text.as_str())
+    }
+
+    fn parsed<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        match read(self.text(key)?) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.fault(key, problem);
+                None
+            }
+        }
+    }
+
+    fn address(&mut self, key: &str, port: u16) -> SocketAddr {
+        let usual = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        self.parsed(key, |text| {
+            text.parse::<SocketAddr>().map_err(|_| format!("{text:?} is not an address: write IP:PORT, such as 127.0.0.1:{port} or 0.0.0.0:{port}"))
+        })
+        .unwrap_or(usual)
+    }
+}
+
+/// Reads flags, environment and file into one [`Config`].
+///
+/// # Errors
+/// [`ConfigFaults`]: every fault, each with the flag, variable or file key that it came from.
+pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
+    let args = ServeArgs::from_arg_matches(matches).map_err(|fault| ConfigFaults(vec![fault.to_string()]))?;
+    let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
+    for key in KEYS {
+        if let Some(text) = args.get(key) {
+            let origin = match matches.value_source(&key.replace('-', "_")) {
+                Some(ValueSource::EnvVariable) => format!("BERTH_{}", key.replace('-', "_").to_uppercase()),
+                _ => format!("--{key}"),
+            };
+            reading.given.insert(key, Given { text: text.clone(), origin });
+        }
+    }
+    let named = args.config.as_ref().map(PathBuf::from);
+    let file = named.clone().or_else(|| {
+        let beside = Path::new(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS)).join("berth.toml");
+        beside.is_file().then_some(beside)
+    });
+    if let Some(path) = &file {
+        read_file(path, &mut reading);
+    }
+    let config = check(&mut reading, file);
+    if reading.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(reading.faults)) }
+}
+
+const DEFAULT_MANIFESTS: &str = "examples/quickstart";
+
+/// Adds what the file says where neither a flag nor a variable did. Relative paths in it start at its own folder.
+fn read_file(path: &Path, reading: &mut Reading) {
+    let shown = path.display();
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(fault) => return reading.faults.push(format!("configuration file {shown}: {fault}")),
+    };
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(fault) => return reading.faults.push(format!("configuration file {shown}: {}", fault.to_string().trim_end().replace('\n', "\n    "))),
+    };
+    for (key, value) in table {
+        let Some(known) = KEYS.iter().find(|known| **known == key) else {
+            reading.faults.push(format!("configuration file {shown}: unknown key {key:?}: the keys are {}", KEYS.join(", ")));
+            continue;
+        };
+        let text = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            other => {
+                reading.faults.push(format!("configuration file {shown}: {key} must be a text or a whole number, not {}", other.type_str()));
+                continue;
+            }
+        };
+        let is_path = matches!(*known, "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library");
+        let text = if is_path { path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned() } else { text };
+        reading.given.entry(known).or_insert(Given { text, origin: format!("{shown}: {key}") });
+    }
+}
+
+fn check(reading: &mut Reading, file: Option<PathBuf>) -> Config {
+    let manifests = PathBuf::from(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS));
+    if !manifests.is_dir() {
+        let what = if manifests.exists() { "is not a folder" } else { "there is no such folder" };
+        reading
+            .fault("manifests", format!("{}: {what}: name the folder that holds your InferenceService files with --manifests", manifests.display()));
+    }
+    let data = PathBuf::from(reading.text("data").unwrap_or("berth-data"));
+    if data.exists() && !data.is_dir() {
+        reading.fault("data", format!("{} is not a folder", data.display()));
+    }
+    let storage_config = match reading.text("storage-config").map(PathBuf::from) {
+        Some(named) => {
+            if !named.is_dir() {
+                reading
+                    .fault("storage-config", format!("{}: there is no such folder: it should hold one JSON file per storage key", named.display()));
+            }
+            Some(named)
+        }
+        None => [manifests.join("storage-config"), PathBuf::from("/storage-config")].into_iter().find(|usual| usual.is_dir()),
+    };
+    let pvc_mounts = PathBuf::from(reading.text("pvc-mounts").unwrap_or("/pvc_mounts"));
+    let onnx_library = reading.text("onnx-library").filter(|text| !text.is_empty()).map(PathBuf::from);
+    if let Some(missing) = onnx_library.as_ref().filter(|path| !path.is_file()) {
+        reading.fault("onnx-library", format!("{}: there is no such file", missing.display()));
+    }
+    let grpc = reading.address("grpc", 8033);
+    let rest = if reading.text("rest") == Some("off") { None } else { Some(reading.address("rest", 8008)) };
+    let api = reading.address("api", 8088);
+    if !api.ip().is_loopback() {
+        reading.fault("api", format!("{api} can be reached from elsewhere and the resource API has no token yet: use a loopback address"));
+    }
+    let metrics = reading.address("metrics", 2112);
+    let probes = reading.address("probes", 8089);
+    let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
+    for (key, addr) in [("grpc", Some(grpc)), ("rest", rest), ("api", Some(api)), ("metrics", Some(metrics)), ("probes", Some(probes))] {
+        let Some(addr) = addr.filter(|addr| addr.port() != 0) else { continue };
+        if let Some(other) = seen.insert(addr, key) {
+            reading.fault(key, format!("{addr} is taken by {other} already: give each its own port"));
+        }
+    }
+    let size = |text: &str| text.parse::<ByteSize>().map_err(|fault| fault.to_string());
+    let nonzero =
+        |text: &str| size(text).and_then(|size| if size == ByteSize::ZERO { Err("must be more than nothing".to_owned()) } else { Ok(size) });
+    let host_memory = reading.parsed("host-memory", nonzero);
+    let disk = reading.parsed("disk", nonzero);
+    let max_message = reading
+        .parsed("max-message", |text| {
+            nonzero(text)
+                .and_then(|size| if size > ByteSize::mib(2047) { Err(format!("{size} is more than gRPC allows (2047Mi)")) } else { Ok(size) })
+        })
+        .unwrap_or(ByteSize::mib(16));
+    let inference_threads = reading.parsed("inference-threads", |text| {
+        text.parse::<NonZeroUsize>().map_err(|_| format!("{text:?} is not a number of threads: write a whole number above 0"))
+    });
+    let drain_timeout = reading
+        .parsed("drain-timeout", |text| {
+            humantime::parse_duration(text).map_err(|fault| format!("{text:?} is not a duration such as 30s or 2m: {fault}"))
+        })
+        .unwrap_or(Duration::from_secs(30));
+    let log_json = reading
+        .parsed("log-format", |text| match text {
+            "text" => Ok(false),
+            "json" => Ok(true),
+            other => Err(format!("{other:?} is no log format: write text or json")),
+        })
+        .unwrap_or(false);
+    let log = reading.text("log").map(str::to_owned);
+    Config {
+        file,
+        manifests,
+        data,
+        storage_config,
+        pvc_mounts,
+        grpc,
+        rest,
+        api,
+        metrics,
+        probes,
+        host_memory,
+        disk,
+        onnx_library,
+        max_message,
+        inference_threads,
+        drain_timeout,
+        log,
+        log_json,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Command;
+
+    use super::*;
+
+    fn read_flags(flags: &[&str]) -> Result<Config, ConfigFaults> {
+        let command = ServeArgs::augment_args(Command::new("serve"));
+        read(&command.get_matches_from(std::iter::once(&"serve").chain(flags)))
+    }
+
+    fn folder_with(file: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("berth.toml"), file).expect("written");
+        folder
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let folder = folder_with("host-memory = \"3Mi\"\ndisk = 1048576\ngrpc = \"127.0.0.1:1\"\nonnx-library = \"berth.toml\"\n");
+        let config = read_flags(&["--manifests", folder.path().to_str().expect("text"), "--grpc", "127.0.0.1:2"]).expect("right");
+        assert_eq!(config.grpc.port(), 2);
+        assert_eq!(config.host_memory, Some(ByteSize::mib(3)));
+        assert_eq!(config.disk, Some(ByteSize::mib(1)));
+        assert_eq!(config.rest, Some(SocketAddr::from(([127, 0, 0, 1], 8008))));
+        assert_eq!(config.onnx_library, Some(folder.path().join("berth.toml")), "a path in the file starts at the file's folder");
+    }
+
+    #[test]
+    fn all_faults_are_reported_together_each_with_where_it_came_from() {
+        let folder = folder_with("disk = \"lots\"\nfoo = 1\nprobes = true\n");
+        let manifests = folder.path().to_str().expect("text");
+        let faults = read_flags(&[
+            "--manifests",
+            manifests,
+            "--grpc",
+            "nowhere",
+            "--api",
+            "0.0.0.0:1",
+            "--host-memory",
+            "0",
+            "--rest",
+            "127.0.0.1:2112",
+            "--drain-timeout",
+            "soon",
+        ])
+        .expect_err("nine faults");
+        let text = faults.to_string();
+        for part in [
+            "--grpc: \"nowhere\" is not an address",
+            "--api: 0.0.0.0:1 can be reached from elsewhere",
+            "--host-memory: must be more than nothing",
+            "berth.toml: disk: \"lots\" is not a size",
+            "unknown key \"foo\": the keys are manifests,",
+            "probes must be a text or a whole number, not boolean",
+            "127.0.0.1:2112 is taken by rest already",
+            "--drain-timeout: \"soon\" is not a duration",
+        ] {
+            assert!(text.contains(part), "missing {part:?} in:\n{text}");
+        }
+        assert_eq!(faults.0.len(), 8, "{text}");
+    }
+
+    #[test]
+    fn a_missing_manifests_folder_says_which_and_what_to_do() {
+        let faults = read_flags(&["--manifests", "/no/such/folder"]).expect_err("a fault");
+        assert_eq!(
+            faults.0,
+            ["--manifests: /no/such/folder: there is no such folder: name the folder that holds your InferenceService files with --manifests"]
+        );
+    }
+
+    #[test]
+    fn every_key_is_a_flag_and_every_flag_a_key() {
+        let command = ServeArgs::augment_args(Command::new("serve"));
+        let flags: Vec<String> =
+            command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).filter(|flag| flag != "config").collect();
+        assert_eq!(flags, KEYS);
+    }
+}

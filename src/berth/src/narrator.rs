@@ -1,0 +1,232 @@
+//! Tells the person who started `berth serve` what happens: follows statuses and downloads and prints what is news.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use berth_adapters::RuntimeInfo;
+use berth_plan::resource::is_ours;
+use berth_puller::{Progress, Stage};
+use berth_registry::{Changes, Kind, Object, ObjectKey, Resolved, Views};
+use berth_residency::Residency;
+use berth_telemetry::Clock;
+use berth_types::{ByteSize, CopyState, Owner};
+use serde_json::Value;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::machine::Budget;
+use crate::ports::Ports;
+use crate::serve::shown;
+use crate::ui::{Standing, Ui};
+
+/// Prints; owns what has been printed.
+pub(crate) struct Narrator {
+    ui: Ui,
+    clock: Clock,
+    views: Views,
+    residency: Residency,
+    started: Instant,
+    settled: BTreeMap<ObjectKey, bool>,
+    sizes: BTreeMap<String, ByteSize>,
+    said_ready: bool,
+}
+
+impl Narrator {
+    /// Prints to `ui`; the time since now is what "after" means in its lines.
+    pub(crate) fn new(ui: Ui, clock: Clock, views: Views, residency: Residency) -> Self {
+        let started = clock.now();
+        Narrator { ui, clock, views, residency, started, settled: BTreeMap::new(), sizes: BTreeMap::new(), said_ready: false }
+    }
+
+    /// What runs, on what, with which limits.
+    pub(crate) fn starting(&self, config: &Config, memory: &Budget, disk: &Budget, runtime: &RuntimeInfo) {
+        self.ui.line("berth", env!("CARGO_PKG_VERSION"));
+        self.ui.line("models from", &shown(&config.manifests));
+        if let Some(file) = &config.file {
+            self.ui.line("settings", &shown(file));
+        }
+        self.ui.line("memory", &format!("{} ({})", memory.bytes, memory.origin));
+        self.ui.line("disk", &format!("{} in {} ({})", disk.bytes, shown(&config.data), disk.origin));
+        self.ui.line("engine", &runtime.version);
+    }
+
+    /// Where it listens.
+    pub(crate) fn listening(&self, ports: &Ports) {
+        self.ui.line("gRPC", &ports.grpc.addr.to_string());
+        match &ports.rest {
+            Some(port) => self.ui.line("REST", &format!("http://{}", port.addr)),
+            None => self.ui.line("REST", "off"),
+        }
+        self.ui.line("resources", &format!("http://{}/apis/serving.kserve.io", ports.api.addr));
+        self.ui.line("metrics", &format!("http://{}/metrics", ports.metrics.addr));
+        self.ui.line("probes", &format!("http://{}/ready", ports.probes.addr));
+    }
+
+    /// Follows everything until `shutdown`.
+    pub(crate) async fn run(
+        mut self,
+        mut changes: Changes,
+        mut downloads: broadcast::Receiver<Progress>,
+        manifests: PathBuf,
+        rest: Option<SocketAddr>,
+        shutdown: CancellationToken,
+    ) {
+        let mut reports = self.residency.reports();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break self.ui.line("stopping", "no new requests; those in flight are answered"),
+                Some(reports) = reports.next() => {
+                    for report in reports {
+                        if let CopyState::Loaded { footprint, .. } = report.state {
+                            self.sizes.insert(report.model.as_str().to_owned(), footprint.total());
+                        } else if matches!(report.state, CopyState::Absent) {
+                            self.sizes.remove(report.model.as_str());
+                        }
+                    }
+                }
+                changed = changes.next() => match changed {
+                    Some(changed) => {
+                        for change in changed {
+                            self.resource(&change.key, change.object.as_deref());
+                        }
+                        self.maybe_ready(&manifests, rest);
+                    }
+                    None => break,
+                },
+                step = downloads.recv() => match step {
+                    Ok(step) => self.download(&step),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break,
+                },
+            }
+        }
+    }
+
+    fn download(&mut self, step: &Progress) {
+        let ended = matches!(step.stage, Stage::Done | Stage::Failed);
+        self.ui.download(step.model.as_str(), step.bytes, step.total, ended);
+    }
+
+    fn resource(&mut self, key: &ObjectKey, object: Option<&Object>) {
+        let owner = match key.kind {
+            Kind::InferenceService => Owner::Isvc,
+            Kind::Predictor => Owner::Ksp,
+            Kind::ServingRuntime | Kind::ClusterServingRuntime => return,
+        };
+        match object.filter(|object| is_ours(owner, &object.annotations)) {
+            None => {
+                if self.settled.remove(key).is_some() {
+                    self.ui.gone(&name_of(key));
+                }
+            }
+            Some(object) => {
+                let mut standing = standing(key, object.status.as_deref());
+                if let Resolved::Model(registration) = self.views.current().resolve(key.name.as_str()) {
+                    standing.size = self.sizes.get(registration.id.as_str()).copied();
+                }
+                self.settled.insert(key.clone(), standing.settled());
+                self.ui.standing(&standing);
+            }
+        }
+    }
+
+    /// Says once that everything has been loaded that could be, with a line to paste.
+    fn maybe_ready(&mut self, manifests: &Path, rest: Option<SocketAddr>) {
+        if self.said_ready || !self.views.current().is_ready() || self.settled.values().any(|settled| !settled) {
+            return;
+        }
+        self.said_ready = true;
+        self.ui.ready(self.clock.now().saturating_duration_since(self.started));
+        if let Some(line) = rest.and_then(|rest| self.try_it(manifests, rest)) {
+            self.ui.line("try", &line);
+        }
+    }
+
+    /// A line that gets a prediction where the folder has a recorded request, else one that shows a model's interface.
+    fn try_it(&self, manifests: &Path, rest: SocketAddr) -> Option<String> {
+        let names = || self.settled.keys().map(|key| key.name.as_str());
+        let recorded = |name: &&str| manifests.join("requests").join(format!("{name}.json")).is_file();
+        // Digits first: the reader can check the answer against the drawing in the request.
+        let with_request = names().find(|name| *name == "digits-mlp" && recorded(name)).or_else(|| names().find(recorded));
+        match with_request {
+            Some(name) => {
+                let file = shown(&manifests.join("requests").join(format!("{name}.json")));
+                Some(format!("curl -s http://{rest}/v2/models/{name}/infer -d @{file}"))
+            }
+            None => names().next().map(|name| format!("curl -s http://{rest}/v2/models/{name}")),
+        }
+    }
+}
+
+fn name_of(key: &ObjectKey) -> String {
+    match &key.namespace {
+        Some(namespace) if namespace.as_str() != "default" => format!("{namespace}/{}", key.name),
+        _ => key.name.to_string(),
+    }
+}
+
+fn standing(key: &ObjectKey, status: Option<&Value>) -> Standing {
+    let nothing = Value::Null;
+    let status = status.unwrap_or(&nothing);
+    let (model, states) = match key.kind {
+        Kind::Predictor => (status, status),
+        _ => (&status["modelStatus"], &status["modelStatus"]["states"]),
+    };
+    let invalid = model["transitionStatus"] == "InvalidSpec";
+    let state = if invalid { "InvalidSpec" } else { states["activeModelState"].as_str().filter(|state| !state.is_empty()).unwrap_or("Pending") };
+    let failure = &model["lastFailureInfo"];
+    let failure = failure["reason"].as_str().map(|reason| match failure["message"].as_str() {
+        Some(message) if !message.is_empty() => format!("{reason}: {message}"),
+        _ => reason.to_owned(),
+    });
+    Standing { name: name_of(key), state: state.to_owned(), failure, size: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_types::{Name, Namespace};
+    use serde_json::json;
+
+    use super::*;
+
+    fn key(kind: Kind, namespace: &str) -> ObjectKey {
+        ObjectKey { kind, namespace: Namespace::new(namespace).ok(), name: Name::new("m").expect("a name") }
+    }
+
+    #[test]
+    fn the_standing_is_read_from_the_status_of_either_kind() {
+        let failure = json!({"reason": "ModelLoadFailed", "message": "no such file"});
+        for (case, kind, status, state, why) in [
+            ("nothing written yet", Kind::InferenceService, None, "Pending", None),
+            (
+                "an InferenceService",
+                Kind::InferenceService,
+                Some(json!({"modelStatus": {"transitionStatus": "UpToDate", "states": {"activeModelState": "Standby"}}})),
+                "Standby",
+                None,
+            ),
+            (
+                "an InferenceService that fails",
+                Kind::InferenceService,
+                Some(json!({"modelStatus": {"states": {"activeModelState": "FailedToLoad"}, "lastFailureInfo": failure}})),
+                "FailedToLoad",
+                Some("ModelLoadFailed: no such file"),
+            ),
+            ("a Predictor", Kind::Predictor, Some(json!({"transitionStatus": "UpToDate", "activeModelState": "Loaded"})), "Loaded", None),
+            ("an invalid one", Kind::Predictor, Some(json!({"transitionStatus": "InvalidSpec", "activeModelState": "Pending"})), "InvalidSpec", None),
+        ] {
+            let standing = standing(&key(kind, "default"), status.as_ref());
+            assert_eq!((standing.state.as_str(), standing.failure.as_deref()), (state, why), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_shown_unless_it_is_the_default_one() {
+        assert_eq!(name_of(&key(Kind::Predictor, "default")), "m");
+        assert_eq!(name_of(&key(Kind::Predictor, "tenant")), "tenant/m");
+    }
+}

@@ -1,0 +1,726 @@
+//! The task that owns everything the leader knows.
+//!
+//! One turn: take what came in (changed resources, reports, finished writes, time), look at each resource that it
+//! touches, publish the next view, then command the agents. Looking at a resource is plain code without a wait: it ends
+//! in a store write on its way, or in a time at which to look again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use berth_plan::alias::{self, Copies, Effect, Next, Versions};
+use berth_plan::background::{self, Purpose, Standby};
+use berth_plan::resource::is_ours;
+use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
+use berth_plan::status::{self, ModelState, Observed, SpecState, Status, document};
+use berth_registry::{Alias, Change, Changes, Kind, NameEntry, Object, ObjectKey, Store, StoreError, Views};
+use berth_telemetry::{Clock, Counter, Gauge, Metrics};
+use berth_types::{Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis};
+use futures::FutureExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::asks::{Asked, LoadCommand, Queues, Warmable};
+use crate::model::{Hosts, Model};
+use crate::names::Names;
+use crate::resource::{Resource, Shown, Writing, owner};
+use crate::timers::Timers;
+use crate::{Agents, Config, Deps, Pod, Report};
+
+/// After the store failed, one resource's next write waits this long.
+const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// How long the end of the leader waits for writes under way.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+/// The longest sleep: wall time may jump, the next look should not wait for it.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How many versions on standby are looked at in search of one that fits.
+const WARM_CANDIDATES: usize = 32;
+/// Versions retired last, in case a request that resolved its id before still loads one of them.
+const RETIRED_KEPT: usize = 256;
+
+/// A finished store write.
+struct Written {
+    key: ObjectKey,
+    /// The object's version after a status write.
+    outcome: Result<Option<u64>, StoreError>,
+}
+
+/// The leader. Made by [`crate::Controller::new`]; does nothing until it is run.
+pub struct Leader {
+    store: Arc<dyn Store>,
+    views: Views,
+    agents: Arc<dyn Agents>,
+    clock: Clock,
+    metrics: Metrics,
+    config: Config,
+    incoming: mpsc::Receiver<Report>,
+
+    resources: HashMap<ObjectKey, Resource>,
+    names: Names,
+    models: HashMap<ModelId, Model>,
+    runtimes: BTreeMap<(Name, Option<Namespace>), RuntimeSpec>,
+    /// The live pods as of this turn.
+    pods: Vec<Pod>,
+
+    to_look_at: BTreeSet<ObjectKey>,
+    timers: Timers,
+    queues: Queues,
+    warmable: Warmable,
+
+    writes: JoinSet<Written>,
+    writing: HashSet<ObjectKey>,
+    /// Resources that want to write while too many writes are under way.
+    write_backlog: BTreeSet<ObjectKey>,
+
+    names_to_show: Vec<(Name, Option<NameEntry>)>,
+    to_retire: Vec<Arc<Registration>>,
+    to_load: Vec<LoadCommand>,
+    retired: VecDeque<Arc<Registration>>,
+
+    heard_of: HashSet<PodId>,
+    settled: bool,
+    settle_by: Option<Instant>,
+}
+
+/// What looking at a status came to.
+enum StatusStep {
+    /// A write is on its way, or has to wait.
+    Writing,
+    /// Something is true now that was not before: look again.
+    Again,
+    /// Nothing to do.
+    Rest,
+}
+
+impl Leader {
+    pub(crate) fn new(deps: Deps, incoming: mpsc::Receiver<Report>) -> Self {
+        let Deps { store, views, agents, clock, metrics, config } = deps;
+        Leader {
+            store,
+            views,
+            agents,
+            clock,
+            metrics,
+            config,
+            incoming,
+            resources: HashMap::new(),
+            names: Names::default(),
+            models: HashMap::new(),
+            runtimes: BTreeMap::new(),
+            pods: Vec::new(),
+            to_look_at: BTreeSet::new(),
+            timers: Timers::default(),
+            queues: Queues::default(),
+            warmable: Warmable::default(),
+            writes: JoinSet::new(),
+            writing: HashSet::new(),
+            write_backlog: BTreeSet::new(),
+            names_to_show: Vec::new(),
+            to_retire: Vec::new(),
+            to_load: Vec::new(),
+            retired: VecDeque::new(),
+            heard_of: HashSet::new(),
+            settled: false,
+            settle_by: None,
+        }
+    }
+
+    /// Leads until `shutdown` is cancelled or the store is closed. Writes under way are finished first.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut changes = self.store.subscribe();
+        let first = tokio::select! {
+            () = shutdown.cancelled() => return,
+            first = changes.next() => first.unwrap_or_default(),
+        };
+        self.begin(first).await;
+        while self.take_in(&mut changes, &shutdown).await {
+            self.turn().await;
+        }
+        let deadline = self.clock.deadline_in(LAST_WRITES);
+        while let Some(Some(_)) = self.clock.until(deadline, self.writes.join_next()).await {}
+        info!(unfinished = self.writes.len(), "leader has ended");
+    }
+
+    /// Reads every resource once; from then on unknown names are unknown.
+    async fn begin(&mut self, mut objects: Vec<Change>) {
+        self.settle_by = Some(self.clock.now() + self.config.settle_within);
+        self.pods = self.agents.pods();
+        // Who was made first holds a name that several have, also after a restart.
+        objects.sort_by_key(|change| change.object.as_ref().map(|object| (object.created, object.key.clone())));
+        for change in objects {
+            self.take_change(change, true);
+        }
+        self.turn().await;
+        self.views.mark_ready();
+        info!(resources = self.resources.len(), models = self.models.len(), "resources read");
+    }
+
+    /// Waits for something to happen and takes it in. False when it is time to end.
+    async fn take_in(&mut self, changes: &mut Changes, shutdown: &CancellationToken) -> bool {
+        let alarm = self.next_alarm();
+        let clock = self.clock.clone();
+        let sleep = pin!(clock.sleep(alarm));
+        tokio::select! {
+            () = shutdown.cancelled() => return false,
+            changed = changes.next() => match changed {
+                Some(changed) => changed.into_iter().for_each(|change| self.take_change(change, false)),
+                None => return false,
+            },
+            Some(report) = self.incoming.recv() => self.take_report(report),
+            Some(written) = self.writes.join_next() => match written {
+                Ok(written) => self.take_written(written),
+                Err(fault) => error!(error = %fault, "a store write was lost"),
+            },
+            () = sleep => {}
+        }
+        true
+    }
+
+    fn next_alarm(&self) -> Duration {
+        let by_timer = self.timers.next().map(|at| at.since(self.clock.wall()));
+        let by_settling = self.settle_by.filter(|_| !self.settled).map(|by| by.saturating_duration_since(self.clock.now()));
+        by_timer.into_iter().chain(by_settling).min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
+    }
+
+    async fn turn(&mut self) {
+        let now = self.clock.wall();
+        let pods = self.agents.pods();
+        let who = |pods: &[Pod]| pods.iter().map(|pod| (pod.id.clone(), pod.runtime.clone())).collect::<Vec<_>>();
+        if who(&pods) != who(&self.pods) {
+            self.to_look_at.extend(self.resources.keys().cloned());
+        }
+        self.pods = pods;
+        self.settle();
+        while let Some(key) = self.timers.pop_due(now) {
+            if let Some(resource) = self.resources.get_mut(&key) {
+                resource.look_again = None;
+            }
+            self.to_look_at.insert(key);
+        }
+        while let Some(key) = self.to_look_at.pop_first().or_else(|| self.next_of_backlog()) {
+            self.look_at(&key, now);
+        }
+        if self.settled {
+            self.hand_out_loads(now);
+        }
+        if !self.names_to_show.is_empty() {
+            let shown = std::mem::take(&mut self.names_to_show);
+            self.views.update(|view| view.with_names(shown));
+        }
+        self.metrics.set(Gauge::RegisteredModels, &[], u64::try_from(self.models.len()).unwrap_or(u64::MAX));
+        for registration in std::mem::take(&mut self.to_retire) {
+            info!(model = %registration.id, "model retired");
+            for pod in &self.pods {
+                self.agents.retire(&pod.id, registration.clone()).await;
+            }
+            if self.retired.len() == RETIRED_KEPT {
+                self.retired.pop_front();
+            }
+            self.retired.push_back(registration);
+        }
+        for LoadCommand { pod, model, may_evict } in std::mem::take(&mut self.to_load) {
+            if let Some(model) = self.models.get(&model) {
+                self.agents.load(&pod, model.registration.clone(), may_evict).await;
+            }
+        }
+    }
+
+    fn next_of_backlog(&mut self) -> Option<ObjectKey> {
+        if self.writes.len() < self.config.writes_at_a_time.get() { self.write_backlog.pop_first() } else { None }
+    }
+
+    fn settle(&mut self) {
+        if self.settled {
+            return;
+        }
+        let missing: Vec<&PodId> = self.pods.iter().map(|pod| &pod.id).filter(|pod| !self.heard_of.contains(*pod)).collect();
+        let late = self.settle_by.is_some_and(|by| by <= self.clock.now());
+        if !missing.is_empty() && !late {
+            return;
+        }
+        if let Some(pod) = missing.first() {
+            warn!(pods = missing.len(), first = %pod, "pods have not reported: going on without them");
+        }
+        self.settled = true;
+        self.to_look_at.extend(self.resources.keys().cloned());
+    }
+
+    // What came in.
+
+    fn take_change(&mut self, change: Change, at_start: bool) {
+        let key = change.key;
+        let Some(owner) = owner(key.kind) else {
+            return self.take_runtime(&key, change.object.as_deref());
+        };
+        let Some(object) = change.object.filter(|object| is_ours(owner, &object.annotations)) else {
+            return self.drop_resource(&key);
+        };
+        match self.resources.get(&key) {
+            Some(known) if known.uid != object.uid => self.drop_resource(&key),
+            Some(known) if object.resource_version <= known.own_version => return,
+            Some(_) | None => {}
+        }
+        let wanted = Resource::wanted(owner, &object);
+        if let Err(fault) = &wanted
+            && self.resources.get(&key).is_none_or(|known| known.wanted.as_ref().err() != Some(fault))
+        {
+            warn!(name = %key.name, kind = key.kind.as_str(), error = %fault, "resource is invalid");
+        }
+        match self.resources.get_mut(&key) {
+            Some(known) if known.wanted == wanted => {}
+            Some(known) => known.wanted = wanted,
+            None => self.add_resource(&key, &object, wanted, at_start),
+        }
+        self.to_look_at.insert(key);
+    }
+
+    fn add_resource(
+        &mut self,
+        key: &ObjectKey,
+        object: &Object,
+        wanted: Result<Arc<Registration>, berth_plan::resource::InvalidSpec>,
+        at_start: bool,
+    ) {
+        let Some(owner) = owner(key.kind) else { return };
+        self.names.claim(key, object.created);
+        let published = object.status.as_deref().map_or_else(Status::default, |status| document::from_json(owner, status));
+        let kept = self.store.alias(key);
+        let was_loaded = at_start && matches!(published.active, ModelState::Loaded | ModelState::Standby);
+        let mut resource = Resource {
+            owner,
+            uid: object.uid.clone(),
+            own_version: 0,
+            wanted,
+            versions: Versions::default(),
+            kept,
+            published,
+            told_target: None,
+            was_loaded,
+            shown: None,
+            writing: None,
+            paused_until: None,
+            look_again: None,
+        };
+        // An alias outlives a restart; a resource that was just made has none to go on from.
+        if let Some(Alias { active, target }) = resource.kept.clone().filter(|_| at_start && self.names.other_holder(key).is_none()) {
+            resource.told_target = target.as_ref().filter(|_| resource.published.target.is_some()).map(|target| target.id.clone());
+            resource.versions = Versions { active: Some(active.clone()), target: target.clone() };
+            self.models.insert(active.id.clone(), Model::new(key.clone(), active, was_loaded));
+            if let Some(target) = target {
+                self.models.insert(target.id.clone(), Model::new(key.clone(), target, false));
+            }
+        }
+        self.resources.insert(key.clone(), resource);
+    }
+
+    fn drop_resource(&mut self, key: &ObjectKey) {
+        let Some(resource) = self.resources.remove(key) else { return };
+        self.timers.set(key, resource.look_again, None);
+        self.write_backlog.remove(key);
+        for version in [resource.versions.active, resource.versions.target].into_iter().flatten() {
+            self.forget_model(&version.id);
+        }
+        if resource.shown.is_some() {
+            self.names_to_show.push((key.name.clone(), None));
+        }
+        self.to_look_at.extend(self.names.release(key));
+        info!(name = %key.name, kind = key.kind.as_str(), "resource is gone");
+    }
+
+    fn forget_model(&mut self, id: &ModelId) {
+        if let Some(mut model) = self.models.remove(id) {
+            self.queues.forget(id, &mut model.asked);
+            self.warmable.set(id, model.warmth, None);
+            self.to_retire.push(model.registration);
+        }
+    }
+
+    fn take_runtime(&mut self, key: &ObjectKey, object: Option<&Object>) {
+        let at = (key.name.clone(), key.namespace.clone());
+        let parsed = object.map(|object| RuntimeSpec::parse(key.name.as_str(), key.namespace.as_ref(), &object.spec));
+        let before = match parsed {
+            None => self.runtimes.remove(&at),
+            Some(Ok(spec)) if self.runtimes.get(&at) == Some(&spec) => return,
+            Some(Ok(spec)) => self.runtimes.insert(at, spec),
+            Some(Err(fault)) => {
+                warn!(name = %key.name, kind = key.kind.as_str(), error = %fault, "runtime is invalid and counts as absent");
+                self.runtimes.remove(&at)
+            }
+        };
+        debug!(name = %key.name, known = before.is_some(), "runtimes changed");
+        // Which models a runtime takes is known only by asking for each of them.
+        self.to_look_at.extend(self.resources.keys().cloned());
+    }
+
+    fn take_report(&mut self, Report { pod, copies }: Report) {
+        let now = self.clock.wall();
+        for report in copies {
+            let Some(model) = self.models.get_mut(&report.model) else {
+                self.take_stray(&report);
+                continue;
+            };
+            let id = report.model.clone();
+            if model.take(&pod, report, now) {
+                self.queues.forget(&id, &mut model.asked);
+            }
+            self.to_look_at.insert(model.key.clone());
+        }
+        self.heard_of.insert(pod);
+    }
+
+    /// A version that no name refers to: retired once more if it was, by a request that had resolved its id before.
+    fn take_stray(&mut self, report: &berth_types::CopyReport) {
+        use berth_types::CopyState::{Absent, Loaded, Loading, Unloading};
+        match report.state {
+            Absent | Unloading => {}
+            Loading { .. } | Loaded { .. } => match self.retired.iter().position(|retired| retired.id == report.model) {
+                Some(at) => self.to_retire.extend(self.retired.remove(at)),
+                None => warn!(model = %report.model, "a pod holds a model that no resource asks for"),
+            },
+        }
+    }
+
+    fn take_written(&mut self, Written { key, outcome }: Written) {
+        self.writing.remove(&key);
+        self.to_look_at.insert(key.clone());
+        let Some(resource) = self.resources.get_mut(&key) else { return };
+        // A resource made anew under the same key while its predecessor was being written has nothing pending.
+        let Some(writing) = resource.writing.take() else { return };
+        match (outcome, writing) {
+            (Ok(_), Writing::Alias { alias, next }) => {
+                resource.kept = alias;
+                self.commit(&key, next);
+            }
+            (Ok(version), Writing::Status { status, target }) => {
+                resource.own_version = version.unwrap_or(resource.own_version);
+                resource.told_target = target.filter(|_| status.target.is_some());
+                resource.published = status;
+                self.metrics.add(Counter::StatusWrites, &[], 1);
+            }
+            // It is gone, or another one by now: its change is on the way here.
+            (Err(StoreError::NotFound(_)), _) => debug!(name = %key.name, "resource went while it was being written"),
+            (Err(fault), _) => {
+                error!(name = %key.name, error = %fault, "cannot write to the store: trying again");
+                resource.paused_until = Some(self.clock.wall().after(WRITE_AGAIN_AFTER));
+            }
+        }
+    }
+
+    // One resource.
+
+    fn look_at(&mut self, key: &ObjectKey, now: UnixMillis) {
+        let Some(resource) = self.resources.get_mut(key) else { return };
+        if self.writing.contains(key) {
+            return; // The end of the write looks at it again.
+        }
+        resource.paused_until = resource.paused_until.filter(|until| *until > now);
+        let mut look_again = resource.paused_until;
+        loop {
+            let (by_versions, may_write) = self.step_versions(key, now);
+            let by_loads = self.plan_loads(key, now);
+            self.show_name(key, now);
+            look_again = look_again.into_iter().chain(by_versions).chain(by_loads).min();
+            if !may_write {
+                break;
+            }
+            match self.step_status(key, now) {
+                StatusStep::Again => {}
+                StatusStep::Writing | StatusStep::Rest => break,
+            }
+        }
+        if let Some(resource) = self.resources.get_mut(key) {
+            let before = std::mem::replace(&mut resource.look_again, look_again);
+            self.timers.set(key, before, look_again);
+        }
+    }
+
+    /// Moves the versions of a name as far as they go without a write. The second answer is false when a write is on its
+    /// way or has to wait.
+    fn step_versions(&mut self, key: &ObjectKey, now: UnixMillis) -> (Option<UnixMillis>, bool) {
+        loop {
+            let Some(resource) = self.resources.get(key) else { return (None, false) };
+            if self.names.other_holder(key).is_some() {
+                return (None, resource.paused_until.is_none());
+            }
+            let copies = self.copies(key, resource, now);
+            let next = alias::next(&resource.versions, resource.wanted.as_ref(), &copies, now);
+            let alias = resource.alias_for(&next.versions);
+            if alias != resource.kept {
+                let write = Writing::Alias { alias: alias.clone(), next };
+                let (store, target) = (self.store.clone(), key.clone());
+                self.write(key, write, async move { store.set_alias(&target, alias).await.map(|()| None) });
+                return (None, false);
+            }
+            if next.effects.is_empty() && next.versions == resource.versions {
+                return (next.look_again, resource.paused_until.is_none());
+            }
+            self.commit(key, next);
+        }
+    }
+
+    /// Makes decided versions true.
+    fn commit(&mut self, key: &ObjectKey, next: Next) {
+        for effect in next.effects {
+            match effect {
+                Effect::Register(registration) => {
+                    let id = registration.id.clone();
+                    if self.settled {
+                        info!(name = %key.name, model = %id, "model registered");
+                    }
+                    let is_active = next.versions.active.as_ref().is_some_and(|active| active.id == id);
+                    let was_loaded = is_active && self.resources.get_mut(key).is_some_and(|resource| std::mem::take(&mut resource.was_loaded));
+                    self.models.insert(id, Model::new(key.clone(), registration, was_loaded));
+                }
+                Effect::Amend(registration) => {
+                    if let Some(model) = self.models.get_mut(&registration.id) {
+                        model.size = registration.declared_size.map(Footprint::host).or(model.size.take());
+                        model.registration = registration;
+                    }
+                }
+                Effect::Retire(id) => self.forget_model(&id),
+            }
+        }
+        let Some(resource) = self.resources.get_mut(key) else { return };
+        if next.switched
+            && let Some(active) = &next.versions.active
+        {
+            info!(name = %key.name, model = %active.id, "name switched to its target");
+        }
+        resource.versions = next.versions;
+    }
+
+    fn copies(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> Copies {
+        let Versions { active: Some(active), target: Some(target) } = &resource.versions else { return Copies::default() };
+        let (Some(active), Some(target)) = (self.models.get(&active.id), self.models.get(&target.id)) else { return Copies::default() };
+        let failed = |model: &Model| {
+            let hosts = self.hosts(key, &model.registration);
+            let facts = model.facts(&self.pods, &hosts, now);
+            facts.loaded == 0 && !facts.on_the_way && (facts.exhausted || hosts.pods.is_empty())
+        };
+        let target_loaded = target.loaded(&self.pods);
+        // What the target will take is best guessed from what it replaces.
+        let size = target.size.clone().or(active.size.clone()).unwrap_or_default();
+        let hosts = self.hosts(key, &target.registration);
+        let room = self.pods.iter().filter(|pod| hosts.pods.contains(&&pod.id) && size.fits(&pod.free)).count();
+        Copies {
+            active_loaded: active.loaded(&self.pods),
+            active_used: active.used(&self.pods, now),
+            active_can_load: !failed(active),
+            target_loaded,
+            target_loaded_since: target.loaded_since(&self.pods),
+            target_failed: failed(target),
+            target_room: target_loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
+            shown: resource.told_target.as_ref() == Some(&target.registration.id),
+        }
+    }
+
+    /// The live pods that may load a version.
+    fn hosts(&self, key: &ObjectKey, registration: &Registration) -> Hosts<'_> {
+        let runtimes = runtime::visible_in(key.namespace.as_ref(), self.runtimes.values());
+        match runtime::select(registration, &runtimes) {
+            Ok(names) => Hosts { pods: self.pods.iter().filter(|pod| names.contains(&pod.runtime)).map(|pod| &pod.id).collect(), none: None },
+            Err(none) => Hosts { pods: Vec::new(), none: Some(none) },
+        }
+    }
+
+    /// Queues what is due for the versions of a name.
+    fn plan_loads(&mut self, key: &ObjectKey, now: UnixMillis) -> Option<UnixMillis> {
+        let resource = self.resources.get(key).filter(|_| self.settled)?;
+        let Versions { active, target } = resource.versions.clone();
+        let has_target = target.is_some();
+        let versions = active.map(|version| (version, false)).into_iter().chain(target.map(|version| (version, true)));
+        let mut look_again = None;
+        for (version, is_target) in versions {
+            // While there is a target, it is the one to load; the active version is loaded by use.
+            let again = self.plan_load(key, &version, is_target, is_target == has_target, now);
+            look_again = look_again.into_iter().chain(again).min();
+        }
+        look_again
+    }
+
+    fn plan_load(&mut self, key: &ObjectKey, version: &Arc<Registration>, is_target: bool, wanted: bool, now: UnixMillis) -> Option<UnixMillis> {
+        let id = &version.id;
+        if let Some(model) = self.models.get_mut(id).filter(|model| model.is_unanswered(now)) {
+            warn!(model = %id, "the pod that was asked to load this model says nothing");
+            model.refused = Some(model.refused_again(now));
+            self.queues.forget(id, &mut model.asked);
+        }
+        let model = self.models.get(id)?;
+        let answer_due = model.answer_due();
+        let hosts = self.hosts(key, version);
+        let due = model.due(&self.pods, &hosts, now);
+        let warm_from = model.warm_from(&self.pods, &hosts, now);
+        let model = self.models.get_mut(id)?;
+        match (&model.asked, due.ask.filter(|_| wanted)) {
+            (Asked::Pending { .. }, _) | (Asked::No, None) => {}
+            (Asked::Queued { ask: queued, .. }, Some(ask)) if *queued == ask => {}
+            (Asked::No | Asked::Queued { .. }, ask) => {
+                self.queues.forget(id, &mut model.asked);
+                if let Some(ask) = ask {
+                    model.asked = self.queues.push(id, ask, is_target);
+                }
+            }
+        }
+        let warm_from = warm_from.filter(|_| model.asked == Asked::No);
+        let warmth = warm_from.filter(|(from, _)| *from <= now).map(|(_, warmth)| warmth);
+        let before = std::mem::replace(&mut model.warmth, warmth);
+        self.warmable.set(id, before, warmth);
+        let warm_later = warm_from.map(|(from, _)| from).filter(|from| *from > now);
+        due.look_again.into_iter().chain(answer_due).chain(warm_later).min()
+    }
+
+    /// Puts into the next view what it should say about a name.
+    fn show_name(&mut self, key: &ObjectKey, now: UnixMillis) {
+        if self.names.other_holder(key).is_some() {
+            return;
+        }
+        let Some(resource) = self.resources.get(key) else { return };
+        let failure = self.unservable(key, resource, now);
+        let before = resource.shown.as_ref();
+        // The same failure as before keeps its time, so that it is no news.
+        let kept = before.and_then(|shown| shown.failure.clone());
+        let same = |a: &Failure, b: &Failure| (a.reason, &a.message, &a.model) == (b.reason, &b.message, &b.model);
+        let failure = failure.map(|new| kept.filter(|old| same(old, &new)).unwrap_or_else(|| Arc::new(new)));
+        let shown = Shown { versions: resource.versions.clone(), failure };
+        if before != Some(&shown) {
+            let Versions { active, target } = shown.versions.clone();
+            self.names_to_show.push((key.name.clone(), Some(NameEntry { active, target, failure: shown.failure.clone() })));
+            if let Some(resource) = self.resources.get_mut(key) {
+                resource.shown = Some(shown);
+            }
+        }
+    }
+
+    /// Why no request for the name can be served, if that is so.
+    fn unservable(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> Option<Failure> {
+        let (reason, message, model, retry) = match (&resource.versions.active, &resource.wanted) {
+            (None, Ok(_)) => return None,
+            (None, Err(fault)) => {
+                let model = ModelId::new(key.name.as_str()).ok()?;
+                (Reason::InvalidPredictorSpec, fault.message.clone(), model, Retry::AfterChange)
+            }
+            (Some(active), _) => {
+                let hosts = self.hosts(key, active);
+                if !hosts.pods.is_empty() || self.models.get(&active.id).is_some_and(|model| model.loaded(&self.pods) > 0) {
+                    return None;
+                }
+                match hosts.none {
+                    Some(none) => (none.reason, none.message, active.id.clone(), Retry::AfterChange),
+                    None => (Reason::RuntimeUnhealthy, WAITING_FOR_POD.to_owned(), active.id.clone(), Retry::Later),
+                }
+            }
+        };
+        Some(Failure { reason, step: Step::Admit, location: Location::of_pod_name("controller"), model, message, time: now, retry })
+    }
+
+    /// Publishes the next step of the status, if it is not what users read already.
+    fn step_status(&mut self, key: &ObjectKey, now: UnixMillis) -> StatusStep {
+        let Some(resource) = self.resources.get(key) else { return StatusStep::Rest };
+        let Some(object) = self.store.get(key).filter(|object| object.uid == resource.uid) else { return StatusStep::Rest };
+        let observed = self.observed(key, resource, now);
+        let mut moved = status::status(&resource.published, &observed, now);
+        if object.status.is_none() {
+            if key.kind == Kind::Predictor && moved.status != resource.published {
+                // Its schema gives a Predictor a status from the start.
+                moved = status::Moved { status: resource.published.clone(), more: true };
+            } else if key.kind == Kind::InferenceService && moved.status == resource.published {
+                return StatusStep::Rest;
+            }
+        }
+        let target = resource.versions.target.as_ref().map(|target| target.id.clone());
+        let document = document::to_json(resource.owner, object.status.as_deref(), &moved.status, &self.config.endpoints);
+        if object.status.as_deref() == Some(&document) {
+            let told_target = target.filter(|_| moved.status.target.is_some());
+            let news = moved.more || told_target != resource.told_target;
+            if let Some(resource) = self.resources.get_mut(key) {
+                resource.published = moved.status;
+                resource.told_target = told_target;
+            }
+            return if news { StatusStep::Again } else { StatusStep::Rest };
+        }
+        debug!(name = %key.name, active = moved.status.active.as_str(), transition = moved.status.transition.as_str(), "status moves");
+        let (store, uid, of) = (self.store.clone(), resource.uid.clone(), key.clone());
+        let write = Writing::Status { status: moved.status, target };
+        self.write(key, write, async move { store.set_status(&of, &uid, document).await.map(|object| Some(object.resource_version)) });
+        StatusStep::Writing
+    }
+
+    fn observed(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> Observed {
+        let spec = match (self.names.other_holder(key), &resource.wanted) {
+            (_, Err(fault)) => SpecState::Invalid(fault.message.clone()),
+            (Some(holder), Ok(_)) => SpecState::NameTaken(format!("{holder} has it: give one of them another name")),
+            (None, Ok(_)) => SpecState::Valid,
+        };
+        let facts = |version: &Option<Arc<Registration>>| {
+            let model = self.models.get(&version.as_ref()?.id)?;
+            Some(model.facts(&self.pods, &self.hosts(key, &model.registration), now))
+        };
+        Observed { spec, active: facts(&resource.versions.active), target: facts(&resource.versions.target), settled: self.settled }
+    }
+
+    /// Starts a store write, or puts the resource into the backlog while too many are under way.
+    fn write(&mut self, key: &ObjectKey, what: Writing, how: impl Future<Output = Result<Option<u64>, StoreError>> + Send + 'static) {
+        let Some(resource) = self.resources.get_mut(key).filter(|resource| resource.paused_until.is_none()) else { return };
+        if self.writes.len() >= self.config.writes_at_a_time.get() {
+            self.write_backlog.insert(key.clone());
+            return;
+        }
+        resource.writing = Some(what);
+        self.writing.insert(key.clone());
+        let key = key.clone();
+        self.writes.spawn(async move {
+            // A store that panics must not leave the resource waiting for the end of its write.
+            let outcome = std::panic::AssertUnwindSafe(how).catch_unwind().await;
+            Written { key, outcome: outcome.unwrap_or_else(|_| Err(StoreError::Broken("the store panicked".to_owned()))) }
+        });
+    }
+
+    // Loads.
+
+    /// Asks pods for what is queued, as many as each may have at a time; an idle pod with room warms something.
+    fn hand_out_loads(&mut self, now: UnixMillis) {
+        for pod in self.pods.clone() {
+            while let Some(id) = self.queues.pop(&pod.id, pod.loads_at_a_time.get()) {
+                let Some(model) = self.models.get_mut(&id) else { continue };
+                let Asked::Queued { ask, .. } = &model.asked else { continue };
+                let (purpose, may_evict) = (ask.purpose, ask.may_evict);
+                self.ask(&pod, id, purpose, may_evict, now);
+            }
+            if self.queues.idle(&pod.id)
+                && let Some(id) = self.to_warm(&pod)
+            {
+                self.ask(&pod, id, Purpose::Warm, berth_plan::MayEvict::Nothing, now);
+            }
+        }
+    }
+
+    fn to_warm(&self, pod: &Pod) -> Option<ModelId> {
+        let loadable = |id: &&ModelId| {
+            let model = self.models.get(*id);
+            model.is_some_and(|model| self.hosts(&model.key, &model.registration).pods.contains(&&pod.id))
+        };
+        let standby = self.warmable.hottest(WARM_CANDIDATES).filter(loadable);
+        let sized = standby.map(|id| Standby { model: id, size: self.models.get(id).and_then(|model| model.size.as_ref()) });
+        background::warm(sized, &pod.free, &pod.budget).cloned()
+    }
+
+    fn ask(&mut self, pod: &Pod, id: ModelId, purpose: Purpose, may_evict: berth_plan::MayEvict, now: UnixMillis) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        debug!(model = %id, ?purpose, "asking for a load that nobody waits for");
+        model.asked = self.queues.pending(&pod.id, purpose, now);
+        let before = model.warmth.take();
+        self.warmable.set(&id, before, None);
+        // If the pod says nothing at all, somebody has to notice.
+        let key = model.key.clone();
+        let due = model.answer_due();
+        if let Some(resource) = self.resources.get_mut(&key) {
+            let earliest = resource.look_again.into_iter().chain(due).min();
+            let before = std::mem::replace(&mut resource.look_again, earliest);
+            self.timers.set(&key, before, earliest);
+        }
+        self.to_load.push(LoadCommand { pod: pod.id.clone(), model: id, may_evict });
+    }
+}

@@ -1,0 +1,144 @@
+//! The leader: keeps what is and what should be in step.
+//!
+//! It reads resources and reports, and for every name decides (in `berth-plan`, purely) which version serves, which
+//! load that nobody waits for is due, and what the status says; then it carries that out: aliases and statuses go to the
+//! store, names to the views, loads and retirements to the agents. One task owns all of it; store writes run beside it,
+//! one per resource at a time, and come back as messages.
+//!
+//! ```text
+//! let (controller, leader) = Controller::new(Deps { store, views, agents, clock, metrics, config });
+//! tokio::spawn(leader.run(shutdown));                  // until the token is cancelled or the store is closed
+//! controller.report(&pod, Vec::new()).await;           // this pod has said everything that it holds (nothing, here)
+//! while let Some(reports) = residency_reports.next().await {
+//!     controller.report(&pod, reports).await;          // every change since; an empty list means "there may be room"
+//! }
+//! ```
+//!
+//! Invariants:
+//! - An alias is in the store before a view names its target; a version is retired only after a view stopped naming it.
+//! - Statuses of one resource are written one after the other, each a documented step, and only when they differ.
+//! - Until every pod has reported once (or [`Config::settle_within`] has passed) no status is lowered and nothing is
+//!   loaded; afterwards a restarted leader knows what the one before it knew.
+//! - A change costs the same however many resources there are. Only the start and a changed ServingRuntime look at all.
+//!
+//! On one machine clients reach models by name alone, so a name belongs to the first resource that has it, whatever its
+//! kind and namespace; the others say who holds it and get it when it is free.
+
+mod asks;
+mod leader;
+mod model;
+mod names;
+mod resource;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_plan::MayEvict;
+use berth_registry::{Store, Views};
+use berth_telemetry::{Clock, Metrics};
+use berth_types::{CopyReport, Footprint, PodId, Registration};
+use tokio::sync::mpsc;
+
+pub use berth_plan::status::document::Endpoints;
+pub use leader::Leader;
+
+/// Reports that may wait for the leader; a pod that sends more waits.
+const REPORTS_WAITING: usize = 64;
+
+/// One live agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its identity.
+    pub id: PodId,
+    /// The name of the ServingRuntime or ClusterServingRuntime that describes its inference server.
+    pub runtime: Arc<str>,
+    /// Memory that nothing is charged with.
+    pub free: Footprint,
+    /// All its memory for models.
+    pub budget: Footprint,
+    /// Loads that nobody waits for which it should have at a time.
+    pub loads_at_a_time: NonZeroUsize,
+}
+
+/// The agents, as the leader commands them. Calls must return soon: they queue work, they do not wait for it.
+#[async_trait]
+pub trait Agents: Send + Sync + 'static {
+    /// The live pods, now.
+    fn pods(&self) -> Vec<Pod>;
+
+    /// Loads a model that nobody waits for. The outcome comes as a report of that pod: `Loaded`, `Absent` with a failure,
+    /// or `Absent` without one when there was no room.
+    async fn load(&self, pod: &PodId, model: Arc<Registration>, may_evict: MayEvict);
+
+    /// No name refers to this version any more: drain, unload and forget it. A pod that never had it ignores this.
+    async fn retire(&self, pod: &PodId, model: Arc<Registration>);
+}
+
+/// Settings of the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What statuses say about where clients connect.
+    pub endpoints: Endpoints,
+    /// Pods that have not reported by then are not waited for any longer.
+    pub settle_within: Duration,
+    /// Store writes under way at a time.
+    pub writes_at_a_time: NonZeroUsize,
+}
+
+impl Default for Config {
+    /// No endpoints, ten seconds, 64 writes.
+    fn default() -> Self {
+        Config { endpoints: Endpoints::default(), settle_within: Duration::from_secs(10), writes_at_a_time: NonZeroUsize::MIN.saturating_add(63) }
+    }
+}
+
+/// What the leader works with.
+pub struct Deps {
+    /// Desired state. Its folder should have been read once before the leader starts.
+    pub store: Arc<dyn Store>,
+    /// The picture that requests read; marked ready once every resource has been read.
+    pub views: Views,
+    /// The agents.
+    pub agents: Arc<dyn Agents>,
+    /// Time.
+    pub clock: Clock,
+    /// Measurements.
+    pub metrics: Metrics,
+    /// Settings.
+    pub config: Config,
+}
+
+/// What a pod says.
+struct Report {
+    pod: PodId,
+    copies: Vec<CopyReport>,
+}
+
+/// Handle to the leader. Cheap to clone.
+#[derive(Clone)]
+pub struct Controller {
+    reports: mpsc::Sender<Report>,
+}
+
+impl Controller {
+    /// The handle, and the leader that wants to be run.
+    #[must_use]
+    pub fn new(deps: Deps) -> (Controller, Leader) {
+        let (sender, receiver) = mpsc::channel(REPORTS_WAITING);
+        (Controller { reports: sender }, Leader::new(deps, receiver))
+    }
+
+    /// What changed on a pod. Its first call says everything that the pod holds, with an empty list where that is
+    /// nothing; a later empty list says that memory may have become free. Waits while many reports are waiting; a leader
+    /// that has ended ignores it.
+    pub async fn report(&self, pod: &PodId, copies: Vec<CopyReport>) {
+        // Nothing to be done about an error: a leader that has ended needs no reports.
+        let _ = self.reports.send(Report { pod: pod.clone(), copies }).await;
+    }
+}

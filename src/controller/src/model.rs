@@ -1,0 +1,215 @@
+//! What the leader knows about one version: what pods report of it, and what was asked of them.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_plan::background::{self, LoadFacts, PodCopy, Refused};
+use berth_plan::runtime::NoRuntime;
+use berth_plan::status::{Hosting, VersionFacts};
+use berth_registry::ObjectKey;
+use berth_types::{CopyReport, CopyState, Failure, Footprint, PodId, Registration, UnixMillis};
+
+use crate::Pod;
+use crate::asks::{Asked, Warmth};
+
+/// A pod that was asked and says nothing at all for this long counts as having refused.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// A copy used within this time counts as used when an update decides how many copies it needs.
+const RECENTLY: Duration = Duration::from_secs(10 * 60);
+
+/// A copy as its pod last reported it.
+struct CopyAt {
+    pod: PodId,
+    state: CopyState,
+    failure: Option<Arc<Failure>>,
+    last_used: Option<UnixMillis>,
+}
+
+impl CopyAt {
+    fn held(&self) -> bool {
+        matches!(self.state, CopyState::Loading { .. } | CopyState::Loaded { .. })
+    }
+
+    fn loaded_since(&self) -> Option<UnixMillis> {
+        match self.state {
+            CopyState::Loaded { since, .. } => Some(since),
+            CopyState::Loading { .. } | CopyState::Unloading | CopyState::Absent => None,
+        }
+    }
+}
+
+/// One registered version.
+pub(crate) struct Model {
+    /// The resource that it belongs to.
+    pub(crate) key: ObjectKey,
+    pub(crate) registration: Arc<Registration>,
+    /// Pods that have nothing of it and nothing against it are not listed.
+    copies: Vec<CopyAt>,
+    /// It reached Loaded since it was registered.
+    pub(crate) loaded_once: bool,
+    pub(crate) asked: Asked,
+    pub(crate) refused: Option<Refused>,
+    /// What it took when it was last loaded, or what it is declared to take.
+    pub(crate) size: Option<Footprint>,
+    /// When its last copy went.
+    lost: Option<UnixMillis>,
+    last_used: Option<UnixMillis>,
+    /// Its place among the versions that may be warmed.
+    pub(crate) warmth: Option<Warmth>,
+}
+
+/// Which live pods may load a version.
+pub(crate) struct Hosts<'a> {
+    pub(crate) pods: Vec<&'a PodId>,
+    /// Set when no runtime fits at all.
+    pub(crate) none: Option<NoRuntime>,
+}
+
+impl Hosts<'_> {
+    fn hosting(&self) -> Hosting {
+        match &self.none {
+            Some(none) => Hosting::NoRuntime(none.clone()),
+            None if self.pods.is_empty() => Hosting::NoPod,
+            None => Hosting::Pods,
+        }
+    }
+}
+
+impl Model {
+    pub(crate) fn new(key: ObjectKey, registration: Arc<Registration>, loaded_once: bool) -> Self {
+        let size = registration.declared_size.map(Footprint::host);
+        Model { key, registration, copies: Vec::new(), loaded_once, asked: Asked::No, refused: None, size, lost: None, last_used: None, warmth: None }
+    }
+
+    /// Takes in what `pod` says now. True when this answers what the pod was asked.
+    pub(crate) fn take(&mut self, pod: &PodId, report: CopyReport, now: UnixMillis) -> bool {
+        self.last_used = self.last_used.max(report.last_used);
+        let at = self.copies.iter().position(|copy| copy.pod == *pod);
+        let was_there = at.is_some_and(|at| !matches!(self.copies[at].state, CopyState::Absent | CopyState::Loading { .. }));
+        let asked_at = match &self.asked {
+            Asked::Pending { pod: asked, at, .. } if asked == pod => Some(*at),
+            Asked::Pending { .. } | Asked::Queued { .. } | Asked::No => None,
+        };
+        let mut answers = false;
+        match &report.state {
+            CopyState::Loaded { footprint, .. } => {
+                self.loaded_once = true;
+                self.refused = None;
+                self.size = Some(footprint.clone());
+                answers = asked_at.is_some();
+            }
+            CopyState::Loading { .. } | CopyState::Unloading => {}
+            CopyState::Absent => {
+                if let Some(asked_at) = asked_at {
+                    answers = true;
+                    let failed = report.failure.as_ref().is_some_and(|failure| failure.time >= asked_at);
+                    self.refused = if failed { None } else { Some(self.refused_again(now)) };
+                }
+            }
+        }
+        let keep = report.state != CopyState::Absent || report.failure.is_some();
+        let copy = CopyAt { pod: pod.clone(), state: report.state, failure: report.failure, last_used: report.last_used };
+        match (at, keep) {
+            (Some(at), true) => self.copies[at] = copy,
+            (Some(at), false) => drop(self.copies.swap_remove(at)),
+            (None, true) => self.copies.push(copy),
+            (None, false) => {}
+        }
+        let there = self.copies.iter().any(|copy| !matches!(copy.state, CopyState::Absent));
+        if was_there && !there {
+            self.lost = Some(now);
+        }
+        answers
+    }
+
+    /// The pod that was asked has not said a word: as good as a refusal. True when that is so.
+    pub(crate) fn is_unanswered(&self, now: UnixMillis) -> bool {
+        self.answer_due().is_some_and(|due| due <= now)
+    }
+
+    /// By when the pod that was asked should have said something.
+    pub(crate) fn answer_due(&self) -> Option<UnixMillis> {
+        match &self.asked {
+            Asked::Pending { pod, at, .. } if !self.copies.iter().any(|copy| copy.pod == *pod && copy.held()) => Some(at.after(ANSWER_WITHIN)),
+            Asked::Pending { .. } | Asked::Queued { .. } | Asked::No => None,
+        }
+    }
+
+    /// One more refusal in a row.
+    pub(crate) fn refused_again(&self, now: UnixMillis) -> Refused {
+        Refused { at: now, times: self.refused.map_or(0, |refused| refused.times).saturating_add(1) }
+    }
+
+    /// Copies on pods that live.
+    fn live<'a>(&'a self, pods: &'a [Pod]) -> impl Iterator<Item = &'a CopyAt> {
+        self.copies.iter().filter(|copy| pods.iter().any(|pod| pod.id == copy.pod))
+    }
+
+    /// Loaded copies.
+    pub(crate) fn loaded(&self, pods: &[Pod]) -> u32 {
+        count(self.live(pods).filter(|copy| copy.loaded_since().is_some()))
+    }
+
+    /// Loaded copies that were used recently.
+    pub(crate) fn used(&self, pods: &[Pod], now: UnixMillis) -> u32 {
+        let used = |copy: &CopyAt| copy.last_used.is_some_and(|used| now.since(used) < RECENTLY);
+        count(self.live(pods).filter(|copy| copy.loaded_since().is_some() && used(copy)))
+    }
+
+    /// When the first of the loaded copies was loaded.
+    pub(crate) fn loaded_since(&self, pods: &[Pod]) -> Option<UnixMillis> {
+        self.live(pods).filter_map(CopyAt::loaded_since).min()
+    }
+
+    /// Nothing of it is loaded, loading or being unloaded, and no failure counts.
+    fn at_rest(&self, pods: &[Pod], now: UnixMillis) -> bool {
+        self.live(pods)
+            .all(|copy| copy.state == CopyState::Absent && copy.failure.as_ref().is_none_or(|failure| background::counts_until(failure) <= now))
+    }
+
+    /// What is due for it.
+    pub(crate) fn due(&self, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> background::Due {
+        let copies: Vec<PodCopy<'_>> = self
+            .live(pods)
+            .map(|copy| PodCopy { pod: &copy.pod, held: copy.held(), leaving: copy.state == CopyState::Unloading, failure: copy.failure.as_deref() })
+            .collect();
+        let facts =
+            LoadFacts { model: &self.registration.id, loaded_once: self.loaded_once, refused: self.refused, copies: &copies, pods: &hosts.pods };
+        background::due(&facts, now)
+    }
+
+    /// From when it may be warmed, and its place then; `None` while it is not on standby.
+    pub(crate) fn warm_from(&self, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> Option<(UnixMillis, Warmth)> {
+        let standby = self.loaded_once && !hosts.pods.is_empty() && self.asked == Asked::No && self.at_rest(pods, now);
+        let from = background::warm_from(self.lost, self.refused).unwrap_or(now);
+        standby.then_some((from, Reverse(self.last_used)))
+    }
+
+    /// As the status sees it.
+    pub(crate) fn facts(&self, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> VersionFacts {
+        use berth_plan::background::Purpose::{First, Retry, Warm};
+        let mut failures: Vec<Arc<Failure>> =
+            self.live(pods).filter_map(|copy| copy.failure.clone()).filter(|failure| background::counts_until(failure) > now).collect();
+        failures.sort_by_key(|failure| std::cmp::Reverse(failure.time));
+        let loading = self.live(pods).any(|copy| matches!(copy.state, CopyState::Loading { .. }));
+        let decided = match &self.asked {
+            Asked::Pending { purpose: First | Retry, .. } => true,
+            Asked::Queued { ask, .. } => ask.purpose == First && self.refused.is_none(),
+            Asked::Pending { purpose: Warm, .. } | Asked::No => false,
+        };
+        let tried_at_once = background::PODS_TRIED_AT_ONCE.min(hosts.pods.len().max(1));
+        VersionFacts {
+            id: self.registration.id.clone(),
+            loaded: self.loaded(pods),
+            on_the_way: loading || (decided && !hosts.pods.is_empty()),
+            exhausted: failures.len() >= tried_at_once,
+            failures,
+            hosting: hosts.hosting(),
+        }
+    }
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
+}

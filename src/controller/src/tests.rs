@@ -1,0 +1,409 @@
+//! The leader with a store in memory, agents that do as they are told, and paused time.
+
+mod world;
+
+use std::time::Duration;
+
+use berth_registry::{Resolved, Store};
+use berth_types::{ByteSize, CopyState, UnixMillis};
+use serde_json::json;
+
+use self::world::{Answer, World, isvc, onnx, predictor, runtime, secs, with_uri};
+
+#[tokio::test(start_paused = true)]
+async fn a_new_inference_service_is_loaded_and_shows_each_step_although_the_load_takes_no_time() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.history("digits"), ["Loading/ UpToDate True", "Loaded/ UpToDate True"]);
+    assert_eq!(world.loads(), ["digits"]);
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id.as_str().starts_with("digits__isvc-")));
+    let status = world.status("digits");
+    assert_eq!(status["components"]["predictor"]["grpcUrl"], "grpc://localhost:8033");
+    assert_eq!(status["modelStatus"]["copies"]["totalCopies"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_predictor_begins_as_pending() {
+    let world = World::start().await;
+    world.apply(predictor("digits", "1")).await;
+    assert_eq!(world.history("digits"), ["Pending/ UpToDate False", "Loading/ UpToDate True", "Loaded/ UpToDate True"]);
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id.as_str().starts_with("digits__ksp-")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_loaded_and_nothing_lowered_before_every_pod_has_reported() {
+    let world = World::silent().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.pass(secs(9)).await;
+    assert!(world.loads().is_empty() && world.history("digits").is_empty());
+    world.pass(secs(2)).await;
+    assert_eq!(world.loads(), ["digits"], "a pod that never reports is not waited for for ever");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_model_is_on_standby_until_room_appears() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.free(ByteSize::mib(12));
+    world.report("digits", CopyState::Absent).await;
+    assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    world.pass(secs(600)).await;
+    assert_eq!(world.loads().len(), 1, "10 MiB and a tenth of 100 MiB do not fit into 12 MiB");
+    world.free(ByteSize::mib(21));
+    world.controller.report(&world.pod(), Vec::new()).await;
+    world.pass(secs(1)).await;
+    assert_eq!(world.loads().len(), 2);
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert_eq!(world.history("digits")[2..], ["Standby/ UpToDate True", "Loading/ UpToDate True", "Loaded/ UpToDate True"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_just_evicted_is_not_warmed_at_once() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.report("digits", CopyState::Absent).await;
+    world.pass(secs(28)).await;
+    assert_eq!(world.loads().len(), 1);
+    world.pass(secs(3)).await;
+    assert_eq!(world.loads().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_load_is_reported_and_tried_again_after_about_ten_minutes() {
+    let world = World::start().await;
+    world.answer("digits", Answer::Fails);
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.history("digits"), ["Loading/ UpToDate True", "FailedToLoad/ UpToDate False"]);
+    let info = world.status("digits")["modelStatus"]["lastFailureInfo"].clone();
+    assert_eq!((&info["reason"], &info["message"], &info["location"]), (&json!("ModelLoadFailed"), &json!("no such object"), &json!("pod-1")));
+    assert_eq!(world.status("digits")["modelStatus"]["copies"], json!({ "failedCopies": 1 }));
+    world.pass(secs(535)).await;
+    assert_eq!(world.loads().len(), 1);
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(130)).await;
+    assert_eq!(world.loads().len(), 2);
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert_eq!(world.status("digits")["modelStatus"].get("lastFailureInfo"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_without_room_is_asked_for_again_later_and_less_often() {
+    let world = World::start().await;
+    world.answer("digits", Answer::NoRoom);
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    world.pass(secs(29)).await;
+    assert_eq!(world.loads().len(), 1);
+    world.pass(secs(2)).await;
+    assert_eq!(world.loads().len(), 2);
+    world.pass(secs(58)).await;
+    assert_eq!(world.loads().len(), 2);
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(5)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_answers_does_not_hold_its_place_for_ever() {
+    let world = World::start().await;
+    world.answer("digits", Answer::Silence);
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.pass(secs(60)).await;
+    assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(31)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_serves_the_old_version_until_the_new_one_is_loaded() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::Silence);
+    world.apply(isvc("digits", onnx("2"))).await;
+    assert_eq!(world.last("digits"), "Loaded/Loading InProgress True");
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old));
+    let alias = world.store.alias(&world.key("digits")).expect("kept while both differ");
+    let new = alias.target.expect("a target").id.clone();
+    assert_ne!(old, new);
+    world.report_of(&new, world::loaded()).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == new));
+    assert_eq!(world.retired(), [old.to_string()]);
+    assert_eq!(world.store.alias(&world.key("digits")), None);
+    assert_eq!(world.history("digits")[2..], ["Loaded/Loading InProgress True", "Loaded/ UpToDate True"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_loads_at_once_still_shows_that_it_was_in_progress() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.apply(isvc("digits", onnx("2"))).await;
+    assert_eq!(world.history("digits")[2..], ["Loaded/Loading InProgress True", "Loaded/ UpToDate True"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_update_is_blocked_while_the_old_version_keeps_serving_even_when_evicted() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::Fails);
+    world.apply(isvc("digits", onnx("2"))).await;
+    assert_eq!(world.history("digits")[2..], ["Loaded/Loading InProgress True", "Loaded/FailedToLoad BlockedByFailedLoad True"]);
+    let new = world.status("digits")["modelStatus"]["lastFailureInfo"]["modelId"].clone();
+    assert_ne!(new, json!(old.as_str()));
+    world.free(ByteSize::ZERO);
+    world.report_of(&old, CopyState::Absent).await;
+    assert_eq!(world.last("digits"), "Standby/FailedToLoad BlockedByFailedLoad True");
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old));
+    // Mended by another update.
+    world.answer("digits", Answer::Loads);
+    world.apply(isvc("digits", onnx("3"))).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    let retired = world.retired();
+    assert!(retired.contains(&old.to_string()) && retired.len() == 2, "{retired:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn going_back_to_the_old_spec_drops_the_target() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.answer("digits", Answer::Fails);
+    world.apply(isvc("digits", onnx("2"))).await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert_eq!(world.loads().len(), 2);
+    assert_eq!(world.store.alias(&world.key("digits")), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_names_the_target_only_once_the_alias_is_kept() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.store.hold_aliases(true);
+    world.answer("digits", Answer::Silence);
+    world.apply(isvc("digits", onnx("2"))).await;
+    assert!(world.views.current().name("digits").expect("known").target.is_none());
+    assert_eq!(world.loads().len(), 1);
+    world.store.hold_aliases(false);
+    world.pass(secs(1)).await;
+    assert!(world.views.current().name("digits").expect("known").target.is_some());
+    assert_eq!(world.loads().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalid_resource_says_so_and_gets_an_error_instead_of_not_found() {
+    let world = World::start().await;
+    world.apply(isvc("digits", json!({ "predictor": {} }))).await;
+    assert_eq!(world.last("digits"), "Pending/ InvalidSpec False");
+    let info = world.status("digits")["modelStatus"]["lastFailureInfo"].clone();
+    assert_eq!(info["reason"], "InvalidPredictorSpec");
+    assert!(info["message"].as_str().expect("a text").starts_with("spec.predictor names no model"));
+    assert!(matches!(world.resolve("digits"), Resolved::Unservable(failure) if failure.message.contains("spec.predictor")));
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spec_that_becomes_invalid_leaves_the_old_version_serving_also_over_a_restart() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.apply(isvc("digits", json!({ "predictor": {} }))).await;
+    assert_eq!(world.last("digits"), "Loaded/ InvalidSpec True");
+    let world = world.restart().await;
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old));
+    world.pass(secs(1)).await;
+    assert_eq!(world.last("digits"), "Loaded/ InvalidSpec True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_resource_is_retired_and_unknown() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let id = world.model("digits");
+    world.delete("digits").await;
+    assert_eq!(world.retired(), [id.to_string()]);
+    assert!(matches!(world.resolve("digits"), Resolved::Unknown));
+    assert!(matches!(world.resolve(id.as_str()), Resolved::Unknown));
+    // A request that had resolved the id before loads it once more: it is retired once more.
+    world.report_of(&id, world::loaded()).await;
+    assert_eq!(world.retired(), [id.to_string(), id.to_string()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_is_replaced_is_another_one() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let (key, object) = (world.key("digits"), isvc("digits", onnx("1")));
+    world.store.delete(&key).await.expect("there");
+    world.apply(object).await;
+    assert_eq!(world.retired().len(), 1);
+    assert_eq!(world.loads().len(), 2, "retired first, then loaded again");
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_restores_what_was_and_loads_nothing_for_the_first_time_twice() {
+    let world = World::start().await;
+    world.apply(isvc("cold", onnx("1"))).await;
+    world.report("cold", CopyState::Absent).await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::Silence);
+    world.apply(isvc("digits", onnx("2"))).await;
+    let written = world.history("digits").len();
+    world.free(ByteSize::ZERO);
+
+    let world = world.restart_silent().await;
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "the old version in full, before anybody reported");
+    world.pass(secs(1)).await;
+    assert_eq!(world.history("digits").len(), written, "no status moves before the pod has reported");
+    world.report_of(&old, world::loaded()).await;
+    assert_eq!(world.last("digits"), "Loaded/Loading InProgress True");
+    assert_eq!(world.loads(), ["digits"], "the target; what was on standby stays there");
+    assert_eq!(world.last("cold"), "Standby/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_without_the_copies_models_are_warmed_while_there_is_room() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let world = world.restart().await;
+    world.pass(secs(1)).await;
+    assert_eq!(world.loads(), ["digits"]);
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_belongs_to_the_first_and_goes_to_the_second_when_it_is_free() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.apply(predictor("digits", "1")).await;
+    let taken = world.status_of(&world::key(berth_registry::Kind::Predictor, "digits"));
+    assert_eq!((&taken["activeModelState"], &taken["available"], &taken["transitionStatus"]), (&json!("Pending"), &json!(false), &json!("UpToDate")));
+    let message = taken["lastFailureInfo"]["message"].as_str().expect("a text").to_owned();
+    assert_eq!(taken["lastFailureInfo"]["reason"], "InvalidPredictorSpec");
+    assert!(message.starts_with("Predictor already exists with the same name from a different source: InferenceService default/digits"), "{message}");
+    assert_eq!(world.loads().len(), 1);
+    world.delete("digits").await;
+    let now = world.status_of(&world::key(berth_registry::Kind::Predictor, "digits"));
+    assert_eq!((&now["activeModelState"], now.get("lastFailureInfo")), (&json!("Loaded"), None));
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id.as_str().starts_with("digits__ksp-")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_runtime_a_model_fails_with_the_reason_and_loads_once_there_is_one() {
+    let world = World::start().await;
+    let spec = json!({ "predictor": { "model": { "modelFormat": { "name": "pmml" }, "storageUri": "s3://b/p" } } });
+    world.apply(isvc("scores", spec)).await;
+    assert_eq!(world.last("scores"), "FailedToLoad/ UpToDate False");
+    assert_eq!(world.status("scores")["modelStatus"]["lastFailureInfo"]["reason"], "NoSupportingRuntime");
+    assert!(matches!(world.resolve("scores"), Resolved::Unservable(_)));
+    world.apply(runtime("other", "pmml")).await;
+    assert_eq!(world.last("scores"), "Loading/ UpToDate False", "a runtime, but no pod of it");
+    assert_eq!(world.status("scores")["modelStatus"]["lastFailureInfo"]["reason"], "RuntimeUnhealthy");
+    world.apply(runtime("embedded", "pmml")).await;
+    assert_eq!(world.last("scores"), "Loaded/ UpToDate True");
+    assert!(matches!(world.resolve("scores"), Resolved::Model(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inference_service_of_another_mode_is_left_alone() {
+    let world = World::start().await;
+    let mut object = isvc("digits", onnx("1"));
+    object.annotations.clear();
+    world.apply(object).await;
+    assert!(world.history("digits").is_empty() && world.loads().is_empty());
+    assert!(matches!(world.resolve("digits"), Resolved::Unknown));
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    let mut object = isvc("digits", onnx("1"));
+    object.annotations.clear();
+    world.apply(object).await;
+    assert!(matches!(world.resolve("digits"), Resolved::Unknown));
+    assert_eq!(world.retired().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_has_no_more_first_loads_than_it_may_and_all_get_their_turn() {
+    let world = World::start().await;
+    world.answer_all(Answer::LoadsIn(secs(10)));
+    for number in 0..7 {
+        world.apply(isvc(&format!("m{number}"), onnx("1"))).await;
+    }
+    assert_eq!(world.loads().len(), 2);
+    world.pass(secs(10)).await;
+    assert_eq!(world.loads().len(), 4);
+    world.pass(secs(40)).await;
+    assert_eq!(world.loads(), ["m0", "m1", "m2", "m3", "m4", "m5", "m6"]);
+    assert!((0..7).all(|number| world.last(&format!("m{number}")) == "Loaded/ UpToDate True"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_cannot_be_written_is_written_later() {
+    let world = World::start().await;
+    world.store.break_statuses(true);
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert!(world.history("digits").is_empty());
+    assert!(matches!(world.resolve("digits"), Resolved::Model(_)), "serving does not wait for a status");
+    world.store.break_statuses(false);
+    world.pass(secs(6)).await;
+    assert_eq!(world.history("digits"), ["Loading/ UpToDate True", "Loaded/ UpToDate True"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_resources_come_to_rest_with_two_writes_each_and_statuses_then_stay() {
+    let world = World::start().await;
+    for number in 0..300 {
+        world.put(isvc(&format!("m{number}"), onnx("1"))).await;
+    }
+    world.pass(secs(1)).await;
+    let loaded = (0..300).filter(|number| world.last(&format!("m{number}")) == "Loaded/ UpToDate True").count();
+    assert_eq!(loaded, 300);
+    assert_eq!(world.status_writes(), 600);
+    world.pass(secs(3600)).await;
+    assert_eq!(world.status_writes(), 600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_declared_size_is_passed_on_without_a_new_version() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let id = world.model("digits");
+    let mut object = isvc("digits", onnx("1"));
+    object.annotations.insert("berth/model-size".to_owned(), json!("64Mi"));
+    world.apply(object).await;
+    let resolved = world.resolve("digits");
+    assert!(matches!(resolved, Resolved::Model(model) if model.id == id && model.declared_size == Some(ByteSize::mib(64))));
+    assert_eq!((world.loads().len(), world.retired().len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_forgotten_a_quarter_of_an_hour_after_it() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.free(ByteSize::ZERO);
+    let failure = world.failure("digits");
+    let report =
+        berth_types::CopyReport { model: world.model("digits"), state: CopyState::Absent, failure: Some(failure), last_used: Some(UnixMillis(1)) };
+    world.answer("digits", Answer::NoRoom);
+    world.controller.report(&world.pod(), vec![report]).await;
+    world.pass(secs(1)).await;
+    assert_eq!(world.last("digits"), "FailedToLoad/ UpToDate False");
+    world.pass(Duration::from_secs(16 * 60)).await;
+    assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    assert_eq!(world.status("digits")["modelStatus"]["copies"], json!({ "failedCopies": 0 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leader_ends_when_told_and_leaves_a_true_status() {
+    let world = World::start().await;
+    world.apply(isvc("digits", with_uri("s3://b/p"))).await;
+    let store = world.store.clone();
+    let key = world.key("digits");
+    world.stop().await;
+    let status = store.get(&key).expect("there").status.clone().expect("written");
+    assert_eq!(status["modelStatus"]["states"]["activeModelState"], "Loaded");
+}

@@ -1,0 +1,392 @@
+//! Everything around a leader: a store that can be made to hesitate or fail, and one scripted pod.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_plan::MayEvict;
+use berth_plan::resource::{DEPLOYMENT_MODE, MODEL_MESH};
+use berth_registry::{Alias, Changes, Event, Expired, Kind, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError, Views};
+use berth_telemetry::{Clock, Counter, Metrics};
+use berth_types::{
+    ByteSize, CopyReport, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis,
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Agents, Config, Controller, Deps, Endpoints, Pod};
+
+pub(super) fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+pub(super) fn key(kind: Kind, name: &str) -> ObjectKey {
+    let namespace = kind.namespaced().then(|| Namespace::new("default").expect("valid"));
+    ObjectKey { kind, namespace, name: Name::new(name).expect("valid") }
+}
+
+pub(super) fn isvc(name: &str, spec: Value) -> Object {
+    let mut object = Object::desired(key(Kind::InferenceService, name), Origin::Api, spec);
+    object.annotations.insert(DEPLOYMENT_MODE.to_owned(), MODEL_MESH.into());
+    object
+}
+
+pub(super) fn with_uri(uri: &str) -> Value {
+    json!({ "predictor": { "model": { "modelFormat": { "name": "onnx" }, "storageUri": uri } } })
+}
+
+pub(super) fn onnx(version: &str) -> Value {
+    with_uri(&format!("s3://models/{version}.onnx"))
+}
+
+pub(super) fn predictor(name: &str, version: &str) -> Object {
+    let spec = json!({ "modelType": { "name": "onnx" }, "path": format!("{version}.onnx"), "storage": { "s3": { "secretKey": "k" } } });
+    Object::desired(key(Kind::Predictor, name), Origin::Api, spec)
+}
+
+pub(super) fn runtime(name: &str, format: &str) -> Object {
+    let spec = json!({ "multiModel": true, "supportedModelFormats": [{ "name": format, "autoSelect": true }] });
+    Object::desired(key(Kind::ClusterServingRuntime, name), Origin::Api, spec)
+}
+
+pub(super) fn loaded() -> CopyState {
+    CopyState::Loaded { since: UnixMillis(1), footprint: Footprint::host(ByteSize::mib(10)) }
+}
+
+/// What the pod does when it is asked for a load.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    Loads,
+    LoadsIn(Duration),
+    Fails,
+    NoRoom,
+    Silence,
+}
+
+/// One pod that does as it is told.
+pub(super) struct Script {
+    pod: PodId,
+    clock: Clock,
+    controller: OnceLock<Controller>,
+    free: Mutex<ByteSize>,
+    usual: Mutex<Answer>,
+    answers: Mutex<HashMap<String, Answer>>,
+    loads: Mutex<Vec<String>>,
+    retired: Mutex<Vec<String>>,
+}
+
+fn name_of(model: &ModelId) -> String {
+    model.as_str().split("__").next().unwrap_or_default().to_owned()
+}
+
+impl Script {
+    fn failure(&self, model: &ModelId) -> Arc<Failure> {
+        Arc::new(Failure {
+            reason: Reason::ModelLoadFailed,
+            step: Step::Fetch,
+            location: Location::of_pod_name("pod-1"),
+            model: model.clone(),
+            message: "no such object".to_owned(),
+            time: self.clock.wall(),
+            retry: Retry::AfterChange,
+        })
+    }
+}
+
+#[async_trait]
+impl Agents for Script {
+    fn pods(&self) -> Vec<Pod> {
+        vec![Pod {
+            id: self.pod.clone(),
+            runtime: "embedded".into(),
+            free: Footprint::host(*self.free.lock()),
+            budget: Footprint::host(ByteSize::mib(100)),
+            loads_at_a_time: NonZeroUsize::new(2).expect("not zero"),
+        }]
+    }
+
+    async fn load(&self, pod: &PodId, model: Arc<Registration>, _may_evict: MayEvict) {
+        let name = name_of(&model.id);
+        let answer = self.answers.lock().get(&name).copied().unwrap_or(*self.usual.lock());
+        self.loads.lock().push(name);
+        let report = |state, failure| CopyReport { model: model.id.clone(), state, failure, last_used: None };
+        let (wait, report) = match answer {
+            Answer::Loads => (Duration::ZERO, report(loaded(), None)),
+            Answer::LoadsIn(wait) => (wait, report(loaded(), None)),
+            Answer::Fails => (Duration::ZERO, report(CopyState::Absent, Some(self.failure(&model.id)))),
+            Answer::NoRoom => (Duration::ZERO, report(CopyState::Absent, None)),
+            Answer::Silence => return,
+        };
+        let (controller, pod, clock) = (self.controller.get().expect("started").clone(), pod.clone(), self.clock.clone());
+        tokio::spawn(async move {
+            clock.sleep(wait).await;
+            controller.report(&pod, vec![report]).await;
+        });
+    }
+
+    async fn retire(&self, _pod: &PodId, model: Arc<Registration>) {
+        self.retired.lock().push(model.id.to_string());
+    }
+}
+
+/// A store in memory whose alias writes can be held back and whose status writes can fail.
+pub(super) struct Balky {
+    inner: MemoryStore,
+    hold_aliases: watch::Sender<bool>,
+    break_statuses: watch::Sender<bool>,
+}
+
+impl Balky {
+    pub(super) fn hold_aliases(&self, hold: bool) {
+        self.hold_aliases.send_replace(hold);
+    }
+
+    pub(super) fn break_statuses(&self, broken: bool) {
+        self.break_statuses.send_replace(broken);
+    }
+}
+
+#[async_trait]
+impl Store for Balky {
+    fn get(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.inner.get(key)
+    }
+    fn list(&self) -> Vec<Arc<Object>> {
+        self.inner.list()
+    }
+    fn snapshot(&self) -> Snapshot {
+        self.inner.snapshot()
+    }
+    fn version(&self) -> u64 {
+        self.inner.version()
+    }
+    fn epoch(&self) -> u64 {
+        self.inner.epoch()
+    }
+    async fn apply(&self, object: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
+        self.inner.apply(object, expected).await
+    }
+    async fn set_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<Arc<Object>, StoreError> {
+        if *self.break_statuses.borrow() {
+            return Err(StoreError::Broken("disk full".to_owned()));
+        }
+        self.inner.set_status(key, uid, status).await
+    }
+    async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
+        self.inner.delete(key).await
+    }
+    fn alias(&self, key: &ObjectKey) -> Option<Alias> {
+        self.inner.alias(key)
+    }
+    async fn set_alias(&self, key: &ObjectKey, alias: Option<Alias>) -> Result<(), StoreError> {
+        let _ = self.hold_aliases.subscribe().wait_for(|hold| !hold).await;
+        self.inner.set_alias(key, alias).await
+    }
+    fn subscribe(&self) -> Changes {
+        self.inner.subscribe()
+    }
+    fn events_after(&self, version: u64) -> Result<Vec<Event>, Expired> {
+        self.inner.events_after(version)
+    }
+    fn versions(&self) -> watch::Receiver<u64> {
+        self.inner.versions()
+    }
+}
+
+pub(super) struct World {
+    pub(super) store: Arc<Balky>,
+    pub(super) views: Views,
+    pub(super) controller: Controller,
+    agents: Arc<Script>,
+    clock: Clock,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl World {
+    /// A leader whose one pod has reported that it holds nothing.
+    pub(super) async fn start() -> World {
+        let world = World::silent().await;
+        world.controller.report(&world.pod(), Vec::new()).await;
+        world.pass(secs(0)).await;
+        world
+    }
+
+    /// A leader whose one pod says nothing yet.
+    pub(super) async fn silent() -> World {
+        let clock = Clock::starting_at(UnixMillis(1_800_000_000_000));
+        let inner = MemoryStore::new(clock.clone());
+        inner.apply(runtime("embedded", "onnx"), None).await.expect("stored");
+        let store = Arc::new(Balky { inner, hold_aliases: watch::Sender::new(false), break_statuses: watch::Sender::new(false) });
+        World::over(store, clock, ByteSize::mib(100)).await
+    }
+
+    async fn over(store: Arc<Balky>, clock: Clock, free: ByteSize) -> World {
+        let agents = Arc::new(Script {
+            pod: PodId::new("p1").expect("valid"),
+            clock: clock.clone(),
+            controller: OnceLock::new(),
+            free: Mutex::new(free),
+            usual: Mutex::new(Answer::Loads),
+            answers: Mutex::default(),
+            loads: Mutex::default(),
+            retired: Mutex::default(),
+        });
+        let (views, metrics, shutdown) = (Views::in_epoch(1), Metrics::default(), CancellationToken::new());
+        let endpoints = Endpoints { grpc: Some("grpc://localhost:8033".to_owned()), rest: None };
+        let config = Config { endpoints, writes_at_a_time: NonZeroUsize::new(4).expect("not zero"), ..Config::default() };
+        let deps =
+            Deps { store: store.clone(), views: views.clone(), agents: agents.clone(), clock: clock.clone(), metrics: metrics.clone(), config };
+        let (controller, leader) = Controller::new(deps);
+        agents.controller.set(controller.clone()).ok().expect("set once");
+        let task = tokio::spawn(leader.run(shutdown.clone()));
+        let world = World { store, views, controller, agents, clock, metrics, shutdown, task };
+        world.pass(secs(0)).await;
+        world
+    }
+
+    /// Ends this leader and starts another over the same store; nothing is loaded, and the pod has said so.
+    pub(super) async fn restart(self) -> World {
+        let world = self.restart_silent().await;
+        world.controller.report(&world.pod(), Vec::new()).await;
+        world
+    }
+
+    /// As `restart`, but the pod says nothing yet.
+    pub(super) async fn restart_silent(self) -> World {
+        let (store, clock, free) = (self.store.clone(), self.clock.clone(), *self.agents.free.lock());
+        self.stop().await;
+        World::over(store, clock, free).await
+    }
+
+    pub(super) async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.expect("the leader ends without a panic");
+    }
+
+    /// Lets time pass; paused time only moves when nothing else can, so everything that can happen has happened then.
+    pub(super) async fn pass(&self, time: Duration) {
+        self.clock.sleep(time + Duration::from_millis(1)).await;
+    }
+
+    pub(super) fn pod(&self) -> PodId {
+        self.agents.pod.clone()
+    }
+
+    pub(super) fn free(&self, bytes: ByteSize) {
+        *self.agents.free.lock() = bytes;
+    }
+
+    pub(super) fn answer(&self, name: &str, answer: Answer) {
+        self.agents.answers.lock().insert(name.to_owned(), answer);
+    }
+
+    pub(super) fn answer_all(&self, answer: Answer) {
+        *self.agents.usual.lock() = answer;
+    }
+
+    /// The names of the loads that were asked for, in order.
+    pub(super) fn loads(&self) -> Vec<String> {
+        self.agents.loads.lock().clone()
+    }
+
+    /// The ids that were retired, in order.
+    pub(super) fn retired(&self) -> Vec<String> {
+        self.agents.retired.lock().clone()
+    }
+
+    pub(super) async fn put(&self, object: Object) {
+        self.store.apply(object, None).await.expect("stored");
+    }
+
+    pub(super) async fn apply(&self, object: Object) {
+        self.put(object).await;
+        self.pass(secs(0)).await;
+    }
+
+    pub(super) async fn delete(&self, name: &str) {
+        self.store.delete(&self.key(name)).await.expect("there");
+        self.pass(secs(0)).await;
+    }
+
+    pub(super) async fn report(&self, name: &str, state: CopyState) {
+        self.report_of(&self.model(name), state).await;
+    }
+
+    pub(super) async fn report_of(&self, model: &ModelId, state: CopyState) {
+        let report = CopyReport { model: model.clone(), state, failure: None, last_used: None };
+        self.controller.report(&self.pod(), vec![report]).await;
+        self.pass(secs(0)).await;
+    }
+
+    pub(super) fn failure(&self, name: &str) -> Arc<Failure> {
+        self.agents.failure(&self.model(name))
+    }
+
+    pub(super) fn resolve(&self, name: &str) -> Resolved {
+        self.views.current().resolve(name)
+    }
+
+    pub(super) fn model(&self, name: &str) -> ModelId {
+        let view = self.views.current();
+        view.name(name).and_then(|entry| entry.active.clone()).expect("an active version").id.clone()
+    }
+
+    /// The key of the InferenceService, else of the Predictor of this name.
+    pub(super) fn key(&self, name: &str) -> ObjectKey {
+        let isvc = key(Kind::InferenceService, name);
+        if self.store.get(&isvc).is_some() { isvc } else { key(Kind::Predictor, name) }
+    }
+
+    pub(super) fn status(&self, name: &str) -> Value {
+        self.status_of(&self.key(name))
+    }
+
+    pub(super) fn status_of(&self, key: &ObjectKey) -> Value {
+        let object = self.store.get(key).expect("there");
+        object.status.as_deref().cloned().unwrap_or_default()
+    }
+
+    pub(super) fn status_writes(&self) -> u64 {
+        self.metrics.count(Counter::StatusWrites, &[])
+    }
+
+    /// Every status that was ever published for the name, in order.
+    pub(super) fn history(&self, name: &str) -> Vec<String> {
+        let key = self.key(name);
+        let events = self.store.events_after(0).expect("all are kept");
+        let mut shown: Vec<String> = Vec::new();
+        for event in events.iter().filter(|event| event.object.key == key) {
+            let (Some(status), before) = (&event.object.status, event.before.as_ref().and_then(|before| before.status.as_ref())) else { continue };
+            if before != Some(status) {
+                shown.push(brief(status));
+            }
+        }
+        shown
+    }
+
+    pub(super) fn last(&self, name: &str) -> String {
+        brief(&self.status(name))
+    }
+}
+
+/// `active/target transition ready`.
+fn brief(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    match status.get("modelStatus") {
+        Some(model) => {
+            let states = &model["states"];
+            let (active, target) = (text(&states["activeModelState"]), text(&states["targetModelState"]));
+            format!("{active}/{target} {} {}", text(&model["transitionStatus"]), text(&status["conditions"][0]["status"]))
+        }
+        None => {
+            let ready = if status["available"] == true { "True" } else { "False" };
+            format!("{}/{} {} {ready}", text(&status["activeModelState"]), text(&status["targetModelState"]), text(&status["transitionStatus"]))
+        }
+    }
+}

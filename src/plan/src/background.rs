@@ -1,0 +1,344 @@
+//! Loads that nobody waits for: the first one after creation, retries after failures, and warming what was evicted.
+//!
+//! A version is loaded once after it was registered, tried again about ten minutes after each failure, and otherwise
+//! left alone until it is used or until room appears. When something is due next is computed from what pods report, never
+//! stored, so a new leader knows it as well and starts no storm. Queueing these loads, and how many run at a time, is the
+//! caller's business.
+
+use std::time::Duration;
+
+use berth_types::{Failure, Footprint, ModelId, PodId, UnixMillis};
+
+use crate::admit::MayEvict;
+
+/// A failure counts this long after it happened: in `failedCopies` and in the choice of a pod.
+pub const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(15 * 60);
+/// Between a failure and the next try on that pod, give or take a tenth.
+pub const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
+/// After a failure, other pods are tried at once until this many have failed.
+pub const PODS_TRIED_AT_ONCE: usize = 3;
+/// First loads and retries may evict copies that nobody used for this long.
+pub const LONG_IDLE: Duration = Duration::from_secs(60 * 60);
+/// After a load that nobody waits for was refused for lack of room: doubled each time, up to [`RETRY_AFTER`].
+pub const REFUSED_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// A copy that was just evicted is not warmed before this: what pushed it out is still being used.
+pub const WARM_AFTER: Duration = Duration::from_secs(30);
+
+/// Until when a failure counts.
+#[must_use]
+pub fn counts_until(failure: &Failure) -> UnixMillis {
+    failure.time.after(FAILURE_COUNTS_FOR)
+}
+
+/// When `pod` may try again after this failure: ten minutes, give or take a tenth by a hash of model and pod, so that
+/// what failed together does not come back together.
+#[must_use]
+pub fn retry_at(failure: &Failure, pod: &PodId) -> UnixMillis {
+    let spread = RETRY_AFTER / 5;
+    let share = u32::try_from(hash(&failure.model, pod) % 1024).unwrap_or(0);
+    failure.time.after(RETRY_AFTER - spread / 2 + spread * share / 1024)
+}
+
+/// FNV-1a over both names, mixed: the same on every machine and in every release, which std's hasher does not promise.
+fn hash(model: &ModelId, pod: &PodId) -> u64 {
+    let bytes = model.as_str().bytes().chain([0]).chain(pod.as_str().bytes());
+    let folded = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    (folded ^ (folded >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20
+}
+
+/// What one pod holds of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCopy<'a> {
+    /// Which pod.
+    pub pod: &'a PodId,
+    /// Loaded, or on its way.
+    pub held: bool,
+    /// Being unloaded: the pod is not asked until that has ended.
+    pub leaving: bool,
+    /// The most recent failure there.
+    pub failure: Option<&'a Failure>,
+}
+
+/// A load that nobody waited for was refused for lack of room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// When, the last time.
+    pub at: UnixMillis,
+    /// How many times in a row, at least 1.
+    pub times: u32,
+}
+
+impl Refused {
+    /// When to ask again.
+    #[must_use]
+    pub fn again_at(self) -> UnixMillis {
+        let doublings = self.times.saturating_sub(1).min(10);
+        self.at.after((REFUSED_AGAIN_AFTER * (1 << doublings)).min(RETRY_AFTER))
+    }
+}
+
+/// All that [`due`] needs to know about one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadFacts<'a> {
+    /// Which.
+    pub model: &'a ModelId,
+    /// It reached Loaded since it was registered.
+    pub loaded_once: bool,
+    /// The last answer was "no room".
+    pub refused: Option<Refused>,
+    /// What pods report about it.
+    pub copies: &'a [PodCopy<'a>],
+    /// The live pods whose runtime may load it.
+    pub pods: &'a [&'a PodId],
+}
+
+/// Why a load is asked for; the order is the order in which they are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// So that the version reaches Loaded once.
+    First,
+    /// After a failure.
+    Retry,
+    /// Because there is room.
+    Warm,
+}
+
+/// A load to ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Of which pod.
+    pub pod: PodId,
+    /// Why.
+    pub purpose: Purpose,
+    /// What it may push out.
+    pub may_evict: MayEvict,
+}
+
+/// The answer of [`due`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// To be asked for now.
+    pub ask: Option<Ask>,
+    /// When time alone may change the answer; `None`: only a report, a pod or a runtime can.
+    pub look_again: Option<UnixMillis>,
+}
+
+/// Whether a version wants a load that nobody waits for, and where.
+#[must_use]
+pub fn due(facts: &LoadFacts<'_>, now: UnixMillis) -> Due {
+    let failed = |pod: &PodId| {
+        let copy = facts.copies.iter().find(|copy| copy.pod == pod)?;
+        copy.failure.filter(|failure| counts_until(failure) > now)
+    };
+    let failures: Vec<(&PodId, &Failure)> = facts.copies.iter().filter_map(|copy| Some((copy.pod, failed(copy.pod)?))).collect();
+    let expiry = failures.iter().map(|(_, failure)| counts_until(failure)).min();
+    if facts.copies.iter().any(|copy| copy.held) {
+        return Due { ask: None, look_again: expiry };
+    }
+    if let Some(refused) = facts.refused.filter(|refused| refused.again_at() > now) {
+        return Due { ask: None, look_again: expiry.into_iter().chain([refused.again_at()]).min() };
+    }
+    let leaving = |pod: &PodId| facts.copies.iter().any(|copy| copy.pod == pod && copy.leaving);
+    let open = || facts.pods.iter().filter(|pod| !leaving(pod));
+    let ask = |pod: &PodId, purpose| Some(Ask { pod: pod.clone(), purpose, may_evict: MayEvict::UnusedFor(LONG_IDLE) });
+    let purpose = if failures.is_empty() { Purpose::First } else { Purpose::Retry };
+    if failures.len() < PODS_TRIED_AT_ONCE && (!facts.loaded_once || !failures.is_empty()) {
+        let fresh = open().filter(|pod| failed(pod).is_none()).min_by_key(|pod| hash(facts.model, pod));
+        if let Some(pod) = fresh {
+            return Due { ask: ask(pod, purpose), look_again: expiry };
+        }
+    }
+    let retry = open().filter_map(|pod| Some((retry_at(failed(pod)?, pod), pod))).min();
+    match retry {
+        Some((at, pod)) if at <= now => Due { ask: ask(pod, Purpose::Retry), look_again: expiry },
+        Some((at, _)) => Due { ask: None, look_again: expiry.into_iter().chain([at]).min() },
+        None => Due { ask: None, look_again: expiry },
+    }
+}
+
+/// A version that was loaded once, is loaded nowhere now, and did not fail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standby<'a> {
+    /// Which.
+    pub model: &'a ModelId,
+    /// What it took when it was last loaded, or what it is declared to take.
+    pub size: Option<&'a Footprint>,
+}
+
+/// From when a version on standby may be warmed: not while what pushed it out is fresh, nor right after "no room".
+#[must_use]
+pub fn warm_from(lost: Option<UnixMillis>, refused: Option<Refused>) -> Option<UnixMillis> {
+    lost.map(|lost| lost.after(WARM_AFTER)).into_iter().chain(refused.map(Refused::again_at)).max()
+}
+
+/// The first of `standby` (hottest first) that fits into `free` and leaves a tenth of `budget`: without that margin the
+/// next small load would push out what was just warmed. An unknown size counts as zero here; the pod, which is told to
+/// evict nothing, has the last word.
+#[must_use]
+pub fn warm<'a>(standby: impl IntoIterator<Item = Standby<'a>>, free: &Footprint, budget: &Footprint) -> Option<&'a ModelId> {
+    let margin = Footprint::of(budget.iter().map(|(pool, bytes)| (pool, bytes.percent(10))));
+    let fits = |size: &Footprint| size.plus(&margin).fits(free);
+    standby.into_iter().find(|one| fits(one.size.unwrap_or(&Footprint::default()))).map(|one| one.model)
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_types::{ByteSize, Location, Reason, Retry, Step};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const T0: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    fn pod(name: &str) -> PodId {
+        PodId::new(name).expect("valid")
+    }
+
+    fn model(name: &str) -> ModelId {
+        ModelId::new(name).expect("valid")
+    }
+
+    fn failure(model: &ModelId, time: UnixMillis, retry: Retry) -> Failure {
+        Failure {
+            reason: Reason::ModelLoadFailed,
+            step: Step::Load,
+            location: Location::of_pod_name("p"),
+            model: model.clone(),
+            message: "no".to_owned(),
+            time,
+            retry,
+        }
+    }
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    /// What is due: `-` or purpose and pod, then the seconds from `T0` at which to look again.
+    fn shown(due: &Due) -> String {
+        let ask = due.ask.as_ref().map_or("-".to_owned(), |ask| format!("{:?} {}", ask.purpose, ask.pod));
+        due.look_again.map_or(ask.clone(), |at| format!("{ask}, {}", at.since(T0).as_secs()))
+    }
+
+    #[test]
+    fn first_loads_and_retries_are_due_by_the_rules() {
+        let id = model("m");
+        let (p, q) = (pod("p"), pod("q"));
+        let at = |seconds: u64| T0.after(secs(seconds));
+        let old = failure(&id, T0, Retry::AfterChange);
+        let retry_p = retry_at(&old, &p).since(T0).as_secs();
+        let none: &[PodCopy] = &[];
+        let absent = |pod, failure| PodCopy { pod, held: false, leaving: false, failure };
+        let held = PodCopy { pod: &p, held: true, leaving: false, failure: None };
+        let leaving = PodCopy { pod: &p, held: false, leaving: true, failure: None };
+        let refused = Some(Refused { at: T0, times: 1 });
+        for (case, loaded_once, refused, copies, pods, now, expected) in [
+            ("a new version is loaded once", false, None, none, &[&p][..], at(0), "First p".to_owned()),
+            ("no pod of its runtime lives", false, None, none, &[], at(0), "-".to_owned()),
+            ("it is loaded", false, None, std::slice::from_ref(&held), &[&p], at(0), "-".to_owned()),
+            ("it is being unloaded there", false, None, std::slice::from_ref(&leaving), &[&p], at(0), "-".to_owned()),
+            ("it was loaded once and evicted", true, None, none, &[&p], at(0), "-".to_owned()),
+            ("refused just now", false, refused, none, &[&p], at(29), "-, 30".to_owned()),
+            ("refused half a minute ago", false, refused, none, &[&p], at(30), "First p".to_owned()),
+            ("failed on the only pod, for good or not", false, None, &[absent(&p, Some(&old))], &[&p], at(1), format!("-, {retry_p}")),
+            ("ten minutes later", false, None, &[absent(&p, Some(&old))], &[&p], at(retry_p + 1), "Retry p, 900".to_owned()),
+            ("another pod is tried at once", false, None, &[absent(&p, Some(&old))], &[&p, &q], at(1), "Retry q, 900".to_owned()),
+            ("also when it was loaded before", true, None, &[absent(&p, Some(&old))], &[&p, &q], at(1), "Retry q, 900".to_owned()),
+            ("the failure is forgotten: the first load is still due", false, None, &[absent(&p, Some(&old))], &[&p], at(900), "First p".to_owned()),
+            ("the failure is forgotten: nothing is due", true, None, &[absent(&p, Some(&old))], &[&p], at(900), "-".to_owned()),
+            ("the pod of the failure is gone", false, None, &[absent(&p, Some(&old))], &[&q], at(1), "Retry q, 900".to_owned()),
+        ] {
+            let facts = LoadFacts { model: &id, loaded_once, refused, copies, pods };
+            assert_eq!(shown(&due(&facts, now)), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn after_three_failed_pods_the_others_wait_ten_minutes() {
+        let id = model("m");
+        let pods: Vec<PodId> = ["a", "b", "c", "d"].map(pod).into();
+        let failed = failure(&id, T0, Retry::Later);
+        let copies: Vec<PodCopy> = pods[..3].iter().map(|pod| PodCopy { pod, held: false, leaving: false, failure: Some(&failed) }).collect();
+        let pods: Vec<&PodId> = pods.iter().collect();
+        let facts = LoadFacts { model: &id, loaded_once: false, refused: None, copies: &copies, pods: &pods };
+        let waiting = due(&facts, T0.after(secs(1)));
+        assert_eq!(waiting.ask, None);
+        let at = waiting.look_again.expect("a time");
+        assert!((540..=660).contains(&at.since(T0).as_secs()));
+        assert_eq!(due(&facts, at).ask.map(|ask| ask.purpose), Some(Purpose::Retry));
+    }
+
+    #[test]
+    fn a_first_load_evicts_only_what_nobody_used_for_long() {
+        let (id, p) = (model("m"), pod("p"));
+        let facts = LoadFacts { model: &id, loaded_once: false, refused: None, copies: &[], pods: &[&p] };
+        assert_eq!(due(&facts, T0).ask.map(|ask| ask.may_evict), Some(MayEvict::UnusedFor(LONG_IDLE)));
+    }
+
+    #[test]
+    fn refusals_are_asked_about_less_and_less_often() {
+        for (times, seconds) in [(1, 30), (2, 60), (3, 120), (5, 480), (6, 600), (4_000_000_000, 600)] {
+            assert_eq!(Refused { at: T0, times }.again_at().since(T0), secs(seconds), "{times}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_warmed_only_into_room_with_a_margin_hottest_first() {
+        let size = |mib: u64| Footprint::host(ByteSize::mib(mib));
+        let (hot, cold, unknown) = (model("hot"), model("cold"), model("unknown"));
+        let (big, small) = (size(50), size(5));
+        let budget = size(100);
+        for (case, free, standby, expected) in [
+            ("the hottest that fits", size(70), vec![(&hot, Some(&big)), (&cold, Some(&small))], Some(&hot)),
+            ("a big one does not block a small one", size(59), vec![(&hot, Some(&big)), (&cold, Some(&small))], Some(&cold)),
+            ("fitting exactly is not enough", size(14), vec![(&cold, Some(&small))], None),
+            ("fitting with the margin is", size(15), vec![(&cold, Some(&small))], Some(&cold)),
+            ("an unknown size is left to the pod", size(10), vec![(&unknown, None)], Some(&unknown)),
+            ("but not when the pod is full", size(9), vec![(&unknown, None)], None),
+        ] {
+            let standby = standby.into_iter().map(|(model, size)| Standby { model, size });
+            assert_eq!(warm(standby, &free, &budget), expected, "{case}");
+        }
+        assert_eq!(warm_from(None, None), None);
+        assert_eq!(warm_from(Some(T0), None), Some(T0.after(WARM_AFTER)));
+        assert_eq!(warm_from(Some(T0), Some(Refused { at: T0, times: 3 })), Some(T0.after(secs(120))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+        #[test]
+        fn retries_come_within_a_tenth_of_ten_minutes_and_apart(names in prop::collection::btree_set("[a-z]{1,8}", 20)) {
+            let p = pod("p");
+            let times: Vec<u64> = names.iter().map(|name| retry_at(&failure(&model(name), T0, Retry::Later), &p).since(T0).as_secs()).collect();
+            prop_assert!(times.iter().all(|seconds| (540..=660).contains(seconds)));
+            let (first, last) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
+            prop_assert!(last - first > 20, "spread: {:?}", times);
+        }
+
+        #[test]
+        fn what_is_not_due_now_says_when_and_is_due_then(
+            loaded_once in any::<bool>(),
+            failed in prop::collection::vec(prop::option::of(0u64..2_000), 1..5),
+            refused in prop::option::of((0u64..2_000, 1u32..9)),
+            now in 2_000u64..4_000,
+        ) {
+            let id = model("m");
+            let pods: Vec<PodId> = (0..failed.len()).map(|at| pod(&format!("p{at}"))).collect();
+            let failures: Vec<Option<Failure>> = failed.iter().map(|at| at.map(|at| failure(&id, T0.after(secs(at)), Retry::Later))).collect();
+            let copies: Vec<PodCopy> = pods.iter().zip(&failures).map(|(pod, failure)| PodCopy { pod, held: false, leaving: false, failure: failure.as_ref() }).collect();
+            let pods: Vec<&PodId> = pods.iter().collect();
+            let facts = LoadFacts { model: &id, loaded_once, refused: refused.map(|(at, times)| Refused { at: T0.after(secs(at)), times }), copies: &copies, pods: &pods };
+            let mut now = T0.after(secs(now));
+            // Following `look_again` ends at a load, or at rest when it was loaded once.
+            for _ in 0..20 {
+                let found = due(&facts, now);
+                if found.ask.is_some() { return Ok(()); }
+                match found.look_again {
+                    Some(later) => { prop_assert!(later > now); now = later; }
+                    None => { prop_assert!(loaded_once); return Ok(()); }
+                }
+            }
+            prop_assert!(false, "never at rest");
+        }
+    }
+}

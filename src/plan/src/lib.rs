@@ -1,0 +1,15 @@
+//! The decisions, pure: everything a decision needs comes in as an argument (`now` included), what to do comes out as a
+//! value. No async, no I/O, no clock, no chance.
+
+mod admit;
+pub mod alias;
+pub mod background;
+mod life;
+pub mod registration;
+pub mod resource;
+pub mod runtime;
+pub mod status;
+mod uri;
+
+pub use admit::{Admission, MayEvict, Memory, Resident, admit, drain_for, relieve};
+pub use life::{Effect, Event, Phase, Unexpected};

@@ -1,0 +1,98 @@
+//! The settings of the inference ports.
+
+use std::time::Duration;
+
+use berth_types::ByteSize;
+
+/// What the inference ports are told. [`ProxyConfig::faults`] checks it once at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// The largest request: a gRPC message or a REST body. Larger ones are refused before they are read.
+    pub max_message: ByteSize,
+    /// Deadline of a request that brings none.
+    pub default_deadline: Duration,
+    /// The longest deadline that a client gets, whatever it asks for.
+    pub max_deadline: Duration,
+    /// HTTP/2 window of one stream.
+    pub stream_window: ByteSize,
+    /// HTTP/2 window of one connection: bounds what one client can have buffered here unread.
+    pub connection_window: ByteSize,
+    /// Requests that one HTTP/2 connection may have open. Callers of cold models hold one each while they wait, so this
+    /// is far above what runs at a time.
+    pub max_streams: u32,
+    /// Name in the server's metadata.
+    pub server_name: String,
+    /// Version in the server's metadata.
+    pub server_version: String,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        ProxyConfig {
+            max_message: ByteSize::mib(16),
+            default_deadline: Duration::from_secs(300),
+            max_deadline: Duration::from_secs(3600),
+            // Room for a few image-sized tensors in flight; the usual 64 KiB and 1 MiB stall them.
+            stream_window: ByteSize::mib(4),
+            connection_window: ByteSize::mib(16),
+            max_streams: 4096,
+            server_name: "berth".to_owned(),
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+impl ProxyConfig {
+    /// Every fault of these settings, to be reported together with those of other parts. Empty when there is none.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+        let window = ByteSize(64 * 1024)..=ByteSize((1 << 31) - 1); // HTTP/2 windows have 31 bits
+        let mut faults = Vec::new();
+        // A gRPC message announces its length in 32 bits.
+        if self.max_message == ByteSize::ZERO || self.max_message > ByteSize(u64::from(u32::MAX)) {
+            faults.push(format!("max_message is {}, it must be between 1 B and 4 GiB - 1 B", self.max_message));
+        }
+        for (name, value) in [("default_deadline", self.default_deadline), ("max_deadline", self.max_deadline)] {
+            if value.is_zero() || value > LONGEST {
+                faults.push(format!("{name} is {value:?}, it must be more than zero and at most 7 days"));
+            }
+        }
+        if self.default_deadline > self.max_deadline {
+            faults.push(format!("default_deadline is {:?}, more than max_deadline of {:?}", self.default_deadline, self.max_deadline));
+        }
+        for (name, value) in [("stream_window", self.stream_window), ("connection_window", self.connection_window)] {
+            if !window.contains(&value) {
+                faults.push(format!("{name} is {value}, it must be between 64 KiB and 2 GiB - 1 B"));
+            }
+        }
+        if self.max_streams == 0 {
+            faults.push("max_streams is 0, it must be at least 1".to_owned());
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_have_no_faults_and_every_fault_is_reported_together() {
+        assert_eq!(ProxyConfig::default().faults(), Vec::<String>::new());
+        let broken = ProxyConfig {
+            max_message: ByteSize::ZERO,
+            default_deadline: Duration::from_secs(2),
+            max_deadline: Duration::from_secs(1),
+            stream_window: ByteSize(1),
+            connection_window: ByteSize::MAX,
+            max_streams: 0,
+            ..ProxyConfig::default()
+        };
+        let faults = broken.faults();
+        for field in ["max_message", "default_deadline", "stream_window", "connection_window", "max_streams"] {
+            assert!(faults.iter().any(|fault| fault.starts_with(field)), "{field} in {faults:?}");
+        }
+        assert_eq!(faults.len(), 5);
+    }
+}

@@ -1,0 +1,465 @@
+//! What both protocols do with a request once they have read it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_adapters::{Infer, InferError};
+use berth_proto::inference::{
+    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ServerMetadataResponse, model_infer_request::InferInputTensor,
+};
+use berth_residency::WaitError;
+use berth_telemetry::{Clock, Metrics};
+use berth_types::{Deadline, ModelId};
+use http::HeaderMap;
+use tonic::Code;
+
+use crate::codes::{Fault, Quoted};
+use crate::health::Ready;
+use crate::id::Asked;
+use crate::meters::Meters;
+use crate::route::{self, Here, Models};
+use crate::{ProxyConfig, codes};
+
+/// How often a request is routed again after its model went away between being found and being asked.
+const REROUTES: u32 = 2;
+/// Larger typed contents are not kept for a second try. (Raw contents are shared, not copied, and do not count.)
+const KEPT: usize = 256 * 1024;
+
+/// The inference service of this process, whatever the protocol.
+pub struct Frontend<M = Here> {
+    pub(crate) models: M,
+    infer: Arc<dyn Infer>,
+    pub(crate) clock: Clock,
+    pub(crate) config: ProxyConfig,
+    pub(crate) meters: Meters,
+    pub(crate) ready: Ready,
+}
+
+impl<M: Models> Frontend<M> {
+    /// Puts a service together; nothing starts yet.
+    pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready })
+    }
+
+    /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the
+    /// default when it asks for nothing.
+    ///
+    /// # Errors
+    /// The header cannot be read.
+    pub(crate) fn deadline(&self, headers: &HeaderMap) -> Result<Deadline, Fault> {
+        let asked = match headers.get("grpc-timeout") {
+            None => self.config.default_deadline,
+            Some(value) => timeout(value.as_bytes()).ok_or_else(|| {
+                let shown = Quoted::new(&String::from_utf8_lossy(value.as_bytes()));
+                Fault::BadRequest(format!("grpc-timeout is {shown}, it must be up to 8 digits and one of H, M, S, m, u, n"))
+            })?,
+        };
+        Ok(self.clock.deadline_in(asked.min(self.config.max_deadline)))
+    }
+
+    /// Runs the model on a copy that is here, loaded first where it must be.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) async fn infer(&self, asked: &Asked<'_>, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, Fault> {
+        let (id, mut request) = (request.id.clone(), request);
+        let mut reroutes = REROUTES;
+        loop {
+            let registration = route::registration(&self.models, asked)?;
+            let model = &registration.id;
+            let guard = match route::acquire(&self.models, &registration, &self.clock, deadline).await {
+                Err(Fault::Wait { error: WaitError::Retired, .. }) if reroutes > 0 => {
+                    reroutes -= 1;
+                    continue;
+                }
+                other => other?,
+            };
+            self.check_version(asked, model, &request.model_version, deadline).await?;
+            let kept = (reroutes > 0 && typed_bytes(&request.inputs) <= KEPT).then(|| request.clone());
+            let since = self.clock.now();
+            let answer = tokio::select! {
+                answer = self.clock.until(deadline, self.infer.infer(model, request, deadline)) => answer,
+                () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
+            };
+            drop(guard);
+            match (answer.unwrap_or(Err(InferError::DeadlineExceeded)), kept) {
+                (Ok(mut response), _) => {
+                    self.meters.runtime.observe(self.clock.now().saturating_duration_since(since));
+                    response.id = id;
+                    return Ok(response);
+                }
+                (Err(InferError::NotLoaded(_)), Some(again)) => {
+                    self.models.suspect(model).await;
+                    reroutes -= 1;
+                    request = again;
+                }
+                (Err(error), _) => return Err(infer_fault(model, error)),
+            }
+        }
+    }
+
+    /// Inputs and outputs of a model, which is loaded first where it must be.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) async fn metadata(&self, asked: &Asked<'_>, version: &str, deadline: Deadline) -> Result<ModelMetadataResponse, Fault> {
+        let mut reroutes = REROUTES;
+        loop {
+            let registration = route::registration(&self.models, asked)?;
+            let guard = match route::acquire(&self.models, &registration, &self.clock, deadline).await {
+                Err(Fault::Wait { error: WaitError::Retired, .. }) if reroutes > 0 => {
+                    reroutes -= 1;
+                    continue;
+                }
+                other => other?,
+            };
+            let answer = self.runtime_metadata(&registration.id, deadline).await;
+            drop(guard);
+            match answer {
+                Ok(metadata) => return known_version(asked, version, &metadata).map(|()| metadata),
+                Err(InferError::NotLoaded(_)) if reroutes > 0 => {
+                    self.models.suspect(&registration.id).await;
+                    reroutes -= 1;
+                }
+                Err(error) => return Err(infer_fault(&registration.id, error)),
+            }
+        }
+    }
+
+    async fn runtime_metadata(&self, model: &ModelId, deadline: Deadline) -> Result<ModelMetadataResponse, InferError> {
+        self.clock.until(deadline, self.infer.metadata(model)).await.unwrap_or(Err(InferError::DeadlineExceeded))
+    }
+
+    /// Only requests that name a version pay for the look at what there is.
+    async fn check_version(&self, asked: &Asked<'_>, model: &ModelId, version: &str, deadline: Deadline) -> Result<(), Fault> {
+        if version.is_empty() {
+            return Ok(());
+        }
+        match self.runtime_metadata(model, deadline).await {
+            Ok(metadata) => known_version(asked, version, &metadata),
+            // Gone in between: the inference that follows meets it too and is routed again.
+            Err(InferError::NotLoaded(_)) => Ok(()),
+            Err(error) => Err(infer_fault(model, error)),
+        }
+    }
+
+    /// Whether the model can serve: it is registered, some runtime takes it, and its last load did not fail. A model that
+    /// is not loaded now is ready: its first request loads it.
+    ///
+    /// # Errors
+    /// Unknown models, and what keeps the others from serving.
+    pub(crate) fn model_ready(&self, asked: &Asked<'_>) -> Result<(), Fault> {
+        let registration = route::registration(&self.models, asked)?;
+        match self.models.failure(&registration.id) {
+            Some(failure) => Err(Fault::Unservable(failure)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn server_metadata(&self) -> ServerMetadataResponse {
+        ServerMetadataResponse {
+            name: self.config.server_name.clone(),
+            version: self.config.server_version.clone(),
+            extensions: ["binary_tensor_data", "model_repository(index)"].map(str::to_owned).into(),
+        }
+    }
+}
+
+fn infer_fault(model: &ModelId, error: InferError) -> Fault {
+    let fault = Fault::Infer { model: Quoted::new(model.as_str()), error };
+    if matches!(fault.verdict().code, Code::Internal | Code::Unknown) {
+        tracing::warn!(model = %model, code = codes::name(fault.verdict().code), error = %fault, "inference failed");
+    }
+    fault
+}
+
+fn known_version(asked: &Asked<'_>, version: &str, metadata: &ModelMetadataResponse) -> Result<(), Fault> {
+    // The id of the version itself always names it, and a runtime that counts no versions has the first.
+    let named = version == metadata.name || metadata.versions.iter().any(|known| known == version);
+    if version.is_empty() || named || (metadata.versions.is_empty() && version == "1") {
+        return Ok(());
+    }
+    Err(Fault::UnknownVersion { model: Quoted::new(asked.as_str()), version: Quoted::new(version), known: metadata.versions.join(", ") })
+}
+
+/// Bytes of typed contents, roughly: what a copy of the request would cost.
+fn typed_bytes(inputs: &[InferInputTensor]) -> usize {
+    let contents = inputs.iter().filter_map(|input| input.contents.as_ref());
+    contents
+        .map(|typed| {
+            typed.bool_contents.len()
+                + 4 * (typed.int_contents.len() + typed.uint_contents.len() + typed.fp32_contents.len())
+                + 8 * (typed.int64_contents.len() + typed.uint64_contents.len() + typed.fp64_contents.len())
+                + typed.bytes_contents.len() * size_of::<bytes::Bytes>()
+        })
+        .sum()
+}
+
+/// Reads `grpc-timeout`: up to eight digits and a unit.
+fn timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(count * 3600)),
+        b'M' => Some(Duration::from_secs(count * 60)),
+        b'S' => Some(Duration::from_secs(count)),
+        b'm' => Some(Duration::from_millis(count)),
+        b'u' => Some(Duration::from_micros(count)),
+        b'n' => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use berth_adapters::InferError;
+    use berth_registry::Resolved;
+    use berth_telemetry::Counter;
+    use berth_types::{ByteSize, Pool, Reason, Refusal, Retry};
+    use bytes::Bytes;
+    use futures::poll;
+
+    use super::*;
+    use crate::scripted::{Load, failure, registration, rig, rig_with};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    const DIGITS: Asked<'static> = Asked::Name(std::borrow::Cow::Borrowed("digits"));
+
+    fn request() -> ModelInferRequest {
+        ModelInferRequest { id: "r1".to_owned(), raw_input_contents: vec![Bytes::from_static(b"x")], ..ModelInferRequest::default() }
+    }
+
+    fn headers(timeout: &str) -> HeaderMap {
+        [(http::HeaderName::from_static("grpc-timeout"), http::HeaderValue::from_str(timeout).unwrap())].into_iter().collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_warm_request_is_answered_under_the_concrete_id_and_leaves_no_guard() {
+        let rig = rig();
+        let answer = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(SECOND)).await.unwrap();
+        assert_eq!((answer.model_name.as_str(), answer.id.as_str()), ("digits__isvc-1111111111", "r1"));
+        assert_eq!(*rig.models.guards.borrow(), 0);
+        let page = rig.metrics.render();
+        assert!(page.contains("berth_runtime_infer_seconds_count 1\n"), "{page}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cold_request_waits_for_the_load_and_holds_its_guard_until_the_answer() {
+        let rig = rig();
+        rig.models.load.lock().push_back(Load::After(30 * SECOND));
+        *rig.infer.takes.lock() = 5 * SECOND;
+        let mut call = Box::pin(rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(60 * SECOND)));
+        assert!(poll!(&mut call).is_pending());
+        assert_eq!((*rig.models.waiting.borrow(), *rig.models.guards.borrow()), (1, 0));
+        rig.frontend.clock.sleep(32 * SECOND).await;
+        assert!(poll!(&mut call).is_pending());
+        rig.frontend.clock.sleep(SECOND).await;
+        assert!(poll!(&mut call).is_pending());
+        assert_eq!((*rig.models.waiting.borrow(), *rig.models.guards.borrow()), (0, 1));
+        call.await.unwrap();
+        assert_eq!(*rig.models.guards.borrow(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_ends_the_wait_for_a_load_and_frees_the_waiter() {
+        let rig = rig();
+        rig.models.load.lock().push_back(Load::Never);
+        let start = rig.frontend.clock.now();
+        let fault = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(7 * SECOND)).await.unwrap_err();
+        assert_eq!(rig.frontend.clock.now() - start, 7 * SECOND);
+        assert_eq!(fault.verdict().code, Code::DeadlineExceeded);
+        assert_eq!(fault.to_string(), "model \"digits__isvc-1111111111\": the deadline passed while the model was loading");
+        assert_eq!(*rig.models.waiting.borrow(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_covers_load_and_inference_together() {
+        let rig = rig();
+        rig.models.load.lock().push_back(Load::After(5 * SECOND));
+        *rig.infer.takes.lock() = 5 * SECOND;
+        let start = rig.frontend.clock.now();
+        let fault = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(7 * SECOND)).await.unwrap_err();
+        assert_eq!(rig.frontend.clock.now() - start, 7 * SECOND);
+        assert_eq!(fault.to_string(), "model \"digits__isvc-1111111111\": the deadline passed during inference");
+        assert_eq!(*rig.models.guards.borrow(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_goes_away_takes_its_wait_with_it() {
+        let rig = rig();
+        rig.models.load.lock().push_back(Load::Never);
+        let mut call = Box::pin(rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(SECOND)));
+        assert!(matches!(poll!(&mut call), Poll::Pending));
+        assert_eq!(*rig.models.waiting.borrow(), 1);
+        drop(call);
+        assert_eq!(*rig.models.waiting.borrow(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_that_the_runtime_lost_is_routed_again_twice_and_then_called_unavailable() {
+        for (lost, answered) in [(1, true), (2, true), (3, false)] {
+            let rig = rig();
+            let model = registration("digits__isvc-1111111111").id.clone();
+            rig.infer.answers.lock().extend((0..lost).map(|_| Err(InferError::NotLoaded(model.clone()))));
+            let outcome = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(SECOND)).await;
+            match outcome {
+                Ok(_) => assert!(answered, "lost {lost} times"),
+                Err(fault) => assert!(!answered && fault.verdict().code == Code::Unavailable, "lost {lost} times: {fault}"),
+            }
+            assert_eq!(rig.models.suspects.lock().len(), lost.min(2));
+            assert!(rig.infer.requests.lock().iter().all(|tried| *tried == request()), "each try gets the whole request");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_typed_contents_are_not_kept_for_a_second_try() {
+        let rig = rig();
+        rig.infer.answers.lock().push_back(Err(InferError::NotLoaded(registration("m").id.clone())));
+        let contents = berth_proto::inference::InferTensorContents { fp32_contents: vec![0.0; KEPT / 4 + 1], ..Default::default() };
+        let mut large = request();
+        large.inputs.push(InferInputTensor { contents: Some(contents), ..InferInputTensor::default() });
+        let fault = rig.frontend.infer(&DIGITS, large, rig.frontend.clock.deadline_in(SECOND)).await.unwrap_err();
+        assert_eq!(fault.verdict().code, Code::Unavailable);
+        assert_eq!(rig.infer.requests.lock().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revoked_copy_ends_its_requests_with_unavailable() {
+        let rig = rig();
+        *rig.infer.takes.lock() = 60 * SECOND;
+        let mut call = Box::pin(rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(90 * SECOND)));
+        assert!(poll!(&mut call).is_pending());
+        rig.models.revoked.send_replace(true);
+        let fault = call.await.unwrap_err();
+        assert_eq!((fault.verdict().code, fault.verdict().retry_after), (Code::Unavailable, Some(SECOND)));
+        assert_eq!((*rig.models.guards.borrow(), *rig.infer.running.borrow()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_a_model_from_loading_reaches_the_caller_with_its_code() {
+        let never = Refusal::NeverFits { pool: Pool::Host, need: ByteSize::mib(9), budget: ByteSize::mib(8) };
+        for (error, code, text) in [
+            (WaitError::Refused(never), Code::FailedPrecondition, "the whole budget is 8 MiB"),
+            (WaitError::Failed(failure(Reason::ModelLoadFailed, Retry::AfterChange)), Code::FailedPrecondition, "not a model"),
+            (WaitError::Failed(failure(Reason::ModelLoadFailed, Retry::Later)), Code::Unavailable, "not a model"),
+            (WaitError::ShuttingDown, Code::Unavailable, "shutting down"),
+        ] {
+            let rig = rig();
+            rig.models.load.lock().push_back(Load::Fails(error));
+            let fault = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(SECOND)).await.unwrap_err();
+            assert_eq!(fault.verdict().code, code);
+            assert!(fault.to_string().contains(text), "{fault}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_replaced_while_its_caller_waited_is_resolved_again() {
+        let rig = rig();
+        rig.models.load.lock().push_back(Load::Fails(WaitError::Retired));
+        assert!(rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(SECOND)).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ids_are_resolved_as_names_or_as_exact_versions() {
+        let rig = rig();
+        rig.models.names.lock().insert("broken".to_owned(), Resolved::Unservable(failure(Reason::InvalidPredictorSpec, Retry::AfterChange)));
+        rig.models.names.lock().insert("early".to_owned(), Resolved::NotReady);
+        let version = |id: &'static str| Asked::Version(id.into());
+        let name = |id: &'static str| Asked::Name(id.into());
+        for (asked, expected) in [
+            (name("digits"), None),
+            (name("digits__isvc-1111111111"), None),
+            (version("digits__isvc-1111111111"), None),
+            (version("digits"), Some((Code::NotFound, "\"digits\" is not registered, it is the name of a model"))),
+            (version("other"), Some((Code::NotFound, "model \"other\" is not registered"))),
+            (name("other"), Some((Code::NotFound, "model \"other\" is not registered"))),
+            (name("broken"), Some((Code::FailedPrecondition, "InvalidPredictorSpec"))),
+            (name("early"), Some((Code::Unavailable, "still being read"))),
+            (version("early"), Some((Code::Unavailable, "still being read"))),
+        ] {
+            let outcome = rig.frontend.infer(&asked, request(), rig.frontend.clock.deadline_in(SECOND)).await;
+            match (outcome, expected) {
+                (Ok(_), None) => {}
+                (Err(fault), Some((code, text))) => {
+                    assert_eq!(fault.verdict().code, code, "{asked:?}");
+                    assert!(fault.to_string().contains(text), "{asked:?}: {fault}");
+                }
+                (outcome, _) => panic!("{asked:?}: {outcome:?}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_that_the_model_has_not_is_not_found() {
+        let rig = rig();
+        for (version, known) in [("", true), ("1", true), ("digits__isvc-1111111111", true), ("2", false)] {
+            let request = ModelInferRequest { model_version: version.to_owned(), ..request() };
+            let outcome = rig.frontend.infer(&DIGITS, request, rig.frontend.clock.deadline_in(SECOND)).await;
+            assert_eq!(outcome.is_ok(), known, "{version}");
+            if let Err(fault) = outcome {
+                assert_eq!(fault.to_string(), "model \"digits\" has no version \"2\", it has 1");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_is_ready_unless_its_last_load_failed() {
+        let rig = rig();
+        rig.models.load.lock().push_back(Load::Never);
+        assert_eq!(rig.frontend.model_ready(&DIGITS), Ok(()), "not loaded, and one request away");
+        let bad = failure(Reason::ModelLoadFailed, Retry::Later);
+        rig.models.failures.lock().insert(registration("digits__isvc-1111111111").id.clone(), bad);
+        assert!(matches!(rig.frontend.model_ready(&DIGITS), Err(Fault::Unservable(_))));
+        assert!(matches!(rig.frontend.model_ready(&Asked::Name("x".into())), Err(Fault::UnknownModel(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_come_from_the_client_within_the_longest_and_else_from_the_default() {
+        let config = ProxyConfig { default_deadline: 10 * SECOND, max_deadline: 100 * SECOND, ..ProxyConfig::default() };
+        let frontend = rig_with(config).frontend;
+        let left = |headers: &HeaderMap| frontend.deadline(headers).map(|deadline| deadline.left(frontend.clock.now()));
+        assert_eq!(left(&HeaderMap::new()), Ok(10 * SECOND));
+        for (text, expected) in [
+            ("5S", Some(5 * SECOND)),
+            ("1M", Some(60 * SECOND)),
+            ("99999999H", Some(100 * SECOND)),
+            ("250m", Some(SECOND / 4)),
+            ("3u", Some(Duration::from_micros(3))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("0S", Some(Duration::ZERO)),
+            ("123456789S", None),
+            ("S", None),
+            ("5", None),
+            ("", None),
+            ("-5S", None),
+            ("+5S", None),
+            ("5s", None),
+        ] {
+            match (left(&headers(text)), expected) {
+                (Ok(left), Some(expected)) => assert_eq!(left, expected, "{text}"),
+                (Err(Fault::BadRequest(message)), None) => assert!(message.contains(&format!("{text:?}")), "{message}"),
+                (left, _) => panic!("{text}: {left:?}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_counted_by_code_also_when_the_client_went_away() {
+        let rig = rig();
+        let started = rig.frontend.meters.grpc.started(&rig.frontend.clock);
+        assert!(rig.metrics.render().contains("berth_requests_in_flight 1\n"));
+        started.ended(Code::NotFound);
+        drop(rig.frontend.meters.grpc.started(&rig.frontend.clock));
+        for code in ["NOT_FOUND", "CANCELLED"] {
+            assert_eq!(rig.metrics.count(Counter::Requests, &[("protocol", "grpc"), ("code", code)]), 1, "{code}");
+        }
+        let page = rig.metrics.render();
+        assert!(page.contains("berth_requests_in_flight 0\n") && page.contains("berth_request_seconds_count{protocol=\"grpc\"} 2\n"), "{page}");
+    }
+}

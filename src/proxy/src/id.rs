@@ -1,0 +1,162 @@
+//! Which model a request asks for.
+//!
+//! | metadata | meaning |
+//! |---|---|
+//! | `mm-model-id`, else `mm-model-id-bin` | one exact version |
+//! | `mm-vmodel-id`, else `mm-vmodel-id-bin` | a name |
+//! | `tas-model-id` | one exact version; only when none of the above is there |
+//!
+//! Without any of them the message's own `model_name` or `name` counts: a name, else the id of a version.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use http::HeaderMap;
+
+use crate::codes::{Fault, Quoted};
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// The version with this id, nothing else.
+    Version(Cow<'a, str>),
+    /// What this name stands for, else the version with this id.
+    Name(Cow<'a, str>),
+}
+
+impl Asked<'_> {
+    /// The id as the client wrote it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Asked::Version(id) | Asked::Name(id) => id,
+        }
+    }
+}
+
+/// What `headers` ask for, else `in_message`.
+///
+/// # Errors
+/// [`Fault::BadRequest`]: no id, several, or one that is no text.
+pub fn asked<'a>(headers: &'a HeaderMap, in_message: &'a str) -> Result<Asked<'a>, Fault> {
+    let model = either(headers, "mm-model-id", "mm-model-id-bin")?;
+    let name = either(headers, "mm-vmodel-id", "mm-vmodel-id-bin")?;
+    match (model, name) {
+        (Some(_), Some(_)) => bad("mm-model-id and mm-vmodel-id were both sent: send one of them".to_owned()),
+        (Some(id), None) => Ok(Asked::Version(id)),
+        (None, Some(id)) => Ok(Asked::Name(id)),
+        (None, None) => match text(headers, "tas-model-id")? {
+            Some(id) => Ok(Asked::Version(id)),
+            None if in_message.is_empty() => bad("must include a model: mm-vmodel-id or mm-model-id header, or the name in the message".to_owned()),
+            None => Ok(Asked::Name(Cow::Borrowed(in_message))),
+        },
+    }
+}
+
+fn bad<T>(message: String) -> Result<T, Fault> {
+    Err(Fault::BadRequest(message))
+}
+
+/// The text header, else the binary one.
+fn either<'a>(headers: &'a HeaderMap, plain: &'static str, binary: &'static str) -> Result<Option<Cow<'a, str>>, Fault> {
+    match text(headers, plain)? {
+        Some(id) => Ok(Some(id)),
+        None => decoded(headers, binary),
+    }
+}
+
+fn only<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a [u8]>, Fault> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next().map(http::HeaderValue::as_bytes);
+    if values.next().is_some() {
+        return several(name);
+    }
+    Ok(first)
+}
+
+fn several<T>(name: &str) -> Result<T, Fault> {
+    bad(format!("{name} was sent with several ids: several ids are not supported yet"))
+}
+
+fn checked<'a>(name: &str, id: Cow<'a, str>) -> Result<Option<Cow<'a, str>>, Fault> {
+    if id.is_empty() { bad(format!("{name} is empty")) } else { Ok(Some(id)) }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<Cow<'a, str>>, Fault> {
+    let Some(value) = only(headers, name)? else { return Ok(None) };
+    match std::str::from_utf8(value) {
+        Ok(id) if id.is_ascii() => checked(name, Cow::Borrowed(id)),
+        _ => bad(format!("{name} holds other characters than visible ASCII: send {name}-bin")),
+    }
+}
+
+/// gRPC sends binary metadata in base64, with or without padding, several values joined by commas.
+fn decoded<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<Cow<'a, str>>, Fault> {
+    const ANY_PADDING: GeneralPurpose =
+        GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+    let Some(value) = only(headers, name)? else { return Ok(None) };
+    if value.contains(&b',') {
+        return several(name);
+    }
+    let shown = || Quoted::new(&String::from_utf8_lossy(value));
+    let Ok(bytes) = ANY_PADDING.decode(value) else { return bad(format!("{name} is {}, that is not base64", shown())) };
+    match String::from_utf8(bytes) {
+        Ok(id) => checked(name, Cow::Owned(id)),
+        Err(_) => bad(format!("{name} is {}, that is not UTF-8 in base64", shown())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_id_comes_from_the_first_header_that_has_one_and_else_from_the_message() {
+        let version = |id: &'static str| Asked::Version(id.into());
+        let name = |id: &'static str| Asked::Name(id.into());
+        for (pairs, in_message, expected) in [
+            (&[][..], "m", name("m")),
+            (&[("mm-model-id", "a")], "m", version("a")),
+            (&[("mm-model-id", "a"), ("mm-model-id-bin", "Yg")], "m", version("a")),
+            (&[("mm-model-id-bin", "Yg")], "m", version("b")),
+            (&[("mm-model-id-bin", "Yg==")], "", version("b")),
+            (&[("mm-vmodel-id", "n")], "m", name("n")),
+            (&[("mm-vmodel-id-bin", "bcO8")], "", name("mü")),
+            (&[("tas-model-id", "t")], "m", version("t")),
+            (&[("tas-model-id", "t"), ("mm-vmodel-id", "n")], "m", name("n")),
+            (&[("tas-model-id", "t"), ("mm-model-id-bin", "Yg")], "", version("b")),
+            (&[("x-model", "t")], "m", name("m")),
+        ] {
+            assert_eq!(asked(&headers(pairs), in_message), Ok(expected), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn no_id_two_ids_and_ids_that_are_no_text_are_refused_with_the_header_named() {
+        for (pairs, text) in [
+            (&[][..], "must include a model"),
+            (&[("mm-model-id", "a"), ("mm-vmodel-id", "b")], "both"),
+            (&[("mm-model-id-bin", "YQ"), ("mm-vmodel-id-bin", "YQ")], "both"),
+            (&[("mm-model-id", "a"), ("mm-model-id", "b")], "mm-model-id was sent with several ids"),
+            (&[("mm-vmodel-id-bin", "YQ,Yg")], "mm-vmodel-id-bin was sent with several ids"),
+            (&[("mm-model-id", "")], "mm-model-id is empty"),
+            (&[("mm-vmodel-id-bin", "")], "mm-vmodel-id-bin is empty"),
+            (&[("mm-model-id-bin", "*")], "\"*\", that is not base64"),
+            (&[("mm-model-id-bin", "/w==")], "not UTF-8"),
+            (&[("mm-model-id", "mü")], "send mm-model-id-bin"),
+        ] {
+            match asked(&headers(pairs), "") {
+                Err(Fault::BadRequest(message)) => assert!(message.contains(text), "{pairs:?}: {message}"),
+                other => panic!("{pairs:?}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Inference in, a loaded copy found, the answer out: the gRPC and REST ports of the Open Inference Protocol, and the
+//! small servers for metrics and probes.
+//!
+//! A request becomes an id ([`id`](mod@id)), the id a registration of one view and the registration a guarded copy
+//! ([`route`]); [`Frontend`] runs the model under the caller's deadline. `grpc` and `rest` only translate. What a caller
+//! can run into is one enum, [`Fault`], and its codes are one table ([`codes`]).
+//!
+//! Kept here: a request waits only under its own deadline; the copy that serves it stays guarded until the runtime has
+//! answered; message sizes are bounded before they are read; a caller that goes away takes its wait with it. Left to
+//! others: loading and eviction (`berth-residency`), what a name stands for (`berth-registry`), checking tensors against
+//! the model (the runtime).
+
+mod body;
+pub mod codes;
+mod config;
+mod connections;
+mod frontend;
+mod grpc;
+mod health;
+pub mod id;
+mod meters;
+mod ops;
+mod rest;
+pub mod route;
+#[cfg(test)]
+mod scripted;
+mod wire;
+
+pub use codes::{Fault, Verdict};
+pub use config::ProxyConfig;
+pub use frontend::Frontend;
+pub use grpc::serve_grpc;
+pub use health::Ready;
+pub use ops::{serve_metrics, serve_probes};
+pub use rest::serve_rest;
+pub use route::{Here, Models};

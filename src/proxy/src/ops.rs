@@ -1,0 +1,137 @@
+//! The small servers beside the inference ports: metrics and probes.
+
+use std::sync::Arc;
+
+use berth_telemetry::{Clock, Listener, Metrics};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use tokio_util::sync::CancellationToken;
+
+use crate::ProxyConfig;
+use crate::body::{Answer, Outgoing};
+use crate::connections::{self, Handler};
+use crate::health::Ready;
+
+/// Serves `GET /metrics` in Prometheus' text format. `refresh` is called before each page, to set gauges that nobody
+/// keeps up to date.
+pub async fn serve_metrics(
+    listener: Listener,
+    metrics: Metrics,
+    refresh: impl Fn() + Send + Sync + 'static,
+    clock: Clock,
+    shutdown: CancellationToken,
+) {
+    let page: Pages = Arc::new(move |path| {
+        (path == "/metrics").then(|| {
+            refresh();
+            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render())
+        })
+    });
+    connections::serve(listener, Small(page), &ProxyConfig::default(), &clock, shutdown).await;
+}
+
+/// Serves `GET /live` (200 while this process answers at all) and `GET /ready` (503 with the reason while `ready` has
+/// one).
+pub async fn serve_probes(listener: Listener, ready: Ready, clock: Clock, shutdown: CancellationToken) {
+    let stopping = shutdown.clone();
+    let page: Pages = Arc::new(move |path| {
+        let plain = "text/plain; charset=utf-8";
+        match path {
+            "/live" => Some((StatusCode::OK, plain, "ok\n".to_owned())),
+            "/ready" if stopping.is_cancelled() => Some((StatusCode::SERVICE_UNAVAILABLE, plain, "shutting down\n".to_owned())),
+            "/ready" => Some(match ready() {
+                Ok(()) => (StatusCode::OK, plain, "ok\n".to_owned()),
+                Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, plain, format!("{reason}\n")),
+            }),
+            _ => None,
+        }
+    });
+    connections::serve(listener, Small(page), &ProxyConfig::default(), &clock, shutdown).await;
+}
+
+/// Status, content type and text of a path; `None` for paths that there are not.
+type Pages = Arc<dyn Fn(&str) -> Option<(StatusCode, &'static str, String)> + Send + Sync>;
+
+#[derive(Clone)]
+struct Small(Pages);
+
+impl Small {
+    fn page<B>(&self, request: &Request<B>) -> Response<Outgoing> {
+        let (mut status, mut kind, mut text) = (StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "no such path\n".to_owned());
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            (status, text) = (StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".to_owned());
+        } else if let Some(page) = (self.0)(request.uri().path()) {
+            (status, kind, text) = page;
+        }
+        let mut response = Response::new(Outgoing::text(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+}
+
+impl Handler for Small {
+    async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
+        Ok(self.page(&request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_telemetry::{Gauge, HostNet, Net};
+    use parking_lot::Mutex;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn get(addr: std::net::SocketAddr, line: &str) -> String {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(format!("{line} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_page_of_metrics_is_refreshed_before_it_is_shown() {
+        let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (addr, shutdown, metrics) = (listener.local_addr().unwrap(), CancellationToken::new(), Metrics::default());
+        let refresh = {
+            let metrics = metrics.clone();
+            move || metrics.set(Gauge::RegisteredModels, &[], 7)
+        };
+        let server = tokio::spawn(serve_metrics(listener, metrics, refresh, Clock::system(), shutdown.clone()));
+        let page = get(addr, "GET /metrics").await;
+        assert!(
+            page.starts_with("HTTP/1.1 200") && page.contains("text/plain; version=0.0.4") && page.contains("berth_registered_models 7\n"),
+            "{page}"
+        );
+        assert!(get(addr, "GET /").await.starts_with("HTTP/1.1 404"));
+        let wrong = get(addr, "POST /metrics").await;
+        assert!(wrong.starts_with("HTTP/1.1 405") && wrong.contains("allow: GET, HEAD"), "{wrong}");
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_readiness_probe_says_why_not() {
+        let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let state = Arc::new(Mutex::new(Err("resources are being read".to_owned())));
+        let ready: Ready = Arc::new({
+            let state = Arc::clone(&state);
+            move || state.lock().clone()
+        });
+        let server = tokio::spawn(serve_probes(listener, ready, Clock::system(), shutdown.clone()));
+        assert!(get(addr, "GET /live").await.starts_with("HTTP/1.1 200"));
+        let answer = get(addr, "GET /ready").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("resources are being read\n"), "{answer}");
+        *state.lock() = Ok(());
+        assert!(get(addr, "HEAD /ready").await.starts_with("HTTP/1.1 200"));
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+}

@@ -1,0 +1,216 @@
+//! Stand-ins for residency and runtime that do what a test says, and a frontend over both.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_adapters::{Infer, InferError};
+use berth_proto::inference::model_infer_response::InferOutputTensor;
+use berth_proto::inference::model_metadata_response::TensorMetadata;
+use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
+use berth_registry::Resolved;
+use berth_residency::WaitError;
+use berth_telemetry::{Clock, Metrics};
+use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::route::Models;
+use crate::{Frontend, ProxyConfig};
+
+pub(crate) fn registration(id: &str) -> Arc<Registration> {
+    Arc::new(Registration {
+        id: ModelId::new(id).unwrap(),
+        format: ModelFormat { name: "onnx".into(), version: None },
+        placement: Placement::Format { protocol: None },
+        storage: StorageRef { key: None, parameters: Arc::default(), path: "m".into(), schema_path: None },
+        declared_size: None,
+    })
+}
+
+pub(crate) fn failure(reason: Reason, retry: Retry) -> Arc<Failure> {
+    Arc::new(Failure {
+        reason,
+        step: Step::Load,
+        location: Location::of_pod_name("pod-1"),
+        model: ModelId::new("bad__isvc-0000000000").unwrap(),
+        message: "not a model".to_owned(),
+        time: UnixMillis(0),
+        retry,
+    })
+}
+
+/// What `ensure_loaded` does.
+#[derive(Clone, Debug)]
+pub(crate) enum Load {
+    After(Duration),
+    Fails(WaitError),
+    Never,
+}
+
+/// Models as a test wants them. "digits" stands for `digits__isvc-1111111111`; others can be added.
+#[derive(Clone)]
+pub(crate) struct FakeModels {
+    pub(crate) names: Arc<Mutex<BTreeMap<String, Resolved>>>,
+    pub(crate) load: Arc<Mutex<VecDeque<Load>>>,
+    pub(crate) failures: Arc<Mutex<HashMap<ModelId, Arc<Failure>>>>,
+    pub(crate) suspects: Arc<Mutex<Vec<String>>>,
+    /// Callers inside `ensure_loaded`.
+    pub(crate) waiting: Arc<watch::Sender<usize>>,
+    /// Guards that live.
+    pub(crate) guards: Arc<watch::Sender<usize>>,
+    pub(crate) revoked: Arc<watch::Sender<bool>>,
+}
+
+/// Counts down when dropped.
+pub(crate) struct Counted(Arc<watch::Sender<usize>>, Arc<watch::Sender<bool>>);
+
+impl Counted {
+    fn up(count: &Arc<watch::Sender<usize>>, revoked: &Arc<watch::Sender<bool>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Counted(Arc::clone(count), Arc::clone(revoked))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl FakeModels {
+    pub(crate) fn new() -> Self {
+        let digits = Resolved::Model(registration("digits__isvc-1111111111"));
+        FakeModels {
+            names: Arc::new(Mutex::new(BTreeMap::from([("digits".to_owned(), digits)]))),
+            load: Arc::default(),
+            failures: Arc::default(),
+            suspects: Arc::default(),
+            waiting: Arc::new(watch::Sender::new(0)),
+            guards: Arc::new(watch::Sender::new(0)),
+            revoked: Arc::new(watch::Sender::new(false)),
+        }
+    }
+}
+
+impl Models for FakeModels {
+    type Guard = Counted;
+
+    fn resolve(&self, id: &str) -> Resolved {
+        let named = self.names.lock().get(id).cloned();
+        named.unwrap_or_else(|| self.version(id).map_or(Resolved::Unknown, Resolved::Model))
+    }
+
+    fn version(&self, id: &str) -> Option<Arc<Registration>> {
+        self.names.lock().values().find_map(|resolved| match resolved {
+            Resolved::Model(registration) if registration.id.as_str() == id => Some(Arc::clone(registration)),
+            _ => None,
+        })
+    }
+
+    fn try_acquire(&self, _model: &ModelId) -> Option<Counted> {
+        self.load.lock().is_empty().then(|| Counted::up(&self.guards, &self.revoked))
+    }
+
+    async fn ensure_loaded(&self, _model: &Arc<Registration>, _deadline: Deadline) -> Result<Counted, WaitError> {
+        let _waiting = Counted::up(&self.waiting, &self.revoked);
+        let load = self.load.lock().pop_front();
+        match load {
+            None => {}
+            Some(Load::After(delay)) => Clock::system().sleep(delay).await,
+            Some(Load::Fails(error)) => return Err(error),
+            Some(Load::Never) => std::future::pending().await,
+        }
+        Ok(Counted::up(&self.guards, &self.revoked))
+    }
+
+    async fn revoked(guard: &Counted) {
+        let _ = guard.1.subscribe().wait_for(|revoked| *revoked).await;
+    }
+
+    async fn suspect(&self, model: &ModelId) {
+        self.suspects.lock().push(model.to_string());
+    }
+
+    fn failure(&self, model: &ModelId) -> Option<Arc<Failure>> {
+        self.failures.lock().get(model).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names.lock().keys().cloned().collect()
+    }
+}
+
+/// Echoes raw inputs as outputs, or answers what it was told to.
+#[derive(Clone, Default)]
+pub(crate) struct FakeInfer {
+    pub(crate) answers: Arc<Mutex<VecDeque<Result<ModelInferResponse, InferError>>>>,
+    pub(crate) takes: Arc<Mutex<Duration>>,
+    pub(crate) requests: Arc<Mutex<Vec<ModelInferRequest>>>,
+    pub(crate) running: Arc<watch::Sender<usize>>,
+    /// While true, no inference ends.
+    pub(crate) held: Arc<watch::Sender<bool>>,
+}
+
+#[async_trait]
+impl Infer for FakeInfer {
+    async fn infer(&self, model: &ModelId, request: ModelInferRequest, _deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        self.requests.lock().push(request.clone());
+        let _running = Counted::up(&self.running, &Arc::default());
+        let takes = *self.takes.lock();
+        if !takes.is_zero() {
+            Clock::system().sleep(takes).await;
+        }
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
+        if let Some(answer) = self.answers.lock().pop_front() {
+            return answer;
+        }
+        let outputs = request.inputs.into_iter().map(|input| InferOutputTensor {
+            name: input.name,
+            datatype: input.datatype,
+            shape: input.shape,
+            ..InferOutputTensor::default()
+        });
+        Ok(ModelInferResponse {
+            model_name: model.to_string(),
+            outputs: outputs.collect(),
+            raw_output_contents: request.raw_input_contents,
+            ..ModelInferResponse::default()
+        })
+    }
+
+    async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
+        let tensor = |name: &str, datatype: &str| TensorMetadata { name: name.to_owned(), datatype: datatype.to_owned(), shape: vec![-1, 64] };
+        Ok(ModelMetadataResponse {
+            name: model.to_string(),
+            versions: vec!["1".to_owned()],
+            platform: "fake".to_owned(),
+            inputs: vec![tensor("x", "FP32")],
+            outputs: vec![tensor("y", "INT64")],
+        })
+    }
+}
+
+/// A frontend over fakes.
+pub(crate) struct Rig {
+    pub(crate) models: FakeModels,
+    pub(crate) infer: FakeInfer,
+    pub(crate) metrics: Metrics,
+    pub(crate) down: Arc<Mutex<Option<String>>>,
+    pub(crate) frontend: Arc<Frontend<FakeModels>>,
+}
+
+pub(crate) fn rig() -> Rig {
+    rig_with(ProxyConfig::default())
+}
+
+pub(crate) fn rig_with(config: ProxyConfig) -> Rig {
+    let (models, infer, metrics, down) = (FakeModels::new(), FakeInfer::default(), Metrics::default(), Arc::new(Mutex::new(None::<String>)));
+    let ready = Arc::new({
+        let down = Arc::clone(&down);
+        move || down.lock().clone().map_or(Ok(()), Err)
+    });
+    let frontend = Frontend::new(models.clone(), Arc::new(infer.clone()), Clock::system(), &metrics, config, ready);
+    Rig { models, infer, metrics, down, frontend }
+}

@@ -1,0 +1,104 @@
+//! A store that forgets: for tests, and for trying something without a data folder.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_telemetry::Clock;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
+use crate::{Alias, Changes, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError};
+
+/// Desired state in memory only. Its epoch is 1.
+pub struct MemoryStore {
+    shelf: Shelf,
+    clock: Clock,
+    /// Held while a write is decided and shown: one writer at a time.
+    writing: Mutex<()>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        let identity = clock.wall().0;
+        let shelf = Shelf::new(Beginning { objects: Default::default(), aliases: Default::default(), version: 0, epoch: 1, identity });
+        MemoryStore { shelf, clock, writing: Mutex::new(()) }
+    }
+
+    fn write(&self, write: Write) -> Outcome {
+        let _one_at_a_time = self.writing.lock();
+        let mut draft = Draft::default();
+        let outcome = self.shelf.decide(&mut draft, write, self.clock.wall());
+        self.shelf.publish(draft);
+        outcome
+    }
+}
+
+impl Drop for MemoryStore {
+    fn drop(&mut self) {
+        self.shelf.close();
+    }
+}
+
+/// The object that a write of an object gives back.
+pub(crate) fn object(outcome: Outcome) -> Result<Arc<Object>, StoreError> {
+    outcome?.ok_or_else(|| StoreError::Broken("a write of an object gave none back".to_owned()))
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    fn get(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.shelf.get(key)
+    }
+
+    fn list(&self) -> Vec<Arc<Object>> {
+        self.shelf.snapshot().objects
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.shelf.snapshot()
+    }
+
+    fn version(&self) -> u64 {
+        self.shelf.version()
+    }
+
+    fn epoch(&self) -> u64 {
+        self.shelf.epoch()
+    }
+
+    async fn apply(&self, wanted: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Apply { object: Box::new(wanted), expected }))
+    }
+
+    async fn set_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Status { key: key.clone(), uid: uid.to_owned(), status }))
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Delete { key: key.clone() }))
+    }
+
+    fn alias(&self, key: &ObjectKey) -> Option<Alias> {
+        self.shelf.alias(key)
+    }
+
+    async fn set_alias(&self, key: &ObjectKey, alias: Option<Alias>) -> Result<(), StoreError> {
+        self.write(Write::Alias { key: key.clone(), alias }).map(drop)
+    }
+
+    fn subscribe(&self) -> Changes {
+        self.shelf.subscribe()
+    }
+
+    fn events_after(&self, version: u64) -> Result<Vec<Event>, Expired> {
+        self.shelf.events_after(version)
+    }
+
+    fn versions(&self) -> watch::Receiver<u64> {
+        self.shelf.versions()
+    }
+}

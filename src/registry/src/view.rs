@@ -1,0 +1,346 @@
+//! The picture that every request reads.
+//!
+//! A [`View`] never changes. A change makes the next one, which shares all but the changed path with it (see
+//! [`map`](crate::map)), and [`Views`] swaps it in: readers take one view, decide on that one, and never wait.
+//!
+//! Invariant: the models of a view are exactly the registrations that its names refer to, as active or as target.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use berth_types::{Failure, ModelId, Name, Registration};
+use parking_lot::Mutex;
+
+use crate::map::{Entry, Map};
+use crate::pool::Pool;
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub struct NameEntry {
+    /// The version that serves. `None` while no valid spec was ever seen.
+    pub active: Option<Arc<Registration>>,
+    /// The version that should serve, when it is another one.
+    pub target: Option<Arc<Registration>>,
+    /// Why nothing can serve, when `active` is `None`, or why `active` cannot be loaded by any runtime.
+    pub failure: Option<Arc<Failure>>,
+}
+
+impl NameEntry {
+    fn registrations(&self) -> impl Iterator<Item = &Arc<Registration>> {
+        self.active.iter().chain(&self.target)
+    }
+}
+
+/// What a client's id stands for.
+#[derive(Clone, Debug)]
+pub enum Resolved {
+    /// This version.
+    Model(Arc<Registration>),
+    /// The name is known and nothing can serve it.
+    Unservable(Arc<Failure>),
+    /// Neither a name nor a model id that we know.
+    Unknown,
+    /// Not known yet: resources are still being read.
+    NotReady,
+}
+
+/// A name with its entry, as the map keeps it.
+struct Named {
+    name: Name,
+    entry: NameEntry,
+}
+
+impl Entry for Arc<Named> {
+    fn key(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+/// A registration and how many names refer to it.
+#[derive(Clone)]
+struct Counted {
+    registration: Arc<Registration>,
+    names: u32,
+}
+
+impl Entry for Counted {
+    fn key(&self) -> &str {
+        self.registration.id.as_str()
+    }
+}
+
+/// One immutable picture of names and registrations, numbered (epoch, sequence). A clone is a few reference counts; a
+/// change copies one path of about log32(names) small nodes, not the whole.
+#[derive(Clone, Default)]
+pub struct View {
+    epoch: u64,
+    sequence: u64,
+    /// Every resource has been read once, so what is not here does not exist.
+    ready: bool,
+    names: Map<Arc<Named>>,
+    models: Map<Counted>,
+    pool: Arc<Pool>,
+}
+
+impl View {
+    /// What `id` stands for: a name first, else a model id.
+    ///
+    /// A name stands for its active version, and for its target while it has no active one. A failure of the name comes
+    /// before both: it says that no runtime can load the version that should serve.
+    #[must_use]
+    pub fn resolve(&self, id: &str) -> Resolved {
+        if let Some(entry) = self.name(id) {
+            return match (&entry.failure, entry.active.as_ref().or(entry.target.as_ref())) {
+                (Some(failure), _) => Resolved::Unservable(Arc::clone(failure)),
+                (None, Some(registration)) => Resolved::Model(Arc::clone(registration)),
+                (None, None) => self.unknown(),
+            };
+        }
+        self.model(id).map_or_else(|| self.unknown(), |registration| Resolved::Model(Arc::clone(registration)))
+    }
+
+    fn unknown(&self) -> Resolved {
+        if self.ready { Resolved::Unknown } else { Resolved::NotReady }
+    }
+
+    /// What a name stands for, in full.
+    #[must_use]
+    pub fn name(&self, name: &str) -> Option<&NameEntry> {
+        self.names.get(name).map(|named| &named.entry)
+    }
+
+    /// The registration of a model id.
+    #[must_use]
+    pub fn model(&self, id: &str) -> Option<&Arc<Registration>> {
+        self.models.get(id).map(|counted| &counted.registration)
+    }
+
+    /// This view with one name changed (`None`: removed). Registrations that no name refers to any more are gone.
+    #[must_use]
+    pub fn with_name(&self, name: &Name, entry: Option<NameEntry>) -> View {
+        self.with_names([(name.clone(), entry)])
+    }
+
+    /// This view with several names changed, at less cost than one after the other.
+    #[must_use]
+    pub fn with_names(&self, changes: impl IntoIterator<Item = (Name, Option<NameEntry>)>) -> View {
+        let mut next = self.clone();
+        for (name, entry) in changes {
+            next.change(name, entry);
+        }
+        next
+    }
+
+    fn change(&mut self, name: Name, entry: Option<NameEntry>) {
+        let old = match entry {
+            Some(entry) => {
+                // Counted up before the old entry is counted down, so that what both refer to stays.
+                let entry = NameEntry {
+                    active: entry.active.map(|registration| self.hold(&registration)),
+                    target: entry.target.map(|registration| self.hold(&registration)),
+                    failure: entry.failure,
+                };
+                self.names.insert(Arc::new(Named { name, entry }))
+            }
+            None => self.names.remove(name.as_str()),
+        };
+        for registration in old.iter().flat_map(|named| named.entry.registrations()) {
+            self.release(&registration.id);
+        }
+    }
+
+    fn hold(&mut self, registration: &Arc<Registration>) -> Arc<Registration> {
+        let shared = self.pool.share(registration);
+        let names = self.models.get(shared.id.as_str()).map_or(0, |counted| counted.names);
+        self.models.insert(Counted { registration: Arc::clone(&shared), names: names + 1 });
+        shared
+    }
+
+    fn release(&mut self, id: &ModelId) {
+        match self.models.get(id.as_str()).cloned() {
+            Some(counted) if counted.names > 1 => drop(self.models.insert(Counted { names: counted.names - 1, ..counted })),
+            Some(_) => drop(self.models.remove(id.as_str())),
+            None => {}
+        }
+    }
+
+    /// Every model id, for tests and lists. In no order that means anything.
+    pub fn model_ids(&self) -> impl Iterator<Item = &ModelId> {
+        self.models.iter().map(|counted| &counted.registration.id)
+    }
+
+    /// Every name with its entry, in no order that means anything.
+    pub fn names(&self) -> impl Iterator<Item = (&Name, &NameEntry)> {
+        self.names.iter().map(|named| (&named.name, &named.entry))
+    }
+
+    /// How many names there are.
+    #[must_use]
+    pub fn name_count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// How many registrations the names refer to.
+    #[must_use]
+    pub fn model_count(&self) -> usize {
+        self.models.len()
+    }
+
+    /// Which view this is: the epoch of its writer, and its place in that epoch. The larger pair is the newer view.
+    #[must_use]
+    pub fn number(&self) -> (u64, u64) {
+        (self.epoch, self.sequence)
+    }
+
+    /// True once every resource has been read.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+}
+
+/// The present view. Readers take it once and decide on that one. Clones are the same views.
+#[derive(Clone, Default)]
+pub struct Views {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    current: ArcSwap<View>,
+    /// Held while the next view is made: two changes never start from the same view.
+    writing: Mutex<()>,
+}
+
+impl Views {
+    /// Starts with an empty view of the writer whose epoch this is.
+    #[must_use]
+    pub fn in_epoch(epoch: u64) -> Self {
+        Views { shared: Arc::new(Shared { current: ArcSwap::from_pointee(View { epoch, ..View::default() }), writing: Mutex::new(()) }) }
+    }
+
+    /// The present view.
+    #[must_use]
+    pub fn current(&self) -> Arc<View> {
+        self.shared.current.load_full()
+    }
+
+    /// Publishes the next view: `change` gets the present one. One writer. The sequence number grows by one.
+    pub fn update(&self, change: impl FnOnce(&View) -> View) {
+        let _one_at_a_time = self.shared.writing.lock();
+        let current = self.shared.current.load_full();
+        let next = View { epoch: current.epoch, sequence: current.sequence + 1, ..change(&current) };
+        self.shared.current.store(Arc::new(next));
+    }
+
+    /// From now on unknown ids are unknown, not "not ready": every resource has been read once.
+    pub fn mark_ready(&self) {
+        self.update(|view| View { ready: true, ..view.clone() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use berth_types::{Location, Reason, Retry, Step, UnixMillis};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::registration;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn entry(active: Option<Arc<Registration>>, target: Option<Arc<Registration>>) -> NameEntry {
+        NameEntry { active, target, failure: None }
+    }
+
+    fn failure(model: &ModelId) -> Arc<Failure> {
+        Arc::new(Failure {
+            reason: Reason::NoSupportingRuntime,
+            step: Step::Admit,
+            location: Location::of_pod_name("pod"),
+            model: model.clone(),
+            message: "no runtime lists tensorrt".to_owned(),
+            time: UnixMillis(0),
+            retry: Retry::AfterChange,
+        })
+    }
+
+    #[test]
+    fn a_name_stands_for_what_serves_and_a_model_id_for_itself() {
+        let (v1, v2) = (registration("digits", 1), registration("digits", 2));
+        let broken = registration("broken", 1);
+        let view = View::default()
+            .with_name(&name("digits"), Some(entry(Some(Arc::clone(&v1)), Some(Arc::clone(&v2)))))
+            .with_name(&name("new"), Some(entry(None, Some(Arc::clone(&v2)))))
+            .with_name(&name("broken"), Some(NameEntry { failure: Some(failure(&broken.id)), ..entry(Some(Arc::clone(&broken)), None) }))
+            .with_name(&name("empty"), Some(entry(None, None)));
+        let views = Views::in_epoch(3);
+        views.update(|_| view);
+        let text = |resolved: Resolved| match resolved {
+            Resolved::Model(registration) => registration.id.to_string(),
+            Resolved::Unservable(failure) => failure.reason.to_string(),
+            Resolved::Unknown => "unknown".to_owned(),
+            Resolved::NotReady => "not ready".to_owned(),
+        };
+        for (id, expected) in [
+            ("digits", v1.id.as_str()),
+            (v1.id.as_str(), v1.id.as_str()),
+            (v2.id.as_str(), v2.id.as_str()),
+            ("new", v2.id.as_str()),
+            ("broken", "NoSupportingRuntime"),
+            (broken.id.as_str(), broken.id.as_str()),
+            ("empty", "not ready"),
+            ("nobody", "not ready"),
+        ] {
+            assert_eq!(text(views.current().resolve(id)), expected, "{id}");
+        }
+        views.mark_ready();
+        assert_eq!(text(views.current().resolve("nobody")), "unknown");
+        assert_eq!(text(views.current().resolve("empty")), "unknown");
+        assert_eq!(text(views.current().resolve("digits")), v1.id.as_str());
+    }
+
+    #[test]
+    fn each_update_is_one_number_later_in_the_writers_epoch_whatever_the_change_returns() {
+        let views = Views::in_epoch(7);
+        let first = views.current();
+        views.update(|view| view.with_name(&name("a"), Some(entry(Some(registration("a", 1)), None))));
+        views.update(|_| View::default());
+        assert_eq!((first.number(), views.current().number()), ((7, 0), (7, 2)));
+        assert_eq!(first.name_count(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn the_models_are_exactly_those_that_names_refer_to(
+            steps in prop::collection::vec((0u8..6, prop::option::of((prop::option::of(0u32..4), prop::option::of(0u32..4)))), 0..60)
+        ) {
+            let mut view = View::default();
+            let mut expected = BTreeMap::new();
+            for (number, change) in steps {
+                let name = name(&format!("name-{number}"));
+                // Versions of all names come from one small pool, so that names share registrations.
+                let of = |version: Option<u32>| version.map(|version| registration("shared", version));
+                view = view.with_name(&name, change.map(|(active, target)| entry(of(active), of(target))));
+                match change {
+                    Some(ids) => drop(expected.insert(number, ids)),
+                    None => drop(expected.remove(&number)),
+                }
+            }
+            let referred: BTreeSet<ModelId> = expected
+                .values()
+                .flat_map(|(active, target)| [*active, *target])
+                .flatten()
+                .map(|version| registration("shared", version).id.clone())
+                .collect();
+            prop_assert_eq!(view.model_ids().cloned().collect::<BTreeSet<_>>(), referred);
+            prop_assert_eq!(view.name_count(), expected.len());
+        }
+    }
+}

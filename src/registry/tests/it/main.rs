@@ -1,0 +1,34 @@
+//! The store's conformance suite on both stores, what only the one on disk must do, and the watched folder.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod disk;
+mod folder;
+mod store;
+
+use std::sync::Arc;
+
+use berth_registry::{Alias, Kind, Object, ObjectKey, Origin};
+use berth_types::{ModelFormat, ModelId, Name, Namespace, Placement, Registration, StorageRef};
+use serde_json::json;
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey { kind: Kind::InferenceService, namespace: Some(Namespace::new("default").unwrap()), name: Name::new(name).unwrap() }
+}
+
+fn object(name: &str, spec: u64) -> Object {
+    Object::desired(key(name), Origin::Api, json!({ "predictor": { "number": spec } }))
+}
+
+fn registration(id: &str) -> Arc<Registration> {
+    Arc::new(Registration {
+        id: ModelId::new(id).unwrap(),
+        format: ModelFormat { name: "onnx".into(), version: None },
+        placement: Placement::Runtime("berth-onnx".into()),
+        storage: StorageRef { key: None, parameters: Arc::default(), path: "m.onnx".into(), schema_path: None },
+        declared_size: None,
+    })
+}
+
+fn alias(active: &str) -> Alias {
+    Alias { active: registration(active), target: Some(registration("target")) }
+}

@@ -1,0 +1,255 @@
+//! What starts next, and what must go for it.
+//!
+//! Three queues in a row, each with its own concurrency: fetch, fit (memory), load. In the first two, loads that
+//! somebody waits for come before those that nobody does, each class first come, first served. Memory is given out
+//! strictly in that order: nobody overtakes a load that waits for memory which is coming, so it cannot starve. Only a
+//! load that even the end of all requests could not help is passed over.
+//!
+//! Copies in use are never evicted. When all idle ones together do not suffice, copies in use that had their turn
+//! ([`Config::turn`](crate::Config::turn)) take no new requests and are drained: so two models on room for one take
+//! turns under any load, instead of one starving.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use berth_plan::{Admission, Event, MayEvict, Phase, Resident, admit, drain_for, relieve};
+use berth_telemetry::Counter;
+use berth_types::{ModelId, Refusal, Step};
+use tracing::{debug, info};
+
+use crate::entry::{Class, Entry, Ticket};
+use crate::lru::ByLastUse;
+use crate::owner::{Owner, last_used_of};
+use crate::work::artifacts_of;
+
+/// How it went for one load that wants memory.
+enum Turn {
+    /// It has memory, or it is out of the queue: next.
+    Settled,
+    /// It waits for memory that is coming: so does everybody behind it.
+    Blocks,
+    /// Nothing can help it now: others may go.
+    PassedOver,
+}
+
+/// The loaded copies as eviction sees them, least recently used first.
+fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>) -> impl Iterator<Item = Resident> + 'a {
+    lru.walk(move |model| last_used_of(entries, model)).filter_map(move |model| {
+        let entry = entries.get(&model)?;
+        let (slot, lease) = (entry.slot.as_ref()?, entry.lease.as_ref()?);
+        Some(Resident {
+            footprint: lease.bytes().clone(),
+            last_used: slot.last_used().unwrap_or(slot.loaded),
+            loaded: slot.loaded,
+            used_since_load: slot.used_since_load(),
+            in_flight: slot.in_flight(),
+            pinned: false,
+            model,
+        })
+    })
+}
+
+impl Owner {
+    pub(crate) fn start_what_can_start(&mut self) {
+        self.start_fetches();
+        if std::mem::take(&mut self.reconsider) {
+            self.give_out_memory();
+        }
+        self.start_loads();
+    }
+
+    fn start_fetches(&mut self) {
+        while self.fetching.len() < self.config.fetches.max(1) {
+            let Some(next) = self.to_fetch.first().cloned() else { break };
+            // One place stays free for those who wait, where there is more than one.
+            let background = |model: &ModelId| self.entries.get(model).is_some_and(|entry| entry.ticket.class == Class::Background);
+            let taken = self.fetching.iter().filter(|model| background(model)).count();
+            if next.class == Class::Background && taken >= self.config.fetches.saturating_sub(1).max(1) {
+                break;
+            }
+            self.to_fetch.remove(&next);
+            let Some(entry) = self.entries.get_mut(&next.model) else { continue };
+            let Some(registration) = entry.registration.clone() else { continue };
+            entry.task = Some(self.work.fetch(registration, entry.life));
+            self.fetching.insert(next.model);
+        }
+    }
+
+    fn start_loads(&mut self) {
+        let limit = self.work.runtime.info().load_concurrency.get() as usize;
+        while self.loading.len() < limit {
+            let Some(model) = self.to_load.pop_front() else { break };
+            let Some(entry) = self.entries.get_mut(&model) else { continue };
+            let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
+            let artifacts = artifacts_of(files);
+            entry.task = Some(self.work.load(registration, artifacts, entry.life));
+            self.loading.insert(model);
+        }
+    }
+
+    fn give_out_memory(&mut self) {
+        self.turn_ends = None;
+        self.relieve_pools_in_debt();
+        // What the runtime held before us takes memory that the ledger does not know.
+        let mut starving = false;
+        if self.left_over.as_ref().is_some_and(std::collections::HashSet::is_empty) {
+            let mut passed: Option<Ticket> = None;
+            loop {
+                let next = match &passed {
+                    None => self.to_fit.first(),
+                    Some(passed) => self.to_fit.range((std::ops::Bound::Excluded(passed), std::ops::Bound::Unbounded)).next(),
+                };
+                let Some(next) = next.cloned() else { break };
+                match self.fit(&next.model, &mut starving) {
+                    Turn::Settled => {}
+                    Turn::Blocks => break,
+                    Turn::PassedOver => passed = Some(next),
+                }
+            }
+        }
+        if !starving {
+            self.shared.bell.starving.end();
+        }
+    }
+
+    /// Tries to give `model` memory.
+    fn fit(&mut self, model: &ModelId, starving: &mut bool) -> Turn {
+        // One load beyond those that run is prepared, so that the runtime has no gap; evicting for more would take
+        // copies from their users long before the memory is needed.
+        let ahead = self.loading.len() + self.to_load.len();
+        if ahead > self.work.runtime.info().load_concurrency.get() as usize {
+            return Turn::Blocks;
+        }
+        let Some(entry) = self.entries.get(model) else { return Turn::PassedOver };
+        if let Some(victim) = &entry.after_out_of_memory
+            && matches!(self.phase(victim), Some(Phase::Draining | Phase::Unloading))
+        {
+            return Turn::Blocks;
+        }
+        let (may, need) = (entry.may_evict(), entry.need.clone().unwrap_or_default());
+        loop {
+            let memory = self.ledger.sums().memory;
+            match admit(&need, &memory, residents(&mut self.lru, &self.entries), may, self.clock.wall()) {
+                Admission::Fits => {
+                    // The ledger asks the same question again; both must say yes.
+                    let Some(lease) = self.ledger.lease(model, &need) else { return Turn::Blocks };
+                    if let Some(entry) = self.entries.get_mut(model) {
+                        entry.lease = Some(lease);
+                    }
+                    self.step(model, Event::Leased);
+                    return Turn::Settled;
+                }
+                Admission::AwaitReturning => return Turn::Blocks,
+                Admission::Evict(victims) => {
+                    if self.evict(&victims, model) {
+                        return Turn::Blocks;
+                    }
+                    // A request came in between: the plan was for another moment.
+                }
+                Admission::Refuse(refusal @ Refusal::NeverFits { .. }) => {
+                    self.refuse_for_good(model, refusal);
+                    self.step(model, Event::Evict);
+                    return Turn::Settled;
+                }
+                Admission::Refuse(refusal @ Refusal::NoRoomNow { .. }) => {
+                    if may != MayEvict::AnyIdle {
+                        debug!(model = %model, error = %refusal, "no room for a load that nobody waits for");
+                        self.metrics.add(Counter::Loads, &[("step", Step::Admit.as_str()), ("outcome", "no-room")], 1);
+                        if let Some(entry) = self.entries.get_mut(model) {
+                            entry.background = None;
+                        }
+                        self.step(model, Event::Evict);
+                        return Turn::Settled;
+                    }
+                    if !*starving {
+                        // From here on copies that become idle ring the bell; one may have done so just before.
+                        *starving = true;
+                        self.shared.bell.starving.announce();
+                        continue;
+                    }
+                    return self.take_turns(model, &need);
+                }
+            }
+        }
+    }
+
+    /// Idle copies do not suffice for a load that somebody waits for.
+    fn take_turns(&mut self, model: &ModelId, need: &berth_types::Footprint) -> Turn {
+        let memory = self.ledger.sums().memory;
+        let now = self.clock.wall();
+        match drain_for(need, &memory, residents(&mut self.lru, &self.entries), self.config.turn, now) {
+            Admission::Evict(victims) => {
+                for victim in victims {
+                    self.log_eviction(&victim, model, "its turn is over");
+                    self.drain_within(&victim, self.config.drain_cap);
+                    self.step(&victim, Event::Evict);
+                }
+                Turn::Blocks
+            }
+            Admission::Fits | Admission::AwaitReturning => Turn::Blocks,
+            Admission::Refuse(_) => {
+                let ever = drain_for(need, &memory, residents(&mut self.lru, &self.entries), Duration::ZERO, now);
+                if matches!(ever, Admission::Refuse(_)) {
+                    return Turn::PassedOver;
+                }
+                let turn = self.config.turn;
+                let left = residents(&mut self.lru, &self.entries).map(|copy| turn.saturating_sub(now.since(copy.loaded)));
+                let left = left.filter(|left| !left.is_zero()).min().unwrap_or(turn);
+                self.turn_ends = Some(self.clock.now() + left.max(Duration::from_millis(1)));
+                Turn::Blocks
+            }
+        }
+    }
+
+    /// Evicts all of `victims` or, when one of them came into use, none.
+    fn evict(&mut self, victims: &[ModelId], for_model: &ModelId) -> bool {
+        let slots: Vec<_> = victims.iter().filter_map(|victim| self.entries.get(victim)?.slot.clone()).collect();
+        let closed = slots.iter().take_while(|slot| slot.gate.close_if_idle()).count();
+        if closed < victims.len() {
+            for slot in &slots[..closed] {
+                slot.gate.reopen();
+            }
+            return false;
+        }
+        for victim in victims {
+            self.log_eviction(victim, for_model, "least recently used");
+            self.step(victim, Event::Evict);
+        }
+        true
+    }
+
+    fn log_eviction(&self, victim: &ModelId, for_model: &ModelId, reason: &str) {
+        let size = self.entries.get(victim).and_then(|entry| entry.lease.as_ref()).map(|lease| lease.bytes().clone()).unwrap_or_default();
+        self.metrics.add(Counter::Evictions, &[], 1);
+        info!(model = %victim, size = %size, reason, for_model = %for_model, "model evicted");
+    }
+
+    /// Copies took more than was predicted: brings the pools back within their budgets as far as idle copies go.
+    fn relieve_pools_in_debt(&mut self) {
+        loop {
+            let memory = self.ledger.sums().memory;
+            if memory.charged.fits(&memory.budget) {
+                return;
+            }
+            let victims = relieve(&memory, residents(&mut self.lru, &self.entries));
+            let Some(first) = victims.first().cloned() else { return };
+            if self.evict(&victims, &first) {
+                return;
+            }
+        }
+    }
+
+    /// Evicts the least recently used idle copy, so that `model` can be tried once more. False when there is none.
+    pub(crate) fn evict_one_for(&mut self, model: &ModelId) -> bool {
+        loop {
+            let victim = residents(&mut self.lru, &self.entries).find(|copy| copy.in_flight == 0).map(|copy| copy.model);
+            let Some(victim) = victim else { return false };
+            if self.evict(std::slice::from_ref(&victim), model) {
+                if let Some(entry) = self.entries.get_mut(model) {
+                    entry.after_out_of_memory = Some(victim);
+                }
+                return true;
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! One model on its way up, here, or on its way down.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use berth_adapters::Unloaded;
+use berth_plan::{MayEvict, Phase};
+use berth_puller::Pinned;
+use berth_types::{Failure, Footprint, ModelId, Registration, UnixMillis};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use crate::WaitError;
+use crate::ledger::Lease;
+use crate::slot::{Guard, Slot};
+
+/// A caller's end of [`crate::Residency::ensure_loaded`].
+pub(crate) type Waiter = oneshot::Sender<Result<Guard, WaitError>>;
+
+/// Who goes first: loads that somebody waits for, then those that nobody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Class {
+    Waited,
+    Background,
+}
+
+/// A place in a queue: by class, then first come, first served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket {
+    pub(crate) class: Class,
+    pub(crate) number: u64,
+    pub(crate) model: ModelId,
+}
+
+/// What an unload in progress is at.
+#[derive(Debug, Default)]
+pub(crate) struct Leaving {
+    /// When the unload began.
+    pub(crate) began: Option<Instant>,
+    /// Unload calls made.
+    pub(crate) tries: u32,
+    /// The moment (in the owner's sequence) at which the last call had been answered. Only an index that was asked for
+    /// later confirms. `None` while a call is running, and once the confirmation is there.
+    pub(crate) told: Option<u64>,
+    /// When the runtime should have dropped the copy from its index.
+    pub(crate) until: Option<Instant>,
+    /// The runtime's words, where it refused.
+    pub(crate) refused: Option<String>,
+    /// The runtime was never told to load: there is nothing to unload, only something to confirm.
+    pub(crate) nothing_attempted: bool,
+}
+
+/// What the owner knows of a model that is not simply absent.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// `None` for what the runtime holds and nobody asked for: it is unloaded.
+    pub(crate) registration: Option<Arc<Registration>>,
+    pub(crate) phase: Phase,
+    /// Tells results of this entry's tasks from those of an earlier life of the same model.
+    pub(crate) life: u64,
+    pub(crate) ticket: Ticket,
+    /// When it was asked for; reported while it loads.
+    pub(crate) since: UnixMillis,
+    /// The same on the monotonic clock.
+    pub(crate) asked: Instant,
+    pub(crate) waiters: Vec<Waiter>,
+    /// What a load that nobody waits for may evict; `None` when it was only asked for by callers.
+    pub(crate) background: Option<MayEvict>,
+    /// The task of this phase, if one runs.
+    pub(crate) task: Option<AbortHandle>,
+    /// Its files, from the fetch until the runtime has let go of them: a layout may refer to them.
+    pub(crate) files: Option<Pinned>,
+    /// The prediction, in Fitting.
+    pub(crate) need: Option<Footprint>,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) slot: Option<Arc<Slot>>,
+    /// The moment (in the owner's sequence) at which it was announced.
+    pub(crate) announced: u64,
+    pub(crate) leaving: Leaving,
+    pub(crate) proof: Option<Unloaded>,
+    /// Set while stuck.
+    pub(crate) stuck: Option<Arc<Failure>>,
+    /// Its registration went away: forget the files when it is gone.
+    pub(crate) retired: bool,
+    /// The runtime ran out of memory for it once, and this copy goes first.
+    pub(crate) after_out_of_memory: Option<ModelId>,
+    /// When its drain is cut short.
+    pub(crate) drain_until: Option<Instant>,
+}
+
+impl Entry {
+    pub(crate) fn new(ticket: Ticket, registration: Option<Arc<Registration>>, phase: Phase, life: u64, since: UnixMillis, asked: Instant) -> Self {
+        Entry {
+            registration,
+            phase,
+            life,
+            ticket,
+            since,
+            asked,
+            waiters: Vec::new(),
+            background: None,
+            task: None,
+            files: None,
+            need: None,
+            lease: None,
+            slot: None,
+            announced: 0,
+            leaving: Leaving::default(),
+            proof: None,
+            stuck: None,
+            retired: false,
+            after_out_of_memory: None,
+            drain_until: None,
+        }
+    }
+
+    /// True when somebody wants the model loaded (again).
+    pub(crate) fn wanted(&self) -> bool {
+        !self.waiters.is_empty() || self.background.is_some()
+    }
+
+    /// What it may evict now. A load that everybody gave up on may finish in free memory only.
+    pub(crate) fn may_evict(&self) -> MayEvict {
+        if self.waiters.is_empty() { self.background.unwrap_or(MayEvict::Nothing) } else { MayEvict::AnyIdle }
+    }
+
+    /// Lets go of callers that gave up; says how many.
+    pub(crate) fn drop_waiters_that_left(&mut self) -> usize {
+        let before = self.waiters.len();
+        self.waiters.retain(|waiter| !waiter.is_closed());
+        before - self.waiters.len()
+    }
+}

@@ -1,0 +1,221 @@
+//! What is remembered of models beyond their copies: last use and measured size, kept across restarts in one small
+//! file.
+//!
+//! The file is a convenience, never a truth: without it the order of eviction starts anew and sizes are estimated
+//! again. A file that cannot be read is said so once and replaced. Writing is atomic: temporary name, sync, rename.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use berth_types::{Footprint, ModelId, UnixMillis};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+/// What is known of one model. With its key 72 bytes in the table; the id's text is shared with the registration.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Known {
+    last_used: Option<UnixMillis>,
+    /// What the last copy took.
+    measured: Option<Footprint>,
+}
+
+/// Last use and measured size of the models that were used or loaded here.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    models: HashMap<ModelId, Known>,
+    changed: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    models: Vec<StoredModel>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredModel {
+    id: ModelId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_used: Option<UnixMillis>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    measured: Option<Footprint>,
+}
+
+const VERSION: u32 = 1;
+/// A larger file is not ours.
+const LARGEST_FILE: u64 = 64 << 20;
+
+/// The file inside the state folder.
+pub(crate) fn file_in(folder: &Path) -> PathBuf {
+    folder.join("residency.json")
+}
+
+impl History {
+    /// What the file says; empty when there is none or it cannot be read.
+    pub(crate) fn read(folder: &Path) -> Self {
+        let path = file_in(folder);
+        match read_file(&path) {
+            Ok(models) => History { models, changed: false },
+            Err(fault) => {
+                warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be read, starting without");
+                History::default()
+            }
+        }
+    }
+
+    pub(crate) fn note_use(&mut self, model: &ModelId, time: UnixMillis) {
+        let known = self.models.entry(model.clone()).or_default();
+        if known.last_used < Some(time) {
+            known.last_used = Some(time);
+            self.changed = true;
+        }
+    }
+
+    pub(crate) fn note_size(&mut self, model: &ModelId, measured: &Footprint) {
+        let known = self.models.entry(model.clone()).or_default();
+        if known.measured.as_ref() != Some(measured) {
+            known.measured = Some(measured.clone());
+            self.changed = true;
+        }
+    }
+
+    pub(crate) fn forget(&mut self, model: &ModelId) {
+        self.changed |= self.models.remove(model).is_some();
+    }
+
+    pub(crate) fn last_used(&self, model: &str) -> Option<UnixMillis> {
+        self.models.get(model)?.last_used
+    }
+
+    pub(crate) fn measured(&self, model: &ModelId) -> Option<Footprint> {
+        self.models.get(model)?.measured.clone()
+    }
+
+    /// Every model that was ever used, with its last use.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (&ModelId, UnixMillis)> {
+        self.models.iter().filter_map(|(model, known)| Some((model, known.last_used?)))
+    }
+
+    /// Forgets the longest unused models down to `limit`, once it is exceeded by a tenth: so that it costs little per
+    /// model.
+    pub(crate) fn keep_within(&mut self, limit: usize) {
+        if self.models.len() <= limit + limit / 10 {
+            return;
+        }
+        let mut times: Vec<Option<UnixMillis>> = self.models.values().map(|known| known.last_used).collect();
+        let surplus = times.len() - limit;
+        let (_, oldest_kept, _) = times.select_nth_unstable(surplus);
+        let oldest_kept = *oldest_kept;
+        let mut to_go = surplus;
+        self.models.retain(|_, known| {
+            let goes = to_go > 0 && known.last_used <= oldest_kept;
+            to_go -= usize::from(goes);
+            !goes
+        });
+        self.changed = true;
+    }
+
+    /// The bytes to write, if anything changed since the last call.
+    pub(crate) fn take_unsaved(&mut self) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let stored = |(id, known): (&ModelId, &Known)| StoredModel { id: id.clone(), last_used: known.last_used, measured: known.measured.clone() };
+        let mut models: Vec<_> = self.models.iter().map(stored).collect();
+        models.sort_by(|a, b| a.id.cmp(&b.id));
+        // Plain values with text keys: there is nothing in them that JSON cannot say.
+        serde_json::to_vec(&Stored { version: VERSION, models }).ok()
+    }
+
+    /// The last write did not succeed: the next save tries again.
+    pub(crate) fn save_failed(&mut self) {
+        self.changed = true;
+    }
+}
+
+fn read_file(path: &Path) -> Result<HashMap<ModelId, Known>, String> {
+    let size = match std::fs::metadata(path) {
+        Ok(meta) => meta.len(),
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        Err(fault) => return Err(fault.to_string()),
+    };
+    if size > LARGEST_FILE {
+        return Err(format!("it has {size} bytes, at most {LARGEST_FILE} are read"));
+    }
+    let bytes = std::fs::read(path).map_err(|fault| fault.to_string())?;
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(|fault| fault.to_string())?;
+    if stored.version != VERSION {
+        return Err(format!("it has version {}, this program reads {VERSION}", stored.version));
+    }
+    Ok(stored.models.into_iter().map(|model| (model.id, Known { last_used: model.last_used, measured: model.measured })).collect())
+}
+
+/// Writes the file. Blocking: for a blocking thread.
+pub(crate) fn write(folder: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let path = file_in(folder);
+    let temporary = path.with_extension("json.tmp");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&temporary, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_types::ByteSize;
+
+    use super::*;
+
+    fn id(name: &str) -> ModelId {
+        ModelId::new(name).expect("a test's id is valid")
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(History::read(folder.path()).used().count(), 0, "no file is no fault");
+        let mut history = History::default();
+        assert!(history.take_unsaved().is_none(), "nothing changed");
+        history.note_use(&id("a"), UnixMillis(7));
+        history.note_use(&id("a"), UnixMillis(5));
+        history.note_size(&id("b"), &Footprint::host(ByteSize(9)));
+        write(folder.path(), &history.take_unsaved().expect("changed")).expect("the folder is writable");
+        assert!(history.take_unsaved().is_none());
+        let back = History::read(folder.path());
+        assert_eq!(back.last_used("a"), Some(UnixMillis(7)), "the last use never moves back");
+        assert_eq!(back.measured(&id("b")), Some(Footprint::host(ByteSize(9))));
+        assert_eq!(back.models, history.models);
+    }
+
+    #[test]
+    fn a_damaged_file_is_as_good_as_none() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for text in ["", "{", "[]", r#"{"version":9,"models":[]}"#, r#"{"version":1,"models":[{"id":""}]}"#] {
+            std::fs::write(file_in(folder.path()), text).expect("the folder is writable");
+            assert_eq!(History::read(folder.path()).models.len(), 0, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_longest_unused_are_forgotten_first() {
+        let mut history = History::default();
+        for n in 0..111 {
+            history.note_use(&id(&format!("m{n}")), UnixMillis(1_000 + n));
+        }
+        history.note_size(&id("never-used"), &Footprint::default());
+        history.keep_within(100);
+        assert_eq!(history.models.len(), 100);
+        assert_eq!(history.last_used("m110"), Some(UnixMillis(1_110)));
+        assert_eq!(history.last_used("m11"), None);
+        assert!(history.measured(&id("never-used")).is_none());
+        assert_eq!(history.last_used("m12"), Some(UnixMillis(1_012)));
+    }
+
+    #[test]
+    fn a_remembered_model_takes_72_bytes_in_the_table() {
+        assert_eq!(std::mem::size_of::<(ModelId, Known)>(), 72);
+    }
+}

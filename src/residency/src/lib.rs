@@ -1,0 +1,238 @@
+//! The models of this pod: what is loaded, what waits, what must go.
+//!
+//! One owner task decides and remembers; callers talk to it through [`Residency`], whose methods are one message each.
+//! What every request touches (is it loaded, one more in flight, last use) is a sharded map of atomic words, so a warm
+//! request never meets the owner task.
+//!
+//! | module | about |
+//! |---|---|
+//! | `gate` | the (count, closed) word of a copy |
+//! | `slot` | what a request touches of a loaded copy; guards |
+//! | `ledger` | pools and leases: memory comes back with the runtime's proof only |
+//! | `lru` | the order of last use, without a message per request |
+//! | `owner` | the task: messages, results, the life of each model |
+//! | `admission` | what starts next and what must go for it |
+//! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
+//! | `work` | everything that leaves the process, each in a task with a deadline |
+//! | `history`, `failures`, `reports` | what is remembered, what went wrong lately, what subscribers are told |
+//!
+//! Deciding is left to `berth_plan` (what fits, what to evict, which step follows), bytes on disk to `berth_puller`,
+//! the server to `berth_adapters`.
+//!
+//! **Bounds.** A model that was never used or loaded here costs nothing. One that was costs an entry in the history: 72
+//! bytes plus the table's slack (at most 165 in all), its id's text being shared with the registration; at most
+//! [`Config::remembered`] are kept. A model that is loaded, loading or leaving has an entry of about a kilobyte. There
+//! are at most [`Config::waiters`] waiting callers; failures are kept for [`Config::failure_kept`], one per model.
+
+mod admission;
+mod config;
+mod entry;
+mod error;
+mod failures;
+mod gate;
+mod history;
+mod leaving;
+mod ledger;
+mod lru;
+mod owner;
+mod reports;
+mod slot;
+mod snapshot;
+mod sync;
+mod work;
+
+pub use berth_plan::{MayEvict, Phase};
+pub use config::Config;
+pub use error::WaitError;
+pub use reports::Reports;
+pub use slot::Guard;
+pub use snapshot::{CopyUse, PoolUse, Snapshot};
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use berth_adapters::Runtime;
+use berth_puller::Fetch;
+use berth_telemetry::{Clock, Metrics};
+use berth_types::{Deadline, Footprint, Location, ModelId, Registration, UnixMillis};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::history::History;
+use crate::owner::{Msg, Owner};
+use crate::reports::Board;
+use crate::slot::{Bell, Slot};
+use crate::work::{Sequence, Work};
+
+/// Messages that wait for the owner; callers wait, under their deadline, when it is full.
+const INBOX: usize = 1024;
+
+/// What residency works with.
+pub struct Deps {
+    /// Loads and unloads, and says what is loaded.
+    pub runtime: Arc<dyn Runtime>,
+    /// Brings files to the disk.
+    pub fetch: Arc<dyn Fetch>,
+    /// Time.
+    pub clock: Clock,
+    /// Where measurements go.
+    pub metrics: Metrics,
+    /// This pod, as failures name it.
+    pub location: Location,
+    /// Bytes per pool.
+    pub budget: Footprint,
+    /// Limits and waiting times.
+    pub config: Config,
+}
+
+/// What the owner task and its handles both see.
+#[derive(Debug)]
+struct Shared {
+    /// The copies that take requests.
+    copies: DashMap<ModelId, Arc<Slot>>,
+    history: Mutex<History>,
+    board: Board,
+    bell: Arc<Bell>,
+    room: watch::Sender<Footprint>,
+}
+
+impl Shared {
+    fn last_used(&self, model: &str) -> Option<UnixMillis> {
+        let here = self.copies.get(model).and_then(|copy| copy.last_used());
+        here.or_else(|| self.history.lock().last_used(model))
+    }
+}
+
+/// Handle to the owner task. Cheap to clone; each method but the plain look-ups is one message.
+#[derive(Clone, Debug)]
+pub struct Residency {
+    inbox: mpsc::Sender<Msg>,
+    shared: Arc<Shared>,
+}
+
+/// Tells the owner when a caller stops waiting, however it does.
+struct Waiting<'a> {
+    bell: &'a Bell,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.bell.left.store(true, Ordering::Release);
+            self.bell.wake.notify_one();
+        }
+    }
+}
+
+impl Residency {
+    /// Starts the owner task, within a tokio runtime. Whatever the runtime holds at this moment is unloaded before
+    /// anything is loaded. The task ends after [`Residency::drain`], or when every handle is gone.
+    #[must_use]
+    pub fn start(deps: Deps) -> (Residency, JoinHandle<()>) {
+        let Deps { runtime, fetch, clock, metrics, location, budget, config } = deps;
+        let history = config.state.as_deref().map(History::read).unwrap_or_default();
+        let shared = Arc::new(Shared {
+            copies: DashMap::new(),
+            history: Mutex::new(history),
+            board: Board::default(),
+            bell: Bell::new(clock.clone()),
+            room: watch::Sender::new(budget.clone()),
+        });
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let work = Work { tasks: JoinSet::new(), runtime, fetch, clock, metrics, sequence: Sequence::default(), look_now: Arc::new(Notify::new()) };
+        let owner = Owner::new(Arc::clone(&shared), config, location, budget, messages, work);
+        (Residency { inbox, shared }, tokio::spawn(Box::pin(owner.run())))
+    }
+
+    /// A guard at once if the model is loaded here and takes requests: no message, no allocation; one shard's read
+    /// lock, the gate, a reference count and the time of use. Counts as a use.
+    #[must_use]
+    pub fn try_acquire(&self, model: &str) -> Option<Guard> {
+        self.shared.copies.get(model)?.enter()
+    }
+
+    /// A guard once `model` can serve here. Callers share one load; each waits under its own deadline, and the load
+    /// goes on when a caller gives up (unless it has not begun and nobody else wants it). Counts as a use.
+    ///
+    /// Memory that is short for now is waited for: only the deadline ends that.
+    ///
+    /// # Errors
+    /// [`WaitError`].
+    pub async fn ensure_loaded(&self, model: &Arc<Registration>, deadline: Deadline) -> Result<Guard, WaitError> {
+        if let Some(guard) = self.try_acquire(model.id.as_str()) {
+            return Ok(guard);
+        }
+        let mut waiting = Waiting { bell: &self.shared.bell, answered: false };
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            self.inbox.send(Msg::Ensure { model: Arc::clone(model), reply }).await.ok()?;
+            answer.await.ok()
+        };
+        match self.shared.bell.clock.until(deadline, ask).await {
+            Some(outcome) => {
+                waiting.answered = true;
+                outcome.unwrap_or(Err(WaitError::ShuttingDown))
+            }
+            None => Err(WaitError::Deadline),
+        }
+    }
+
+    /// Loads in the background for the leader: a first load, a retry, a warm-up. Returns when the load has been queued;
+    /// its outcome comes as a report: `Loaded`, `Absent` with a failure, or `Absent` without one when there is no room
+    /// that it may have.
+    pub async fn load(&self, model: Arc<Registration>, may_evict: MayEvict) {
+        let _ = self.inbox.send(Msg::Load { model, may: may_evict }).await;
+    }
+
+    /// The registration is gone: drain, unload and forget the files. Returns when that has been queued. Callers that
+    /// wait for it get [`WaitError::Retired`]; a later load of the same id begins from nothing.
+    pub async fn retire(&self, model: Arc<Registration>) {
+        let _ = self.inbox.send(Msg::Retire { model }).await;
+    }
+
+    /// The runtime said that it does not hold `model`, which we serve: its index is looked at now, and the copy
+    /// withdrawn if that is so.
+    pub async fn suspect(&self, model: &ModelId) {
+        let _ = self.inbox.send(Msg::Suspect { model: model.clone() }).await;
+    }
+
+    /// Every report so far (the newest per model; models of which only the last use is known come as absent), then
+    /// each change. A slow reader gets the newest per model, never a growing queue.
+    #[must_use]
+    pub fn reports(&self) -> Reports {
+        self.shared.board.subscribe(&self.shared.history.lock())
+    }
+
+    /// Last use of a model here, also of one that is not loaded (any more); `None` when it was never used or is
+    /// forgotten.
+    #[must_use]
+    pub fn last_used(&self, model: &str) -> Option<UnixMillis> {
+        self.shared.last_used(model)
+    }
+
+    /// Bytes per pool that nothing is charged with. Changes wake the receiver: a reason to look for a model to warm.
+    #[must_use]
+    pub fn room(&self) -> watch::Receiver<Footprint> {
+        self.shared.room.subscribe()
+    }
+
+    /// The books at this moment; `None` when the owner task has ended.
+    pub async fn snapshot(&self) -> Option<Snapshot> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Msg::Snapshot { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Stops taking loads, lets requests in flight end until `deadline` (then they are revoked), unloads, ends the
+    /// owner task. Returns when that is done: at the latest [`Config::revoke_grace`] plus [`Config::unload_timeout`]
+    /// after the deadline.
+    pub async fn drain(&self, deadline: Deadline) {
+        let (done, ended) = oneshot::channel();
+        if self.inbox.send(Msg::Drain { until: deadline.instant(), done }).await.is_ok() {
+            let _ = ended.await;
+        }
+    }
+}

@@ -1,0 +1,901 @@
+//! The one task that owns the models of this pod.
+//!
+//! The loop is one `select!` over messages from callers, results of slow work, bells rung by requests, and time; each
+//! arm calls a plain method, and every change of a model's phase goes through [`Owner::step`], which asks
+//! [`berth_plan::Phase::on`] and carries out the effect. What may start is decided in `admission`, how copies leave in
+//! `leaving`.
+//!
+//! Invariants: one entry, hence one load, per model; memory is leased before the runtime hears of a model and released
+//! with its proof only; a copy is handed to its waiters in the same turn in which it becomes visible, so it cannot be
+//! evicted before they ran; every waiter gets exactly one answer or has gone.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use berth_adapters::{LoadError, LoadFault, Loaded};
+use berth_plan::{Effect, Event, MayEvict, Phase};
+use berth_puller::PullError;
+use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
+use berth_types::{CopyReport, CopyState, Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+use crate::entry::{Class, Entry, Ticket, Waiter};
+use crate::failures::Failures;
+use crate::ledger::{Ledger, Sums};
+use crate::lru::ByLastUse;
+use crate::slot::Slot;
+use crate::snapshot::{CopyUse, PoolUse, Snapshot};
+use crate::work::{Done, Fetched, Work};
+use crate::{Config, Shared, WaitError};
+
+/// What callers ask of the owner.
+#[derive(Debug)]
+pub(crate) enum Msg {
+    Ensure { model: Arc<Registration>, reply: Waiter },
+    Load { model: Arc<Registration>, may: MayEvict },
+    Retire { model: Arc<Registration> },
+    Suspect { model: ModelId },
+    Snapshot { reply: oneshot::Sender<Snapshot> },
+    Drain { until: Instant, done: oneshot::Sender<()> },
+}
+
+/// Shutting down.
+#[derive(Debug)]
+struct Ending {
+    /// When requests in flight are told to end.
+    until: Instant,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+/// What was last written to the gauges.
+#[derive(Debug, PartialEq, Eq)]
+struct Shown {
+    sums: Sums,
+    counts: [u64; Phase::ALL.len()],
+    waiting: usize,
+}
+
+pub(crate) struct Owner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) location: Location,
+    pub(crate) inbox: mpsc::Receiver<Msg>,
+    pub(crate) work: Work,
+
+    pub(crate) ledger: Ledger,
+    pub(crate) entries: HashMap<ModelId, Entry>,
+    pub(crate) lru: ByLastUse,
+    pub(crate) failures: Failures,
+
+    /// In Pulling, not begun.
+    pub(crate) to_fetch: BTreeSet<Ticket>,
+    pub(crate) fetching: HashSet<ModelId>,
+    /// In Fitting.
+    pub(crate) to_fit: BTreeSet<Ticket>,
+    /// In Loading, not begun.
+    pub(crate) to_load: VecDeque<ModelId>,
+    pub(crate) loading: HashSet<ModelId>,
+    /// In Unloading or Stuck.
+    pub(crate) leaving: BTreeSet<ModelId>,
+    /// Held by the runtime when we started; nothing is loaded before they are unloaded. `None` until the runtime has
+    /// said what it holds.
+    pub(crate) left_over: Option<HashSet<ModelId>>,
+
+    /// Something happened that may change what can start.
+    pub(crate) reconsider: bool,
+    /// When a copy in use has had its turn and somebody waits for that.
+    pub(crate) turn_ends: Option<Instant>,
+    /// A look at the index is under way.
+    pub(crate) looking: bool,
+    pub(crate) audit_due: bool,
+    pub(crate) runtime_down: bool,
+
+    counts: [u64; Phase::ALL.len()],
+    waiting: usize,
+    next_tick: Instant,
+    saved: Instant,
+    saving: bool,
+    ending: Option<Ending>,
+    shown: Option<Shown>,
+}
+
+impl Owner {
+    pub(crate) fn new(shared: Arc<Shared>, config: Config, location: Location, budget: Footprint, inbox: mpsc::Receiver<Msg>, work: Work) -> Self {
+        let (clock, metrics) = (work.clock.clone(), work.metrics.clone());
+        let now = clock.now();
+        for (pool, bytes) in budget.iter() {
+            metrics.set(Gauge::MemoryBudgetBytes, &[("pool", &pool.to_string())], bytes.0);
+        }
+        Owner {
+            failures: Failures::new(config.failure_kept, config.quiet),
+            next_tick: now + config.audit,
+            shared,
+            config,
+            clock,
+            metrics,
+            location,
+            inbox,
+            work,
+            ledger: Ledger::new(budget),
+            entries: HashMap::new(),
+            lru: ByLastUse::default(),
+            to_fetch: BTreeSet::new(),
+            fetching: HashSet::new(),
+            to_fit: BTreeSet::new(),
+            to_load: VecDeque::new(),
+            loading: HashSet::new(),
+            leaving: BTreeSet::new(),
+            left_over: None,
+            reconsider: true,
+            turn_ends: None,
+            looking: false,
+            audit_due: true,
+            runtime_down: false,
+            counts: [0; Phase::ALL.len()],
+            waiting: 0,
+            saved: now,
+            saving: false,
+            ending: None,
+            shown: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let mut inbox_open = true;
+        loop {
+            self.start_what_can_start();
+            self.look_if_needed();
+            self.show();
+            if self.ended() {
+                break;
+            }
+            let wake_at = self.wake_at();
+            tokio::select! {
+                message = self.inbox.recv(), if inbox_open => match message {
+                    Some(message) => self.on_message(message),
+                    None => {
+                        // Every handle is gone: nobody can ask for anything any more.
+                        inbox_open = false;
+                        self.begin_ending(self.clock.now() + self.config.drain_cap, None);
+                    }
+                },
+                Some(done) = self.work.tasks.join_next(), if !self.work.tasks.is_empty() => match done {
+                    Ok(done) => self.on_done(done),
+                    Err(fault) if fault.is_cancelled() => {}
+                    Err(fault) => error!(error = %fault, "a task of the owner ended without a result"),
+                },
+                () = self.shared.bell.wake.notified() => self.on_bell(),
+                () = self.clock.sleep_until(berth_types::Deadline::at(wake_at)) => self.on_time(),
+            }
+        }
+        self.end().await;
+    }
+
+    fn on_message(&mut self, message: Msg) {
+        match message {
+            Msg::Ensure { model, reply } => self.ensure(model, reply),
+            Msg::Load { model, may } => self.load(model, may),
+            Msg::Retire { model } => self.retire(model),
+            Msg::Suspect { model } => {
+                if self.entries.get(&model).is_some_and(|entry| entry.phase == Phase::Ready) {
+                    self.audit_due = true;
+                    self.work.look_now.notify_one();
+                }
+            }
+            Msg::Snapshot { reply } => {
+                let _ = reply.send(self.snapshot());
+            }
+            Msg::Drain { until, done } => self.begin_ending(until, Some(done)),
+        }
+    }
+
+    fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Fetched { model, life, result } => {
+                if self.is_current(&model, life) {
+                    self.on_fetched(&model, result);
+                }
+            }
+            Done::LoadEnded { model, life, result } => {
+                if self.is_current(&model, life) {
+                    self.on_load_ended(&model, result);
+                }
+            }
+            Done::Drained { model, life } => {
+                if self.is_current(&model, life) && self.phase(&model) == Some(Phase::Draining) {
+                    self.step(&model, Event::Idle);
+                }
+            }
+            Done::UnloadTold { model, life, result } => {
+                if self.is_current(&model, life) {
+                    self.on_unload_told(&model, result);
+                }
+            }
+            Done::LayoutCleared { model, life, proof } => {
+                if self.is_current(&model, life)
+                    && let Some(entry) = self.entries.get_mut(&model)
+                {
+                    entry.proof = Some(proof);
+                    self.step(&model, Event::Confirmed);
+                }
+            }
+            Done::Looked { began, result } => self.on_looked(began, result),
+            Done::Saved { result } => {
+                self.saving = false;
+                if let Err(fault) = result {
+                    let path = self.config.state.as_deref().map(crate::history::file_in).unwrap_or_default();
+                    warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be written");
+                    self.shared.history.lock().save_failed();
+                }
+            }
+        }
+    }
+
+    fn on_bell(&mut self) {
+        self.reconsider = true;
+        if self.shared.bell.left.swap(false, Ordering::AcqRel) {
+            self.drop_callers_that_left();
+        }
+    }
+
+    fn on_time(&mut self) {
+        let now = self.clock.now();
+        if self.turn_ends.is_some_and(|at| at <= now) {
+            self.turn_ends = None;
+            self.reconsider = true;
+        }
+        if self.next_tick <= now {
+            self.next_tick = now + self.config.audit;
+            self.audit_due = true;
+            self.reconsider = true;
+            self.work.look_now.notify_one();
+            self.drop_callers_that_left();
+            for model in self.failures.expire(now) {
+                self.report(&model);
+            }
+            self.show_lru_age();
+            self.save_if_due();
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let mut at = self.next_tick;
+        if let Some(turn) = self.turn_ends {
+            at = at.min(turn);
+        }
+        if let Some(ending) = &self.ending {
+            at = at.min(self.last_moment(ending));
+        }
+        at
+    }
+
+    // Asking for models.
+
+    fn ensure(&mut self, model: Arc<Registration>, reply: Waiter) {
+        if reply.is_closed() {
+            return;
+        }
+        if self.ending.is_some() {
+            return self.refuse(reply, WaitError::ShuttingDown, "shutting-down");
+        }
+        let id = model.id.clone();
+        if let Some(entry) = self.entries.get_mut(&id) {
+            if entry.phase == Phase::Ready
+                && let Some(guard) = entry.slot.as_ref().and_then(Slot::enter)
+            {
+                let _ = reply.send(Ok(guard));
+                return;
+            }
+            if let Some(stuck) = entry.stuck.clone() {
+                return self.refuse(reply, WaitError::Failed(stuck), "failed");
+            }
+            if matches!(entry.phase, Phase::Pulling | Phase::Fitting | Phase::Loading) {
+                return self.attach(model, reply);
+            }
+        }
+        // The load has to begin (again): only now is it worth asking whether it can succeed at all.
+        if let Some(refusal) = self.never_fits(&model) {
+            return self.refuse(reply, WaitError::Refused(refusal), "never-fits");
+        }
+        match self.failures.answer(&id, self.clock.now()) {
+            // A refusal is answered with numbers, and those are known only when the files are there.
+            Some(failure) if failure.step != Step::Admit => self.refuse(reply, WaitError::Failed(failure), "failed"),
+            _ => self.attach(model, reply),
+        }
+    }
+
+    fn attach(&mut self, model: Arc<Registration>, reply: Waiter) {
+        let id = model.id.clone();
+        if self.entries.get(&id).is_some_and(|entry| entry.waiters.len() >= self.config.waiters_per_model) || self.waiting >= self.config.waiters {
+            self.drop_callers_that_left();
+        }
+        let here = self.entries.get(&id).map_or(0, |entry| entry.waiters.len());
+        if here >= self.config.waiters_per_model {
+            return self.refuse(reply, WaitError::TooManyWaiting { waiting: here }, "too-many-waiting");
+        }
+        if self.waiting >= self.config.waiters {
+            return self.refuse(reply, WaitError::TooManyWaiting { waiting: self.waiting }, "too-many-waiting");
+        }
+        self.want(model, Class::Waited);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.waiters.push(reply);
+            self.waiting += 1;
+        }
+    }
+
+    fn refuse(&self, reply: Waiter, error: WaitError, reason: &str) {
+        self.metrics.add(Counter::Refused, &[("reason", reason)], 1);
+        let _ = reply.send(Err(error));
+    }
+
+    fn load(&mut self, model: Arc<Registration>, may: MayEvict) {
+        let id = model.id.clone();
+        let phase = self.phase(&id);
+        if self.ending.is_some() || matches!(phase, Some(Phase::Ready | Phase::Stuck)) {
+            return;
+        }
+        if phase.is_none()
+            && let Some(refusal) = self.never_fits(&model)
+        {
+            let failure = self.failure(&id, Reason::ModelLoadFailed, Step::Admit, refusal.to_string(), Retry::AfterChange);
+            self.record(failure);
+            return self.report(&id);
+        }
+        self.want(model, Class::Background);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.background = Some(entry.background.map_or(may, |before| before.or(may)));
+        }
+    }
+
+    /// Makes sure that there is an entry for `model`, in a queue of at least this class.
+    fn want(&mut self, model: Arc<Registration>, class: Class) {
+        let id = model.id.clone();
+        let number = self.work.sequence.next();
+        let ticket = Ticket { class, number, model: id.clone() };
+        match self.entries.get_mut(&id) {
+            None => {
+                let entry = Entry::new(ticket, Some(model), Phase::Pulling, number, self.clock.wall(), self.clock.now());
+                self.enter_pulling(entry);
+            }
+            Some(entry) => {
+                entry.registration = Some(model);
+                // On its way down it comes back at the end of the queue; on its way up it only moves forward.
+                let down = matches!(entry.phase, Phase::Ready | Phase::Draining | Phase::Unloading | Phase::Stuck | Phase::Gone);
+                if (down && !entry.wanted()) || class < entry.ticket.class {
+                    let before = std::mem::replace(&mut entry.ticket, ticket.clone());
+                    if down {
+                        entry.asked = self.clock.now();
+                        entry.since = self.clock.wall();
+                    }
+                    if self.to_fetch.remove(&before) {
+                        self.to_fetch.insert(ticket);
+                    } else if self.to_fit.remove(&before) {
+                        self.to_fit.insert(ticket);
+                        self.reconsider = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn enter_pulling(&mut self, entry: Entry) {
+        let id = entry.ticket.model.clone();
+        self.to_fetch.insert(entry.ticket.clone());
+        self.insert(entry);
+        self.report(&id);
+    }
+
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        self.counts[entry.phase as usize] += 1;
+        self.entries.insert(entry.ticket.model.clone(), entry);
+    }
+
+    fn retire(&mut self, model: Arc<Registration>) {
+        let id = model.id.clone();
+        self.failures.clear(&id);
+        let Some(entry) = self.entries.get_mut(&id) else {
+            self.forget(&model);
+            return self.report(&id);
+        };
+        entry.retired = true;
+        entry.background = None;
+        entry.registration = Some(model);
+        let waiters = self.take_waiters(&id);
+        for waiter in waiters {
+            let _ = waiter.send(Err(WaitError::Retired));
+        }
+        match self.phase(&id) {
+            Some(Phase::Pulling | Phase::Fitting | Phase::Loading | Phase::Ready) => {
+                self.drain_within(&id, self.config.drain_cap);
+                self.step(&id, Event::Evict);
+            }
+            Some(Phase::Draining | Phase::Unloading | Phase::Stuck | Phase::Gone) | None => {}
+        }
+    }
+
+    /// Nothing is here of a model that is registered no longer: nothing is kept of it.
+    fn forget(&mut self, model: &Registration) {
+        self.work.fetch.forget(model);
+        self.shared.history.lock().forget(&model.id);
+    }
+
+    // Results of slow work.
+
+    fn is_current(&self, model: &ModelId, life: u64) -> bool {
+        self.entries.get(model).is_some_and(|entry| entry.life == life)
+    }
+
+    fn on_fetched(&mut self, model: &ModelId, result: Result<Fetched, PullError>) {
+        if !self.fetching.remove(model) {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        entry.task = None;
+        match result {
+            Ok(Fetched { files, estimate }) => {
+                let registration = entry.registration.clone();
+                let on_disk = Footprint::host(files.size.percent(self.config.disk_factor_percent));
+                let known = registration.and_then(|registration| self.known_need(&registration, estimate.as_ref()));
+                if let Some(entry) = self.entries.get_mut(model) {
+                    entry.need = Some(known.or(estimate).unwrap_or(on_disk));
+                    entry.files = Some(files);
+                }
+                self.step(model, Event::Pulled);
+            }
+            Err(fault) => {
+                let failure = self.failure(model, Reason::ModelLoadFailed, Step::Fetch, fault.to_string(), fault.retry());
+                self.fail(model, failure, true);
+                self.step(model, Event::Broke);
+            }
+        }
+    }
+
+    fn on_load_ended(&mut self, model: &ModelId, result: Result<Loaded, (Step, LoadError)>) {
+        if !self.loading.remove(model) {
+            return;
+        }
+        self.reconsider = true;
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        entry.task = None;
+        match result {
+            Ok(Loaded { measured, .. }) => {
+                if let Some(measured) = measured {
+                    self.shared.history.lock().note_size(model, &measured);
+                    let too_large = measured.exceeds(self.ledger.budget());
+                    if let Some(lease) = &mut entry.lease {
+                        lease.correct(measured);
+                    }
+                    if let Some((pool, need, budget)) = too_large {
+                        self.refuse_for_good(model, Refusal::NeverFits { pool, need, budget });
+                        return self.step(model, Event::Broke);
+                    }
+                }
+                self.failures.clear(model);
+                self.step(model, Event::Loaded);
+            }
+            Err((step, error)) => {
+                entry.leaving.nothing_attempted = error.nothing_attempted;
+                if error.fault == LoadFault::OutOfMemory && entry.after_out_of_memory.is_none() && self.evict_one_for(model) {
+                    info!(model = %model, error = %error, "the runtime ran out of memory, trying once more with one copy less");
+                    return self.step(model, Event::Broke);
+                }
+                let (reason, marks_model) = match error.fault {
+                    LoadFault::RuntimeDown => (Reason::RuntimeUnhealthy, false),
+                    LoadFault::BadModel | LoadFault::OutOfMemory | LoadFault::TimedOut => (Reason::ModelLoadFailed, true),
+                };
+                let failure = self.failure(model, reason, step, error.message.clone(), error.retry());
+                self.fail(model, failure, marks_model);
+                self.step(model, Event::Broke);
+            }
+        }
+    }
+
+    // Sizes.
+
+    /// What the model takes as far as that is known without its files: declared, else as measured last time.
+    pub(crate) fn known_need(&self, model: &Registration, estimate: Option<&Footprint>) -> Option<Footprint> {
+        if let Some(declared) = model.declared_size {
+            // A declaration is one number: it counts for the pool that the runtime would mostly use.
+            let pool = estimate.and_then(|estimate| estimate.iter().max_by_key(|part| part.1)).map(|part| part.0);
+            return Some(pool.map_or_else(|| Footprint::host(declared), |pool| Footprint::of([(pool, declared)])));
+        }
+        self.shared.history.lock().measured(&model.id)
+    }
+
+    fn never_fits(&self, model: &Registration) -> Option<Refusal> {
+        let need = self.known_need(model, None)?;
+        need.exceeds(self.ledger.budget()).map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
+    }
+
+    // Failures.
+
+    pub(crate) fn failure(&self, model: &ModelId, reason: Reason, step: Step, message: String, retry: Retry) -> Arc<Failure> {
+        Arc::new(Failure { reason, step, location: self.location.clone(), model: model.clone(), message, time: self.clock.wall(), retry })
+    }
+
+    fn record(&mut self, failure: Arc<Failure>) {
+        let step = failure.step.as_str();
+        self.metrics.add(Counter::Loads, &[("step", step), ("outcome", "failed")], 1);
+        warn!(model = %failure.model, step, reason = %failure.reason, error = %failure.message, "model failed");
+        self.failures.note(failure, self.clock.now());
+    }
+
+    /// The load is over: everybody who waits learns why. `marks_model`: it also counts against the model.
+    fn fail(&mut self, model: &ModelId, failure: Arc<Failure>, marks_model: bool) {
+        if let Some(entry) = self.entries.get_mut(model) {
+            entry.background = None;
+        }
+        for waiter in self.take_waiters(model) {
+            let _ = waiter.send(Err(WaitError::Failed(Arc::clone(&failure))));
+        }
+        if marks_model {
+            self.record(failure);
+        } else {
+            let step = failure.step.as_str();
+            self.metrics.add(Counter::Loads, &[("step", step), ("outcome", "runtime-down")], 1);
+            warn!(model = %model, step, reason = %failure.reason, error = %failure.message, "model could not be loaded, the runtime is down");
+        }
+    }
+
+    /// It can never fit: callers get the numbers, and a load that nobody waits for shows them.
+    pub(crate) fn refuse_for_good(&mut self, model: &ModelId, refusal: Refusal) {
+        let asked_by_leader = self.entries.get_mut(model).and_then(|entry| entry.background.take()).is_some();
+        let waiters = self.take_waiters(model);
+        if !waiters.is_empty() {
+            info!(model = %model, error = %refusal, "model refused");
+        }
+        for waiter in waiters {
+            self.refuse(waiter, WaitError::Refused(refusal.clone()), "never-fits");
+        }
+        if asked_by_leader {
+            let failure = self.failure(model, Reason::ModelLoadFailed, Step::Admit, refusal.to_string(), Retry::AfterChange);
+            self.record(failure);
+        }
+    }
+
+    pub(crate) fn take_waiters(&mut self, model: &ModelId) -> Vec<Waiter> {
+        let waiters = self.entries.get_mut(model).map(|entry| std::mem::take(&mut entry.waiters)).unwrap_or_default();
+        self.waiting -= waiters.len();
+        waiters
+    }
+
+    fn drop_callers_that_left(&mut self) {
+        let mut abandoned = Vec::new();
+        for (model, entry) in &mut self.entries {
+            if !entry.waiters.is_empty() {
+                self.waiting -= entry.drop_waiters_that_left();
+                // What has begun goes on; what has not, does not begin.
+                if !entry.wanted() && entry.phase == Phase::Pulling && entry.task.is_none() {
+                    abandoned.push(model.clone());
+                }
+            }
+        }
+        for model in abandoned {
+            self.metrics.add(Counter::Loads, &[("step", Step::Fetch.as_str()), ("outcome", "abandoned")], 1);
+            self.step(&model, Event::Evict);
+        }
+    }
+
+    // The life of a model.
+
+    pub(crate) fn phase(&self, model: &ModelId) -> Option<Phase> {
+        self.entries.get(model).map(|entry| entry.phase)
+    }
+
+    /// Something happened to `model`: moves it on and does what follows.
+    pub(crate) fn step(&mut self, model: &ModelId, event: Event) {
+        let Some(entry) = self.entries.get_mut(model) else {
+            error!(model = %model, event = ?event, "an event for a model that is not here: a bug, it is ignored");
+            return;
+        };
+        let before = entry.phase;
+        let (next, effect) = match before.on(event) {
+            Ok(step) => step,
+            Err(unexpected) => {
+                error!(model = %model, error = %unexpected, "a bug, the event is ignored");
+                return;
+            }
+        };
+        debug!(model = %model, from = %before, to = %next, event = ?event, "step");
+        entry.phase = next;
+        self.counts[before as usize] -= 1;
+        self.counts[next as usize] += 1;
+        self.stop_work_of(model, before);
+        match effect {
+            Effect::Fit => {
+                if let Some(entry) = self.entries.get(model) {
+                    self.to_fit.insert(entry.ticket.clone());
+                }
+                self.reconsider = true;
+            }
+            Effect::LoadInRuntime => self.to_load.push_back(model.clone()),
+            Effect::Announce => self.announce(model),
+            Effect::Withdraw => self.withdraw(model, next),
+            Effect::Unload => self.begin_unload(model),
+            Effect::DropFiles => self.gone(model),
+            Effect::ReleaseLease => self.release(model),
+            Effect::Report => self.stuck(model),
+        }
+    }
+
+    /// The phase is over: its queue and its task, if they still have the model, let go of it.
+    fn stop_work_of(&mut self, model: &ModelId, phase: Phase) {
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        if let Some(task) = entry.task.take() {
+            task.abort();
+        }
+        match phase {
+            Phase::Pulling => {
+                self.to_fetch.remove(&entry.ticket);
+                self.fetching.remove(model);
+            }
+            Phase::Fitting => {
+                self.to_fit.remove(&entry.ticket);
+            }
+            Phase::Loading => {
+                self.to_load.retain(|queued| queued != model);
+                self.loading.remove(model);
+            }
+            Phase::Ready | Phase::Draining | Phase::Unloading | Phase::Stuck | Phase::Gone => {}
+        }
+    }
+
+    fn announce(&mut self, model: &ModelId) {
+        let last_used = self.shared.history.lock().last_used(model.as_str());
+        let slot = Slot::new(model.clone(), last_used, Arc::clone(&self.shared.bell));
+        let waiters = self.take_waiters(model);
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        let took = self.clock.now().saturating_duration_since(entry.asked);
+        let size = entry.lease.as_ref().map(|lease| lease.bytes().clone()).unwrap_or_default();
+        entry.background = None;
+        entry.after_out_of_memory = None;
+        entry.since = slot.loaded;
+        entry.announced = self.work.sequence.next();
+        entry.slot = Some(Arc::clone(&slot));
+        if !waiters.is_empty() {
+            self.metrics.observe(Histogram::ColdStartSeconds, &[], took);
+        }
+        // Every waiter is inside before the copy can be seen, let alone evicted.
+        let guards: Vec<_> = waiters.into_iter().filter_map(|waiter| Some((waiter, slot.enter()?))).collect();
+        self.lru.insert(model, slot.last_used().unwrap_or(slot.loaded));
+        self.shared.copies.insert(model.clone(), slot);
+        for (waiter, guard) in guards {
+            // A caller that has gone drops its guard with the answer.
+            let _ = waiter.send(Ok(guard));
+        }
+        self.metrics.add(Counter::Loads, &[("step", Step::Load.as_str()), ("outcome", "loaded")], 1);
+        info!(model = %model, size = %size, took = field::took(took), "model loaded");
+        self.report(model);
+    }
+
+    /// The model is gone from the runtime, or never got there.
+    pub(crate) fn gone(&mut self, model: &ModelId) {
+        let Some(mut entry) = self.entries.remove(model) else { return };
+        self.counts[entry.phase as usize] -= 1;
+        self.reconsider = true;
+        self.leaving.remove(model);
+        if let Some(left_over) = &mut self.left_over {
+            left_over.remove(model);
+        }
+        entry.files = None;
+        if entry.retired
+            && let Some(registration) = &entry.registration
+        {
+            self.forget(registration);
+        }
+        let again = entry.wanted() && self.ending.is_none();
+        match entry.registration.take() {
+            Some(registration) if again => {
+                let mut next = Entry::new(entry.ticket, Some(registration), Phase::Pulling, self.work.sequence.next(), entry.since, entry.asked);
+                next.waiters = entry.waiters;
+                next.background = entry.background;
+                next.after_out_of_memory = entry.after_out_of_memory;
+                self.enter_pulling(next);
+            }
+            registration => {
+                self.waiting -= entry.waiters.len();
+                for waiter in entry.waiters {
+                    let _ = waiter.send(Err(WaitError::ShuttingDown));
+                }
+                if registration.is_some() {
+                    self.report(model);
+                }
+            }
+        }
+    }
+
+    // Telling others.
+
+    pub(crate) fn report(&self, model: &ModelId) {
+        let entry = self.entries.get(model);
+        if entry.is_some_and(|entry| entry.registration.is_none()) {
+            return;
+        }
+        let state = match entry {
+            None => CopyState::Absent,
+            Some(entry) => match entry.phase {
+                Phase::Pulling | Phase::Fitting | Phase::Loading => CopyState::Loading { since: entry.since },
+                Phase::Ready => {
+                    let footprint = entry.lease.as_ref().map(|lease| lease.bytes().clone()).unwrap_or_default();
+                    CopyState::Loaded { since: entry.since, footprint }
+                }
+                Phase::Draining | Phase::Unloading | Phase::Stuck => CopyState::Unloading,
+                Phase::Gone => CopyState::Absent,
+            },
+        };
+        let failure = entry.and_then(|entry| entry.stuck.clone()).or_else(|| self.failures.of(model));
+        self.shared.board.publish(CopyReport { model: model.clone(), state, failure, last_used: self.shared.last_used(model.as_str()) });
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let sums = self.ledger.sums();
+        let memory = &sums.memory;
+        let pools = memory.budget.plus(&memory.charged);
+        let pools = pools.iter().map(|(pool, _)| PoolUse {
+            pool,
+            budget: memory.budget.get(pool),
+            charged: memory.charged.get(pool),
+            returning: memory.returning.get(pool),
+            unconfirmed: sums.unconfirmed.get(pool),
+        });
+        let mut copies: Vec<_> = self
+            .entries
+            .iter()
+            .map(|(model, entry)| CopyUse {
+                model: model.clone(),
+                phase: entry.phase,
+                since: entry.since,
+                charged: entry.lease.as_ref().map(|lease| lease.bytes().clone()),
+                in_flight: entry.slot.as_ref().map_or(0, |slot| slot.in_flight()),
+                waiting: entry.waiters.len(),
+                last_used: self.shared.last_used(model.as_str()),
+            })
+            .collect();
+        copies.sort_by(|a, b| a.model.cmp(&b.model));
+        Snapshot { pools: pools.collect(), copies, waiting: self.waiting }
+    }
+
+    /// Brings gauges and the watched room up to date, if anything in them changed.
+    fn show(&mut self) {
+        let shown = Shown { sums: self.ledger.sums(), counts: self.counts, waiting: self.waiting };
+        if self.shown.as_ref() == Some(&shown) {
+            return;
+        }
+        let memory = &shown.sums.memory;
+        for (pool, _) in memory.budget.plus(&memory.charged).iter() {
+            let labels = [("pool", &*pool.to_string())];
+            self.metrics.set(Gauge::MemoryLeasedBytes, &labels, memory.charged.get(pool).0);
+            self.metrics.set(Gauge::MemoryUnconfirmedBytes, &labels, shown.sums.unconfirmed.get(pool).0);
+        }
+        let count = |phases: &[Phase]| phases.iter().map(|phase| self.counts[*phase as usize]).sum();
+        for (state, phases) in [
+            ("Loading", &[Phase::Pulling, Phase::Fitting, Phase::Loading][..]),
+            ("Loaded", &[Phase::Ready]),
+            ("Unloading", &[Phase::Draining, Phase::Unloading]),
+            ("Stuck", &[Phase::Stuck]),
+        ] {
+            self.metrics.set(Gauge::Models, &[("state", state)], count(phases));
+        }
+        self.metrics.set(Gauge::Waiting, &[], self.waiting as u64);
+        let free = memory.free();
+        self.shared.room.send_if_modified(|room| std::mem::replace(room, free.clone()) != free);
+        self.shown = Some(shown);
+    }
+
+    fn show_lru_age(&mut self) {
+        let entries = &self.entries;
+        let oldest = self.lru.walk(|model| last_used_of(entries, model)).next();
+        let age = oldest.map_or(Duration::ZERO, |model| self.clock.wall().since(last_used_of(&self.entries, &model)));
+        self.metrics.set(Gauge::LruAgeSeconds, &[], age.as_secs());
+    }
+
+    // What survives a restart.
+
+    fn bring_history_up_to_date(&self) -> Option<Vec<u8>> {
+        let mut history = self.shared.history.lock();
+        for copy in &self.shared.copies {
+            if let Some(time) = copy.last_used() {
+                history.note_use(copy.key(), time);
+            }
+        }
+        history.keep_within(self.config.remembered);
+        self.config.state.is_some().then(|| history.take_unsaved()).flatten()
+    }
+
+    fn save_if_due(&mut self) {
+        let now = self.clock.now();
+        if self.saving || now < self.saved + self.config.save_every {
+            return;
+        }
+        self.saved = now;
+        if let (Some(bytes), Some(folder)) = (self.bring_history_up_to_date(), self.config.state.clone()) {
+            self.saving = true;
+            self.work.save(folder, bytes);
+        }
+    }
+
+    // Shutting down.
+
+    fn begin_ending(&mut self, until: Instant, done: Option<oneshot::Sender<()>>) {
+        if let Some(ending) = &mut self.ending {
+            ending.until = ending.until.min(until);
+            ending.done.extend(done);
+            return;
+        }
+        self.ending = Some(Ending { until, done: done.into_iter().collect() });
+        let left = until.saturating_duration_since(self.clock.now());
+        for model in self.entries.keys().cloned().collect::<Vec<_>>() {
+            if let Some(entry) = self.entries.get_mut(&model) {
+                entry.background = None;
+            }
+            for waiter in self.take_waiters(&model) {
+                self.refuse(waiter, WaitError::ShuttingDown, "shutting-down");
+            }
+            if matches!(self.phase(&model), Some(Phase::Pulling | Phase::Fitting | Phase::Loading | Phase::Ready)) {
+                self.drain_within(&model, left);
+                self.step(&model, Event::Evict);
+            }
+        }
+    }
+
+    /// Past this moment nothing is waited for any more: requests were told to end, unloads had their time.
+    fn last_moment(&self, ending: &Ending) -> Instant {
+        ending.until + self.config.revoke_grace + self.config.unload_timeout
+    }
+
+    fn ended(&self) -> bool {
+        let Some(ending) = &self.ending else { return false };
+        let over = self.clock.now() >= self.last_moment(ending);
+        over || self.entries.values().all(|entry| entry.phase == Phase::Stuck)
+    }
+
+    async fn end(mut self) {
+        self.inbox.close();
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Msg::Ensure { reply, .. } => self.refuse(reply, WaitError::ShuttingDown, "shutting-down"),
+                Msg::Drain { done, .. } => {
+                    if let Some(ending) = &mut self.ending {
+                        ending.done.push(done);
+                    }
+                }
+                Msg::Load { .. } | Msg::Retire { .. } | Msg::Suspect { .. } | Msg::Snapshot { .. } => {}
+            }
+        }
+        let bytes = self.bring_history_up_to_date();
+        self.shared.copies.clear();
+        if let (Some(bytes), Some(folder)) = (bytes, self.config.state.clone()) {
+            // A write that is under way would rename the older state over this one.
+            while self.saving {
+                match self.work.tasks.join_next().await {
+                    Some(Ok(Done::Saved { .. })) | None => self.saving = false,
+                    Some(_) => {}
+                }
+            }
+            self.work.save(folder, bytes);
+            while let Some(done) = self.work.tasks.join_next().await {
+                if let Ok(Done::Saved { result }) = done {
+                    if let Err(fault) = result {
+                        warn!(error = %fault, "last uses and sizes of models cannot be written");
+                    }
+                    break;
+                }
+            }
+        }
+        self.shared.board.end();
+        for done in self.ending.take().map(|ending| ending.done).unwrap_or_default() {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Last use of a loaded copy, or the time of loading when it was never used.
+pub(crate) fn last_used_of(entries: &HashMap<ModelId, Entry>, model: &ModelId) -> UnixMillis {
+    let slot = entries.get(model).and_then(|entry| entry.slot.as_ref());
+    slot.map_or(UnixMillis::default(), |slot| slot.last_used().unwrap_or(slot.loaded))
+}

@@ -1,0 +1,136 @@
+//! What a request touches of a loaded copy: its gate, its last use and the way to be told that it must end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use berth_telemetry::Clock;
+use berth_types::{ModelId, UnixMillis};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::gate::{Gate, Left, Starving};
+
+/// How requests and callers reach the owner task without a message.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    pub(crate) clock: Clock,
+    /// Raised while a load waits for copies in use.
+    pub(crate) starving: Starving,
+    /// A caller stopped waiting since the owner last looked.
+    pub(crate) left: AtomicBool,
+    /// The owner should look: a copy became idle while somebody starves, or a caller left.
+    pub(crate) wake: Notify,
+}
+
+impl Bell {
+    pub(crate) fn new(clock: Clock) -> Arc<Self> {
+        Arc::new(Bell { clock, starving: Starving::not(), left: AtomicBool::new(false), wake: Notify::new() })
+    }
+}
+
+/// One loaded copy. It exists from the moment the runtime has loaded it until its unload begins.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) model: ModelId,
+    pub(crate) gate: Gate,
+    /// Milliseconds since the epoch; 0 is "never", as no request came in 1970.
+    last_used: AtomicU64,
+    /// When the runtime had loaded it.
+    pub(crate) loaded: UnixMillis,
+    /// Rung by the last request of a drain.
+    pub(crate) drained: Notify,
+    /// Cancelled when requests in flight must end.
+    pub(crate) revoked: CancellationToken,
+    bell: Arc<Bell>,
+}
+
+impl Slot {
+    /// A copy loaded now, last used (maybe before an earlier eviction or restart) at `last_used`.
+    pub(crate) fn new(model: ModelId, last_used: Option<UnixMillis>, bell: Arc<Bell>) -> Arc<Self> {
+        Arc::new(Slot {
+            model,
+            gate: Gate::open(),
+            last_used: AtomicU64::new(last_used.map_or(0, |time| time.0)),
+            loaded: bell.clock.wall(),
+            drained: Notify::new(),
+            revoked: CancellationToken::new(),
+            bell,
+        })
+    }
+
+    /// A guard, unless the copy takes no more requests.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Guard> {
+        if !self.gate.enter() {
+            return None;
+        }
+        self.touch();
+        Some(Guard { slot: Arc::clone(self) })
+    }
+
+    /// Never moves back: the index by last use counts on that. Two requests of one millisecond write once.
+    fn touch(&self) {
+        let now = self.bell.clock.wall().0;
+        if self.last_used.load(Ordering::Relaxed) < now {
+            self.last_used.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn last_used(&self) -> Option<UnixMillis> {
+        match self.last_used.load(Ordering::Relaxed) {
+            0 => None,
+            time => Some(UnixMillis(time)),
+        }
+    }
+
+    pub(crate) fn used_since_load(&self) -> bool {
+        self.last_used().is_some_and(|used| used >= self.loaded)
+    }
+
+    /// How many requests are inside, for the decisions that take 32 bits.
+    pub(crate) fn in_flight(&self) -> u32 {
+        u32::try_from(self.gate.count()).unwrap_or(u32::MAX)
+    }
+}
+
+/// A loaded copy in use: it is not unloaded while this lives, unless a drain ran past its cap ([`Guard::revoked`]).
+#[must_use = "the copy may be unloaded once the guard is dropped"]
+pub struct Guard {
+    slot: Arc<Slot>,
+}
+
+impl Guard {
+    /// Which model this guard keeps.
+    #[must_use]
+    pub fn model(&self) -> &ModelId {
+        &self.slot.model
+    }
+
+    /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the
+    /// model): the request should end with UNAVAILABLE.
+    pub async fn revoked(&self) {
+        self.slot.revoked.cancelled().await;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // A long request was using the copy until now.
+        self.slot.touch();
+        match self.slot.gate.leave() {
+            Left::InUse => {}
+            Left::Idle => {
+                if self.slot.bell.starving.heard() {
+                    self.slot.bell.wake.notify_one();
+                }
+            }
+            Left::Drained => self.slot.drained.notify_one(),
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Guard({})", self.slot.model)
+    }
+}

@@ -1,0 +1,231 @@
+//! The slow work: everything that leaves the process. Each piece runs in a task of its own, has a deadline, and ends as
+//! a message to the owner, also when it panics.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use berth_adapters::{Artifacts, Index, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, UnloadError, Unloaded};
+use berth_puller::{Fetch, Pinned, PullError};
+use berth_telemetry::halt::{self, Point};
+use berth_telemetry::{Clock, Histogram, Metrics};
+use berth_types::{Footprint, ModelId, Registration, Step};
+use futures::FutureExt as _;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::slot::Slot;
+
+/// How a piece of work ended.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Fetched {
+        model: ModelId,
+        life: u64,
+        result: Result<Fetched, PullError>,
+    },
+    LoadEnded {
+        model: ModelId,
+        life: u64,
+        result: Result<Loaded, (Step, LoadError)>,
+    },
+    Drained {
+        model: ModelId,
+        life: u64,
+    },
+    UnloadTold {
+        model: ModelId,
+        life: u64,
+        result: Result<(), UnloadError>,
+    },
+    LayoutCleared {
+        model: ModelId,
+        life: u64,
+        proof: Unloaded,
+    },
+    /// `began` is the moment in the owner's sequence at which the index was asked for.
+    Looked {
+        began: u64,
+        result: Result<Index, RuntimeDown>,
+    },
+    Saved {
+        result: std::io::Result<()>,
+    },
+}
+
+/// Files on disk, and what the runtime thinks a copy of them takes.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) files: Pinned,
+    pub(crate) estimate: Option<Footprint>,
+}
+
+/// Counts moments, so that "asked after" can be told without a clock.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sequence(Arc<AtomicU64>);
+
+impl Sequence {
+    pub(crate) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// What the pieces of work share.
+pub(crate) struct Work {
+    pub(crate) tasks: JoinSet<Done>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) fetch: Arc<dyn Fetch>,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) sequence: Sequence,
+    /// Ends the wait of a look that is waiting for a reason.
+    pub(crate) look_now: Arc<Notify>,
+}
+
+pub(crate) fn artifacts_of(files: &Pinned) -> Artifacts {
+    Artifacts { model: files.model.clone(), schema: files.schema.clone(), size: files.size }
+}
+
+impl Work {
+    /// `panicked` makes the message when the work panics, so that a bug in an adapter ends one load and not the pod.
+    fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, panicked: impl FnOnce(String) -> Done + Send + 'static) -> AbortHandle {
+        self.tasks.spawn(async move {
+            match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(done) => done,
+                Err(panic) => panicked(text_of(&*panic)),
+            }
+        })
+    }
+
+    /// Gets the files. No deadline of ours: a stall is the puller's time-out, a long download is none.
+    pub(crate) fn fetch(&mut self, model: Arc<Registration>, life: u64) -> AbortHandle {
+        let (fetch, runtime, metrics, clock) = (Arc::clone(&self.fetch), Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
+        let id = model.id.clone();
+        let work = async move {
+            let began = clock.now();
+            let result = fetch.fetch(&model).await.map(|files| {
+                let estimate = runtime.estimate(&artifacts_of(&files));
+                Fetched { files, estimate }
+            });
+            metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
+            Done::Fetched { model: model.id.clone(), life, result }
+        };
+        self.spawn(work, move |panic| Done::Fetched { model: id, life, result: Err(PullError::Disk(format!("fetching panicked: {panic}"))) })
+    }
+
+    /// Lays out and loads.
+    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, life: u64) -> AbortHandle {
+        let (runtime, metrics, clock) = (Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
+        let id = model.id.clone();
+        let work = async move {
+            let result = load(&*runtime, &clock, &metrics, &model, &artifacts).await;
+            Done::LoadEnded { model: model.id.clone(), life, result }
+        };
+        self.spawn(work, move |panic| {
+            let error = LoadError { fault: LoadFault::BadModel, message: format!("loading panicked: {panic}"), nothing_attempted: false };
+            Done::LoadEnded { model: id, life, result: Err((Step::Load, error)) }
+        })
+    }
+
+    /// Waits until nobody uses the copy; past `cap` tells those who do, and gives them `grace` to end.
+    pub(crate) fn drain(&mut self, slot: Arc<Slot>, cap: Duration, grace: Duration, life: u64) -> AbortHandle {
+        let clock = self.clock.clone();
+        let id = slot.model.clone();
+        let work = async move {
+            if clock.until(clock.deadline_in(cap), slot.drained.notified()).await.is_none() {
+                slot.revoked.cancel();
+                // Whoever does not end by then finds out from the runtime.
+                let _ = clock.until(clock.deadline_in(grace), slot.drained.notified()).await;
+            }
+            Done::Drained { model: slot.model.clone(), life }
+        };
+        self.spawn(work, move |_| Done::Drained { model: id, life })
+    }
+
+    /// Tells the runtime to unload.
+    pub(crate) fn unload(&mut self, model: ModelId, life: u64, limit: Duration) {
+        let (runtime, clock) = (Arc::clone(&self.runtime), self.clock.clone());
+        let id = model.clone();
+        let work = async move {
+            let answer = clock.until(clock.deadline_in(limit), runtime.unload(&model)).await;
+            halt::at(Point::Unloading, model.as_str());
+            let result = answer.unwrap_or_else(|| Err(UnloadError(format!("no answer within {limit:?}"))));
+            Done::UnloadTold { model, life, result }
+        };
+        self.spawn(work, move |panic| Done::UnloadTold { model: id, life, result: Err(UnloadError(format!("unloading panicked: {panic}"))) });
+    }
+
+    /// Removes the layout of a model that the runtime does not hold.
+    pub(crate) fn clear_layout(&mut self, proof: Unloaded, life: u64, limit: Duration) {
+        let (runtime, clock) = (Arc::clone(&self.runtime), self.clock.clone());
+        // The proof must survive a panic in the adapter: the memory is free whatever became of the layout.
+        let work = async move {
+            let clearing = clock.until(clock.deadline_in(limit), runtime.clear_layout(proof.model()));
+            let _ = AssertUnwindSafe(clearing).catch_unwind().await;
+            Done::LayoutCleared { model: proof.model().clone(), life, proof }
+        };
+        self.tasks.spawn(work);
+    }
+
+    /// Asks for the index: at once, or after a change, at the latest after `wait`.
+    pub(crate) fn look(&mut self, wait: Option<Duration>, limit: Duration) {
+        let (runtime, clock, sequence, now) = (Arc::clone(&self.runtime), self.clock.clone(), self.sequence.clone(), Arc::clone(&self.look_now));
+        let panicked_at = self.sequence.next();
+        let work = async move {
+            if let Some(wait) = wait {
+                tokio::select! {
+                    () = runtime.index_changed() => {}
+                    () = now.notified() => {}
+                    () = clock.sleep(wait) => {}
+                }
+            }
+            let began = sequence.next();
+            let answer = clock.until(clock.deadline_in(limit), runtime.index()).await;
+            let result = answer.unwrap_or_else(|| Err(RuntimeDown(format!("its index did not answer within {limit:?}"))));
+            Done::Looked { began, result }
+        };
+        self.spawn(work, move |panic| Done::Looked {
+            began: panicked_at,
+            result: Err(RuntimeDown(format!("asking for its index panicked: {panic}"))),
+        });
+    }
+
+    /// Writes the history's file.
+    pub(crate) fn save(&mut self, folder: std::path::PathBuf, bytes: Vec<u8>) {
+        self.tasks.spawn_blocking(move || Done::Saved { result: crate::history::write(&folder, &bytes) });
+    }
+}
+
+async fn load(
+    runtime: &dyn Runtime,
+    clock: &Clock,
+    metrics: &Metrics,
+    model: &Registration,
+    artifacts: &Artifacts,
+) -> Result<Loaded, (Step, LoadError)> {
+    let limit = runtime.info().load_timeout;
+    let timed_out = |step: Step, nothing_attempted| {
+        let message = format!("{step} did not end within {limit:?}");
+        (step, LoadError { fault: LoadFault::TimedOut, message, nothing_attempted })
+    };
+    let began = clock.now();
+    let laid_out = clock.until(clock.deadline_in(limit), runtime.lay_out(model, artifacts)).await;
+    metrics.observe(Histogram::StepSeconds, &[("step", Step::Layout.as_str())], clock.now() - began);
+    let laid_out: LaidOut =
+        laid_out.ok_or_else(|| timed_out(Step::Layout, true))?.map_err(|error| (Step::Layout, LoadError { nothing_attempted: true, ..error }))?;
+    halt::at(Point::LaidOut, model.id.as_str());
+
+    let began = clock.now();
+    let loaded = clock.until(clock.deadline_in(limit), runtime.load(model, &laid_out)).await;
+    metrics.observe(Histogram::StepSeconds, &[("step", Step::Load.as_str())], clock.now() - began);
+    let loaded = loaded.ok_or_else(|| timed_out(Step::Load, false))?.map_err(|error| (Step::Load, error))?;
+    halt::at(Point::Loaded, model.id.as_str());
+    Ok(loaded)
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without a message").to_owned()
+}

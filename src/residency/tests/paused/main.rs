@@ -1,0 +1,7 @@
+//! Residency under paused time, with a scripted runtime and a scripted store: nothing here waits for real.
+
+mod evicting;
+mod leaving;
+mod rig;
+mod schedule;
+mod waiting;

@@ -1,0 +1,303 @@
+//! Callers, their deadlines, their order, and what they are told.
+
+use std::sync::Arc;
+
+use berth_adapters::LoadFault;
+use berth_adapters::fake::Script;
+use berth_puller::PullError;
+use berth_puller::fake::Scripted;
+use berth_residency::{MayEvict, WaitError};
+use berth_telemetry::Counter;
+use berth_types::{CopyState, Footprint, Pool, Reason, Refusal, Step};
+use tokio::join;
+
+use crate::rig::{Parts, Pod, START, declaring, id, kib, millis, model, secs};
+
+#[tokio::test(start_paused = true)]
+async fn two_callers_of_a_cold_model_share_one_load() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script_all(Script::default().loading_for(secs(30)));
+    let (a, b) = join!(pod.ensure("m", secs(60)), pod.ensure("m", secs(60)));
+    assert!(a.is_ok() && b.is_ok());
+    assert_eq!(pod.runtime.loads(), ["m"]);
+    assert_eq!(pod.fetch.fetches(), ["m"]);
+    assert_eq!(pod.snapshot().await.copies[0].in_flight, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_caller_waits_under_its_own_deadline_and_the_load_goes_on() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script_all(Script::default().loading_for(secs(30)));
+    let began = pod.clock.now();
+    let short = async {
+        let answer = pod.ensure("m", secs(10)).await;
+        (answer.map(drop), pod.clock.now() - began)
+    };
+    let long = async {
+        let answer = pod.ensure("m", secs(60)).await;
+        (answer.map(drop), pod.clock.now() - began)
+    };
+    let (short, long) = join!(short, long);
+    assert_eq!(short.0, Err(WaitError::Deadline));
+    assert!(short.1 >= secs(10) && short.1 < secs(11), "{:?}", short.1);
+    assert_eq!(long.0, Ok(()));
+    assert!(long.1 >= secs(30) && long.1 < secs(31), "{:?}", long.1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_has_begun_ends_even_when_its_only_caller_gave_up() {
+    let pod = Pod::with_memory(kib(8));
+    pod.fetch.always("m", Scripted::arrives_in(kib(4), secs(20)));
+    assert!(matches!(pod.ensure("m", secs(5)).await, Err(WaitError::Deadline)));
+    pod.loaded("m").await;
+    assert_eq!(pod.runtime.loads(), ["m"]);
+    assert!(pod.residency.try_acquire("m").is_some());
+    assert_eq!(pod.snapshot().await.waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_has_not_begun_does_not_begin_when_nobody_waits_any_more() {
+    let mut parts = Parts::with_memory(kib(8));
+    parts.config.fetches = 1;
+    let pod = parts.start();
+    pod.fetch.then("first", Scripted::Stalls);
+    let first = pod.caller("first", secs(60));
+    pod.fetch.started(1).await;
+    assert!(matches!(pod.ensure("second", secs(5)).await, Err(WaitError::Deadline)));
+    pod.absent("second").await;
+    pod.fetch.release("first");
+    assert!(first.await.expect("no panic").is_ok());
+    pod.pass(secs(10)).await;
+    assert_eq!(pod.fetch.fetches(), ["first"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loaded_model_is_acquired_without_the_owner_and_remembers_its_use() {
+    let pod = Pod::with_memory(kib(8));
+    assert!(pod.residency.try_acquire("m").is_none());
+    assert_eq!(pod.residency.last_used("m"), None);
+    pod.use_once("m").await;
+    pod.pass(secs(7)).await;
+    let guard = pod.residency.try_acquire("m").expect("loaded");
+    assert_eq!(guard.model(), &id("m"));
+    assert!(pod.residency.last_used("m") >= Some(START.after(secs(7))));
+    pod.pass(secs(3)).await;
+    drop(guard);
+    assert!(pod.residency.last_used("m") >= Some(START.after(secs(10))), "a long request uses the copy until its end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_beyond_the_limit_are_turned_away_and_those_who_left_do_not_count() {
+    let mut parts = Parts::with_memory(kib(8));
+    parts.config.waiters_per_model = 2;
+    parts.config.waiters = 3;
+    let pod = parts.start();
+    pod.runtime.script_all(Script::default().hanging());
+    let (one, _two) = (pod.caller("m", secs(50)), pod.caller("m", secs(50)));
+    pod.pass(secs(1)).await;
+    assert_eq!(pod.ensure("m", secs(5)).await.map(drop), Err(WaitError::TooManyWaiting { waiting: 2 }));
+    let _three = pod.caller("n", secs(50));
+    pod.pass(secs(1)).await;
+    assert_eq!(pod.ensure("o", secs(5)).await.map(drop), Err(WaitError::TooManyWaiting { waiting: 3 }));
+    assert_eq!(pod.metrics.count(Counter::Refused, &[("reason", "too-many-waiting")]), 2);
+    one.abort();
+    pod.pass(millis(1)).await;
+    assert_eq!(pod.ensure("m", secs(5)).await.map(drop), Err(WaitError::Deadline), "there is a place again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn loads_that_somebody_waits_for_go_first_and_a_caller_promotes_a_background_load() {
+    let mut parts = Parts::with_memory(kib(400));
+    parts.config.fetches = 1;
+    let pod = parts.start();
+    pod.fetch.then("first", Scripted::Stalls);
+    let first = pod.caller("first", secs(60));
+    pod.fetch.started(1).await;
+    for name in ["b1", "b2", "b3"] {
+        pod.residency.load(model(name), MayEvict::Nothing).await;
+    }
+    let waited = pod.caller("w", secs(60));
+    pod.pass(millis(5)).await;
+    let promoted = pod.caller("b3", secs(60));
+    pod.pass(millis(5)).await;
+    pod.fetch.release("first");
+    for caller in [first, waited, promoted] {
+        assert!(caller.await.expect("no panic").is_ok());
+    }
+    pod.loaded("b2").await;
+    assert_eq!(pod.fetch.fetches(), ["first", "w", "b3", "b1", "b2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn background_loads_leave_one_download_free_for_callers() {
+    let mut parts = Parts::with_memory(kib(400));
+    parts.config.fetches = 3;
+    let pod = parts.start();
+    for name in ["b1", "b2", "b3"] {
+        pod.fetch.always(name, Scripted::arrives_in(kib(4), secs(50)));
+        pod.residency.load(model(name), MayEvict::Nothing).await;
+    }
+    assert!(pod.ensure("w", secs(5)).await.is_ok());
+    assert_eq!(pod.fetch.fetches(), ["b1", "b2", "w"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_loads_run_at_a_time_than_the_runtime_takes() {
+    let pod = Pod::with_memory(kib(400));
+    pod.runtime.script_all(Script::default().loading_for(secs(10)));
+    let callers: Vec<_> = (0..7).map(|n| pod.caller(&format!("m{n}"), secs(300))).collect();
+    for caller in callers {
+        assert!(caller.await.expect("no panic").is_ok());
+    }
+    assert_eq!(pod.runtime.peak_concurrent_loads(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_load_is_told_to_everybody_shown_and_cleared_by_success() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script("m", Script::default().loading_for(secs(3)).failing(2, LoadFault::BadModel));
+    let (a, b) = join!(pod.ensure("m", secs(60)), pod.ensure("m", secs(60)));
+    for answer in [a, b] {
+        let Err(WaitError::Failed(failure)) = answer else { panic!("{answer:?}") };
+        assert_eq!((failure.reason, failure.step, failure.model.as_str()), (Reason::ModelLoadFailed, Step::Load, "m"));
+    }
+    let report = pod.absent("m").await;
+    assert_eq!(report.failure.expect("shown").step, Step::Load);
+    assert_eq!(pod.charged().await, kib(0));
+
+    // Only a change cures it: for ten seconds the failure is the answer, without another try.
+    pod.pass(secs(9)).await;
+    assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))));
+    assert_eq!(pod.runtime.loads().len(), 1);
+    pod.pass(secs(2)).await;
+    assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))));
+    assert_eq!(pod.runtime.loads().len(), 2, "then it is tried again");
+    pod.pass(secs(19)).await;
+    assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))));
+    assert_eq!(pod.runtime.loads().len(), 2, "and the quiet time has doubled");
+    pod.pass(secs(2)).await;
+    assert!(pod.ensure("m", secs(60)).await.is_ok());
+    assert_eq!(pod.loaded("m").await.failure, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waiting_may_cure_is_tried_again_for_the_next_caller() {
+    let pod = Pod::with_memory(kib(8));
+    pod.fetch.then("m", Scripted::fails(PullError::Unavailable("the store is away".to_owned())));
+    let answer = pod.ensure("m", secs(60)).await;
+    let Err(WaitError::Failed(failure)) = answer else { panic!("{answer:?}") };
+    assert_eq!((failure.step, failure.message.as_str()), (Step::Fetch, "the store is away"));
+    assert!(pod.ensure("m", secs(60)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_for_fifteen_minutes() {
+    let pod = Pod::with_memory(kib(8));
+    pod.fetch.then("m", Scripted::fails(PullError::NotFound("nothing there".to_owned())));
+    pod.residency.load(model("m"), MayEvict::Nothing).await;
+    pod.report("m", |report| report.failure.is_some()).await;
+    pod.pass(secs(14 * 60)).await;
+    assert!(pod.absent("m").await.failure.is_some());
+    let mut reports = pod.residency.reports();
+    assert!(reports.next().await.expect("the failure").iter().any(|report| report.failure.is_some()));
+    let cleared = reports.next().await.expect("the end of it");
+    assert_eq!(cleared[0].failure, None);
+    let waited = pod.clock.wall().since(START);
+    assert!(waited >= secs(15 * 60) && waited < secs(15 * 60 + 10), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_is_down_does_not_mark_the_model() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script("m", Script::default().failing(1, LoadFault::RuntimeDown));
+    let answer = pod.ensure("m", secs(60)).await;
+    let Err(WaitError::Failed(failure)) = answer else { panic!("{answer:?}") };
+    assert_eq!(failure.reason, Reason::RuntimeUnhealthy);
+    let mut reports = pod.residency.reports();
+    let failures: Vec<_> = tokio::select! {
+        news = reports.next() => news.into_iter().flatten().filter_map(|report| report.failure).collect(),
+        () = pod.pass(secs(30)) => Vec::new(),
+    };
+    assert_eq!(failures, []);
+    assert!(pod.ensure("m", secs(60)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn out_of_memory_in_the_runtime_costs_one_other_copy_and_one_more_try() {
+    let pod = Pod::with_memory(kib(100));
+    pod.use_once("old").await;
+    pod.use_once("young").await;
+    pod.runtime.script("m", Script::default().failing(1, LoadFault::OutOfMemory));
+    assert!(pod.ensure("m", secs(60)).await.is_ok());
+    assert_eq!(pod.runtime.loads(), ["old", "young", "m", "m"]);
+    assert_eq!(pod.held(), ["m", "young"]);
+
+    pod.runtime.script("n", Script::default().failing(2, LoadFault::OutOfMemory));
+    let answer = pod.ensure("n", secs(60)).await;
+    assert!(matches!(answer, Err(WaitError::Failed(_))), "one more try, not two: {answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_fit_is_refused_before_anything_is_touched() {
+    let pod = Pod::with_memory(kib(8));
+    pod.use_once("small").await;
+    let never = |need| Refusal::NeverFits { pool: Pool::Host, need, budget: kib(8) };
+
+    let declared = pod.residency.ensure_loaded(&declaring("declared", kib(9)), pod.clock.deadline_in(secs(5))).await;
+    assert_eq!(declared.map(drop), Err(WaitError::Refused(never(kib(9)))));
+    assert_eq!(pod.fetch.fetches(), ["small"], "not even fetched");
+
+    pod.fetch.always("large", Scripted::arrives(kib(12)));
+    assert_eq!(pod.ensure("large", secs(5)).await.map(drop), Err(WaitError::Refused(never(kib(12)))));
+    pod.residency.load(model("large"), MayEvict::AnyIdle).await;
+    let failure = pod.report("large", |report| report.failure.is_some()).await.failure.expect("asked for");
+    assert_eq!((failure.reason, failure.step), (Reason::ModelLoadFailed, Step::Admit));
+    assert!(failure.message.contains("12 KiB") && failure.message.contains("8 KiB"), "{}", failure.message);
+    assert_eq!(pod.ensure("large", secs(5)).await.map(drop), Err(WaitError::Refused(never(kib(12)))), "a caller still gets the numbers");
+    assert_eq!(pod.runtime.unloads(), Vec::<String>::new());
+    assert_eq!(pod.runtime.loads(), ["small"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_size_that_was_measured_counts_for_the_next_load() {
+    let pod = Pod::with_memory(kib(10));
+    pod.runtime.script("m", Script::default().measuring(kib(9)));
+    pod.use_once("m").await;
+    assert_eq!(pod.loaded("m").await.state, CopyState::Loaded { since: START, footprint: Footprint::host(kib(9)) });
+    pod.use_once("other").await;
+    assert_eq!(pod.held(), ["other"], "9 + 4 > 10");
+    pod.use_once("m").await;
+    assert_eq!(pod.held(), ["m"]);
+    assert_eq!(pod.runtime.peak_held(), Footprint::host(kib(9)), "no second surprise");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_store_ends_one_load_and_not_the_pod() {
+    #[derive(Debug)]
+    struct Panics;
+    #[async_trait::async_trait]
+    impl berth_puller::Fetch for Panics {
+        async fn fetch(&self, _: &berth_types::Registration) -> Result<berth_puller::Pinned, PullError> {
+            panic!("scripted panic")
+        }
+        fn on_disk(&self, _: &berth_types::Registration) -> bool {
+            false
+        }
+        fn forget(&self, _: &berth_types::Registration) {}
+    }
+    let parts = Parts::with_memory(kib(8));
+    let (residency, _owner) = berth_residency::Residency::start(berth_residency::Deps {
+        runtime: Arc::new(parts.runtime.clone()),
+        fetch: Arc::new(Panics),
+        clock: parts.clock.clone(),
+        metrics: berth_telemetry::Metrics::default(),
+        location: berth_types::Location::of_pod_name("p"),
+        budget: parts.budget.clone(),
+        config: parts.config.clone(),
+    });
+    for _ in 0..2 {
+        let answer = residency.ensure_loaded(&model("m"), parts.clock.deadline_in(secs(5))).await;
+        let Err(WaitError::Failed(failure)) = answer else { panic!("{answer:?}") };
+        assert!(failure.message.contains("scripted panic"), "{failure}");
+    }
+}

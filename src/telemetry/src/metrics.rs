@@ -1,0 +1,383 @@
+//! The one table of what is measured: name, help, kind and base unit of each family.
+//!
+//! Series are few and bounded: labels come from closed sets (a step, an outcome, a code, a pool), never from model ids
+//! or anything else that a client can make up.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+/// Counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Counter {
+    /// Inference requests by protocol and gRPC code.
+    Requests,
+    /// Cold loads by step that ended them and outcome.
+    Loads,
+    /// Copies evicted.
+    Evictions,
+    /// Bytes fetched from stores.
+    FetchedBytes,
+    /// Objects fetched from stores.
+    FetchedObjects,
+    /// Cold loads that found their files on disk.
+    DiskHits,
+    /// Callers turned away by reason.
+    Refused,
+    /// Status writes.
+    StatusWrites,
+}
+
+/// Gauges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Gauge {
+    /// Budget of a memory pool.
+    MemoryBudgetBytes,
+    /// Bytes of a memory pool under lease.
+    MemoryLeasedBytes,
+    /// Bytes whose unload is not confirmed.
+    MemoryUnconfirmedBytes,
+    /// Budget of the disk tier.
+    DiskBudgetBytes,
+    /// Bytes in the disk tier.
+    DiskUsedBytes,
+    /// Free bytes of the file system under the disk tier.
+    DiskFreeBytes,
+    /// Models by state on this pod.
+    Models,
+    /// Models registered.
+    RegisteredModels,
+    /// Callers waiting for a load.
+    Waiting,
+    /// Requests being served.
+    InFlight,
+    /// Seconds since the least recently used loaded copy was used.
+    LruAgeSeconds,
+    /// Bytes held by buffers, by class.
+    BufferBytes,
+}
+
+/// Histograms, all in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Histogram {
+    /// Whole inference requests, as the client sees them.
+    RequestSeconds,
+    /// Inference inside the runtime.
+    RuntimeInferSeconds,
+    /// One step of a cold load or an unload.
+    StepSeconds,
+    /// From asking for a cold model to serving it.
+    ColdStartSeconds,
+}
+
+struct Family {
+    name: &'static str,
+    help: &'static str,
+}
+
+impl Counter {
+    const fn family(self) -> Family {
+        match self {
+            Counter::Requests => Family { name: "berth_requests_total", help: "Inference requests, by protocol and gRPC code." },
+            Counter::Loads => Family { name: "berth_loads_total", help: "Cold loads, by the step that ended them and the outcome." },
+            Counter::Evictions => Family { name: "berth_evictions_total", help: "Copies evicted to make room." },
+            Counter::FetchedBytes => Family { name: "berth_fetched_bytes_total", help: "Bytes fetched from model stores." },
+            Counter::FetchedObjects => Family { name: "berth_fetched_objects_total", help: "Objects fetched from model stores." },
+            Counter::DiskHits => Family { name: "berth_disk_hits_total", help: "Cold loads that found their files on disk." },
+            Counter::Refused => Family { name: "berth_refused_total", help: "Callers turned away, by reason." },
+            Counter::StatusWrites => Family { name: "berth_status_writes_total", help: "Statuses written to resources." },
+        }
+    }
+}
+
+impl Gauge {
+    const fn family(self) -> Family {
+        match self {
+            Gauge::MemoryBudgetBytes => Family { name: "berth_memory_budget_bytes", help: "Budget of a memory pool." },
+            Gauge::MemoryLeasedBytes => Family { name: "berth_memory_leased_bytes", help: "Bytes of a memory pool under lease." },
+            Gauge::MemoryUnconfirmedBytes => {
+                Family { name: "berth_memory_unconfirmed_bytes", help: "Bytes of a memory pool whose unload is not confirmed." }
+            }
+            Gauge::DiskBudgetBytes => Family { name: "berth_disk_budget_bytes", help: "Budget of the disk tier." },
+            Gauge::DiskUsedBytes => Family { name: "berth_disk_used_bytes", help: "Bytes held by the disk tier." },
+            Gauge::DiskFreeBytes => Family { name: "berth_disk_free_bytes", help: "Free bytes of the file system under the disk tier." },
+            Gauge::Models => Family { name: "berth_models", help: "Models on this pod, by state." },
+            Gauge::RegisteredModels => Family { name: "berth_registered_models", help: "Models registered." },
+            Gauge::Waiting => Family { name: "berth_waiting_callers", help: "Callers waiting for a load." },
+            Gauge::InFlight => Family { name: "berth_requests_in_flight", help: "Inference requests being served." },
+            Gauge::LruAgeSeconds => Family { name: "berth_lru_age_seconds", help: "Age of the least recently used loaded copy." },
+            Gauge::BufferBytes => Family { name: "berth_buffer_bytes", help: "Bytes held by buffers, by class." },
+        }
+    }
+}
+
+impl Histogram {
+    const fn family(self) -> Family {
+        match self {
+            Histogram::RequestSeconds => Family { name: "berth_request_seconds", help: "Whole inference requests, by protocol." },
+            Histogram::RuntimeInferSeconds => Family { name: "berth_runtime_infer_seconds", help: "Inference inside the runtime." },
+            Histogram::StepSeconds => Family { name: "berth_step_seconds", help: "Steps of cold loads and unloads." },
+            Histogram::ColdStartSeconds => Family { name: "berth_cold_start_seconds", help: "From asking for a cold model to serving it." },
+        }
+    }
+}
+
+/// Upper bounds of the histograms' buckets, in microseconds: 50 us to 5 min.
+const BOUNDS_MICROS: [u64; 20] = [
+    50,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    300_000_000,
+];
+
+#[derive(Default)]
+struct Buckets {
+    counts: [AtomicU64; BOUNDS_MICROS.len() + 1],
+    sum_micros: AtomicU64,
+}
+
+type Labels = Box<[(&'static str, Box<str>)]>;
+type Series<F, V> = RwLock<BTreeMap<(F, Labels), Arc<V>>>;
+
+#[derive(Default)]
+struct Tables {
+    counters: Series<Counter, AtomicU64>,
+    gauges: Series<Gauge, AtomicU64>,
+    histograms: Series<Histogram, Buckets>,
+}
+
+/// All measurements of this process. Cheap to clone; recording takes a shared lock for the look-up and one atomic add.
+#[derive(Clone, Default)]
+pub struct Metrics(Arc<Tables>);
+
+fn key<F>(family: F, labels: &[(&'static str, &str)]) -> (F, Labels) {
+    (family, labels.iter().map(|(name, value)| (*name, Box::from(*value))).collect())
+}
+
+fn series<F: Copy + Ord, V: Default>(table: &Series<F, V>, family: F, labels: &[(&'static str, &str)]) -> Arc<V> {
+    let key = key(family, labels);
+    if let Some(series) = table.read().get(&key) {
+        return Arc::clone(series);
+    }
+    Arc::clone(table.write().entry(key).or_default())
+}
+
+impl Buckets {
+    fn observe(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+/// One series of a counter, looked up once: adding to it takes no lock and allocates nothing. For request paths.
+#[derive(Clone)]
+pub struct CounterHandle(Arc<AtomicU64>);
+
+impl CounterHandle {
+    /// Adds `by`.
+    pub fn add(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+/// One series of a gauge, looked up once.
+#[derive(Clone)]
+pub struct GaugeHandle(Arc<AtomicU64>);
+
+impl GaugeHandle {
+    /// Sets it.
+    pub fn set(&self, to: u64) {
+        self.0.store(to, Ordering::Relaxed);
+    }
+
+    /// Counts one more until what is returned is dropped. Not to be mixed with [`GaugeHandle::set`] on one series.
+    #[must_use]
+    pub fn one_more(&self) -> OneMore {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OneMore(Arc::clone(&self.0))
+    }
+}
+
+/// One unit of a gauge while it lives.
+pub struct OneMore(Arc<AtomicU64>);
+
+impl Drop for OneMore {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One series of a histogram, looked up once.
+#[derive(Clone)]
+pub struct HistogramHandle(Arc<Buckets>);
+
+impl HistogramHandle {
+    /// Adds a duration.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took);
+    }
+}
+
+impl Metrics {
+    /// A counter's series, to be kept. The series is on the page, as zero, from here on.
+    #[must_use]
+    pub fn counter(&self, counter: Counter, labels: &[(&'static str, &str)]) -> CounterHandle {
+        CounterHandle(series(&self.0.counters, counter, labels))
+    }
+
+    /// A gauge's series, to be kept.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge, labels: &[(&'static str, &str)]) -> GaugeHandle {
+        GaugeHandle(series(&self.0.gauges, gauge, labels))
+    }
+
+    /// A histogram's series, to be kept.
+    #[must_use]
+    pub fn histogram(&self, histogram: Histogram, labels: &[(&'static str, &str)]) -> HistogramHandle {
+        HistogramHandle(series(&self.0.histograms, histogram, labels))
+    }
+
+    /// Adds `by` to a counter.
+    pub fn add(&self, counter: Counter, labels: &[(&'static str, &str)], by: u64) {
+        series(&self.0.counters, counter, labels).fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, gauge: Gauge, labels: &[(&'static str, &str)], to: u64) {
+        series(&self.0.gauges, gauge, labels).store(to, Ordering::Relaxed);
+    }
+
+    /// Adds a duration to a histogram.
+    pub fn observe(&self, histogram: Histogram, labels: &[(&'static str, &str)], took: Duration) {
+        series(&self.0.histograms, histogram, labels).observe(took);
+    }
+
+    /// The present value of a counter; zero for a series that was never touched. For tests and `describe`.
+    #[must_use]
+    pub fn count(&self, counter: Counter, labels: &[(&'static str, &str)]) -> u64 {
+        self.0.counters.read().get(&key(counter, labels)).map_or(0, |value| value.load(Ordering::Relaxed))
+    }
+
+    /// Everything in Prometheus' text format 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let mut last = "";
+        for ((family, labels), value) in self.0.counters.read().iter() {
+            heading(&mut text, &mut last, &family.family(), "counter");
+            line(&mut text, family.family().name, labels, None, value.load(Ordering::Relaxed));
+        }
+        for ((family, labels), value) in self.0.gauges.read().iter() {
+            heading(&mut text, &mut last, &family.family(), "gauge");
+            line(&mut text, family.family().name, labels, None, value.load(Ordering::Relaxed));
+        }
+        for ((family, labels), buckets) in self.0.histograms.read().iter() {
+            let Family { name, .. } = family.family();
+            heading(&mut text, &mut last, &family.family(), "histogram");
+            let mut running = 0;
+            for (at, count) in buckets.counts.iter().enumerate() {
+                running += count.load(Ordering::Relaxed);
+                let bound = BOUNDS_MICROS.get(at).map_or_else(|| "+Inf".to_owned(), |micros| seconds(*micros));
+                line(&mut text, &format!("{name}_bucket"), labels, Some(&bound), running);
+            }
+            line(&mut text, &format!("{name}_sum"), labels, None, seconds(buckets.sum_micros.load(Ordering::Relaxed)));
+            line(&mut text, &format!("{name}_count"), labels, None, running);
+        }
+        text
+    }
+}
+
+fn seconds(micros: u64) -> String {
+    let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn heading(text: &mut String, last: &mut &'static str, family: &Family, kind: &str) {
+    if *last != family.name {
+        *last = family.name;
+        let _ = writeln!(text, "# HELP {} {}\n# TYPE {} {kind}", family.name, family.help, family.name);
+    }
+}
+
+fn line(text: &mut String, name: &str, labels: &Labels, bound: Option<&str>, value: impl std::fmt::Display) {
+    text.push_str(name);
+    let all = labels.iter().map(|(name, value)| (*name, &**value)).chain(bound.map(|bound| ("le", bound)));
+    let mut separator = '{';
+    for (name, value) in all {
+        let _ = write!(text, "{separator}{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
+        separator = ',';
+    }
+    if separator == ',' {
+        text.push('}');
+    }
+    let _ = writeln!(text, " {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_and_the_table_count_in_one_series() {
+        let metrics = Metrics::default();
+        let (requests, in_flight) = (metrics.counter(Counter::Requests, &[("code", "OK")]), metrics.gauge(Gauge::InFlight, &[]));
+        requests.add(2);
+        metrics.add(Counter::Requests, &[("code", "OK")], 1);
+        assert_eq!(metrics.count(Counter::Requests, &[("code", "OK")]), 3);
+        metrics.histogram(Histogram::StepSeconds, &[]).observe(Duration::from_millis(1));
+        let two = (in_flight.one_more(), in_flight.one_more());
+        assert!(metrics.render().contains("berth_requests_in_flight 2\n"));
+        drop(two);
+        for expected in ["berth_requests_in_flight 0\n", "berth_step_seconds_count 1\n"] {
+            assert!(metrics.render().contains(expected), "{expected:?}");
+        }
+    }
+
+    #[test]
+    fn the_page_is_in_the_text_format_with_cumulative_buckets() {
+        let metrics = Metrics::default();
+        metrics.add(Counter::Requests, &[("protocol", "grpc"), ("code", "OK")], 2);
+        metrics.add(Counter::Requests, &[("protocol", "rest"), ("code", "NOT_\"FOUND")], 1);
+        metrics.set(Gauge::Models, &[("state", "Loaded")], 7);
+        metrics.observe(Histogram::StepSeconds, &[("step", "load")], Duration::from_micros(300));
+        metrics.observe(Histogram::StepSeconds, &[("step", "load")], Duration::from_secs(900));
+        let page = metrics.render();
+        for expected in [
+            "# TYPE berth_requests_total counter\n",
+            "berth_requests_total{protocol=\"grpc\",code=\"OK\"} 2\n",
+            "berth_requests_total{protocol=\"rest\",code=\"NOT_\\\"FOUND\"} 1\n",
+            "berth_models{state=\"Loaded\"} 7\n",
+            "berth_step_seconds_bucket{step=\"load\",le=\"0.00025\"} 0\n",
+            "berth_step_seconds_bucket{step=\"load\",le=\"0.0005\"} 1\n",
+            "berth_step_seconds_bucket{step=\"load\",le=\"300\"} 1\n",
+            "berth_step_seconds_bucket{step=\"load\",le=\"+Inf\"} 2\n",
+            "berth_step_seconds_sum{step=\"load\"} 900.0003\n",
+            "berth_step_seconds_count{step=\"load\"} 2\n",
+        ] {
+            assert!(page.contains(expected), "missing {expected:?} in\n{page}");
+        }
+        assert_eq!(page.matches("# TYPE berth_requests_total").count(), 1);
+    }
+}

@@ -1,0 +1,283 @@
+//! `berth serve` as a process.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::http::{Reply, get, post};
+use crate::real_time::{Found, eventually};
+use crate::{Exit, Parts, Process, Quickstart, free_port};
+
+/// Long enough for a start with every model loaded on a busy machine.
+const START: Duration = Duration::from_secs(60);
+
+/// The flags that say where to listen.
+const LISTENERS: [&str; 5] = ["--grpc", "--rest", "--api", "--metrics", "--probes"];
+
+/// How `berth serve` is to be started: every listener on a free port of the loopback address.
+pub struct Serve {
+    command: Command,
+    flags: BTreeMap<String, OsString>,
+}
+
+impl Serve {
+    /// Serves `manifests` with its state in `data`, both of the caller, with the engine that is built in.
+    #[must_use]
+    pub fn new(parts: &Parts, manifests: &Path, data: &Path) -> Self {
+        let mut command = Command::new(&parts.bin);
+        // The environment of the test run is not the environment of the program.
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_")) {
+            command.env_remove(variable);
+        }
+        let mut serve = Serve { command, flags: BTreeMap::new() }.flag("--manifests", manifests).flag("--data", data);
+        for listener in LISTENERS {
+            serve = serve.flag(listener, format!("127.0.0.1:{}", free_port()));
+        }
+        serve
+    }
+
+    /// Sets a flag to a value; the last value of a flag counts.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, value: impl Into<OsString>) -> Self {
+        self.flags.insert(flag.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a variable to the environment.
+    #[must_use]
+    pub fn env(mut self, variable: &str, value: &str) -> Self {
+        self.command.env(variable, value);
+        self
+    }
+
+    /// Starts it without waiting for anything.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn(mut self) -> Result<Berth> {
+        self.command.arg("serve");
+        for (flag, value) in &self.flags {
+            self.command.arg(flag).arg(value);
+        }
+        let [grpc, rest, api, metrics, probes] =
+            LISTENERS.map(|listener| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default());
+        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes })
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends before, or takes longer than a minute.
+    pub async fn start(self) -> Result<Berth> {
+        let mut berth = self.spawn()?;
+        berth.ready().await?;
+        Ok(berth)
+    }
+}
+
+/// A running `berth serve`. Killed when dropped.
+pub struct Berth {
+    process: Process,
+    grpc: String,
+    rest: String,
+    api: String,
+    metrics: String,
+    probes: String,
+}
+
+impl Berth {
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends before, or takes longer than a minute.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.process.line("the ready line", START, |line| line.starts_with("ready")).await?;
+        Ok(())
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Address of gRPC inference.
+    #[must_use]
+    pub fn grpc(&self) -> String {
+        self.grpc.clone()
+    }
+
+    /// Address of REST inference.
+    #[must_use]
+    pub fn rest(&self) -> String {
+        self.rest.clone()
+    }
+
+    /// A URL of the resource API.
+    #[must_use]
+    pub fn api(&self, path: &str) -> String {
+        format!("http://{}{path}", self.api)
+    }
+
+    /// A URL of the metrics listener.
+    #[must_use]
+    pub fn metrics(&self, path: &str) -> String {
+        format!("http://{}{path}", self.metrics)
+    }
+
+    /// A URL of the probes listener.
+    #[must_use]
+    pub fn probes(&self, path: &str) -> String {
+        format!("http://{}{path}", self.probes)
+    }
+
+    /// Sends the body of a REST inference request to `model`.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn infer(&self, model: &str, body: impl Into<bytes::Bytes>) -> Result<Reply> {
+        post(&format!("http://{}/v2/models/{model}/infer", self.rest()), body).await
+    }
+
+    /// Sends `name`'s recorded request and checks the answer.
+    ///
+    /// # Errors
+    /// With what was answered instead.
+    pub async fn answers(&self, quickstart: &Quickstart, name: &str) -> Result<()> {
+        let reply = self.infer(name, quickstart.request(name)?).await?;
+        quickstart.check(name, &reply.good().with_context(|| name.to_owned())?)
+    }
+
+    /// The resource of that name: an InferenceService, or else a Predictor.
+    ///
+    /// # Errors
+    /// When there is neither.
+    pub async fn resource(&self, name: &str) -> Result<Value> {
+        let service = get(&self.api(&format!("/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices/{name}"))).await?;
+        if service.status == 404 {
+            return get(&self.api(&format!("/apis/serving.kserve.io/v1alpha1/namespaces/default/predictors/{name}"))).await?.good();
+        }
+        service.good()
+    }
+
+    /// How that resource stands now.
+    ///
+    /// # Errors
+    /// When there is no such resource.
+    pub async fn standing(&self, name: &str) -> Result<Standing> {
+        Standing::of(&self.resource(name).await?)
+    }
+
+    /// Waits until `wanted` holds of that resource.
+    ///
+    /// # Errors
+    /// After `within`, with how it stood last.
+    pub async fn stands(&self, name: &str, within: Duration, wanted: impl Fn(&Standing) -> bool) -> Result<Standing> {
+        eventually(&format!("{name} to stand as wanted"), within, || async {
+            Ok(match self.standing(name).await {
+                Ok(standing) if wanted(&standing) => Found::Yes(standing),
+                Ok(standing) => Found::NotYet(format!("{standing:?}")),
+                // The resource may be on its way in from the folder.
+                Err(fault) => Found::NotYet(format!("{fault:#}")),
+            })
+        })
+        .await
+    }
+
+    /// Asks it to end as Ctrl-C does, and waits for its end.
+    ///
+    /// # Errors
+    /// When it takes longer than the tests allow.
+    pub async fn interrupt(&mut self) -> Result<Exit> {
+        self.process.signal(Signal::INT)?;
+        self.process.exit(Duration::from_secs(40)).await
+    }
+}
+
+/// What a resource's status says, in the same words for both kinds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// State of the active model.
+    pub active: String,
+    /// State of the target model, empty when it is the active one.
+    pub target: String,
+    /// How the active model relates to the spec.
+    pub transition: String,
+    /// Whether requests may be sent.
+    pub available: bool,
+    /// Copies that are loaded.
+    pub copies: u64,
+    /// Reason of the last failure.
+    pub reason: String,
+    /// Message of the last failure.
+    pub message: String,
+}
+
+impl Standing {
+    fn of(resource: &Value) -> Result<Self> {
+        let status = &resource["status"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let failure = |status: &Value| (text(&status["lastFailureInfo"]["reason"]), text(&status["lastFailureInfo"]["message"]));
+        match resource["kind"].as_str().context("a resource has a kind")? {
+            "Predictor" => {
+                let (reason, message) = failure(status);
+                Ok(Standing {
+                    active: text(&status["activeModelState"]),
+                    target: text(&status["targetModelState"]),
+                    transition: text(&status["transitionStatus"]),
+                    available: status["available"] == true,
+                    copies: status["totalCopies"].as_u64().unwrap_or(0),
+                    reason,
+                    message,
+                })
+            }
+            _ => {
+                let model = &status["modelStatus"];
+                let (reason, message) = failure(model);
+                let ready = status["conditions"].as_array().into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "True");
+                Ok(Standing {
+                    active: text(&model["states"]["activeModelState"]),
+                    target: text(&model["states"]["targetModelState"]),
+                    transition: text(&model["transitionStatus"]),
+                    available: ready,
+                    copies: model["copies"]["totalCopies"].as_u64().unwrap_or(0),
+                    reason,
+                    message,
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_resource_are_read_into_the_same_words() {
+        let service = json!({"kind": "InferenceService", "status": {
+            "conditions": [{"type": "PredictorReady", "status": "True"}, {"type": "Ready", "status": "True"}],
+            "modelStatus": {
+                "transitionStatus": "UpToDate",
+                "states": {"activeModelState": "Loaded", "targetModelState": ""},
+                "copies": {"failedCopies": 0, "totalCopies": 1},
+                "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "why"},
+            },
+        }});
+        let predictor = json!({"kind": "Predictor", "status": {
+            "available": true, "transitionStatus": "UpToDate", "activeModelState": "Loaded", "targetModelState": "",
+            "failedCopies": 0, "totalCopies": 1, "lastFailureInfo": {"reason": "ModelLoadFailed", "message": "why"},
+        }});
+        let standing = Standing::of(&service).expect("a service");
+        assert_eq!(standing, Standing::of(&predictor).expect("a predictor"));
+        assert!(standing.available && standing.copies == 1 && standing.active == "Loaded" && standing.message == "why");
+    }
+}

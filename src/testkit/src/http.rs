@@ -1,0 +1,87 @@
+//! Plain HTTP/1.1 calls.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::time::timeout;
+
+/// No call of the tests takes longer; a cold load is part of a call.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Status code.
+    pub status: u16,
+    /// Value of `retry-after`, where it was sent.
+    pub retry_after: Option<String>,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// The body as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// With status and body when it is none.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_slice(&self.body).with_context(|| format!("status {}, body {:?}", self.status, self.text()))
+    }
+
+    /// The body as JSON of an answer with status 200.
+    ///
+    /// # Errors
+    /// With status and body otherwise.
+    pub fn good(&self) -> Result<Value> {
+        ensure!(self.status == 200, "status {}, body {:?}", self.status, self.text());
+        self.json()
+    }
+}
+
+/// Reads `url`.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn get(url: &str) -> Result<Reply> {
+    call("GET", url, Bytes::new()).await
+}
+
+/// Sends `body` to `url`.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn post(url: &str, body: impl Into<Bytes>) -> Result<Reply> {
+    call("POST", url, body.into()).await
+}
+
+/// One call on a connection of its own.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn call(method: &str, url: &str, body: Bytes) -> Result<Reply> {
+    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
+    let request = Request::builder().method(method).uri(url).header("content-type", "application/json").body(Full::new(body))?;
+    let exchange = async {
+        let response = client.request(request).await?;
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok::<_, anyhow::Error>(Reply { status, retry_after, body })
+    };
+    timeout(PATIENCE, exchange)
+        .await
+        .with_context(|| format!("{method} {url}: no answer in {PATIENCE:?}"))?
+        .with_context(|| format!("{method} {url}"))
+}

@@ -1,0 +1,32 @@
+//! What the whole-system tests and benches stand on: the built binary, real servers and real clients as processes.
+//!
+//! Everything here meets Berth from outside, over sockets, files and signals, as a user would. Processes are ended by
+//! their own id, also when a test panics. Waiting is for an event where there is one (a line, an exit) and otherwise
+//! goes through [`eventually`], which has a deadline and tells what it saw last.
+
+mod berth;
+mod curl;
+pub mod http;
+mod parts;
+mod ports;
+mod process;
+mod python;
+mod quickstart;
+mod real_time;
+mod s3;
+
+pub use berth::{Berth, Serve, Standing};
+pub use curl::curl;
+pub use parts::Parts;
+pub use ports::free_port;
+pub use process::{Exit, Process};
+pub use python::python;
+pub use quickstart::{Quickstart, compare};
+pub use real_time::{Found, eventually};
+pub use s3::{Gateway, Transport};
+
+/// The root of the repository.
+#[must_use]
+pub fn root() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("this crate lies in src/testkit").to_owned()
+}

@@ -1,0 +1,50 @@
+//! What a pod says about the models it holds.
+
+use std::sync::Arc;
+
+use crate::{Failure, Footprint, ModelId, UnixMillis};
+
+/// How far from serving a model is on a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// Its bytes are only in the store.
+    Remote,
+    /// Its files are on the pod's disk, checked.
+    Disk,
+    /// It is loaded in the runtime.
+    Serving,
+}
+
+/// One copy as its pod sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyState {
+    /// On its way: waiting for memory, fetching, laying out or loading.
+    Loading {
+        /// When the load was asked for.
+        since: UnixMillis,
+    },
+    /// Answers requests.
+    Loaded {
+        /// When it became so.
+        since: UnixMillis,
+        /// What it takes; measured where the runtime can say.
+        footprint: Footprint,
+    },
+    /// Announced no longer, memory not yet given back.
+    Unloading,
+    /// Not in the runtime. Files may be on disk.
+    Absent,
+}
+
+/// Everything a pod reports about one model; the newest report replaces the older one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyReport {
+    /// Which model.
+    pub model: ModelId,
+    /// What the pod holds of it.
+    pub state: CopyState,
+    /// The most recent failure on this pod, while it counts (15 minutes, or until success or a new version).
+    pub failure: Option<Arc<Failure>>,
+    /// Last use by a request; `None` until the first one.
+    pub last_used: Option<UnixMillis>,
+}

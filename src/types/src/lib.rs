@@ -1,0 +1,20 @@
+//! The words that every part of Berth shares: ids, sizes, deadlines, failures and what a pod holds.
+//!
+//! Plain values only. Nothing here does I/O, reads a clock or starts a task, so the decisions in `berth-plan` that are
+//! written in these words cannot do so by accident either.
+
+mod copy;
+mod failure;
+mod id;
+mod memory;
+mod registration;
+mod size;
+mod time;
+
+pub use copy::{CopyReport, CopyState, Tier};
+pub use failure::{Failure, Location, Reason, Refusal, Retry, Step};
+pub use id::{InvalidId, ModelId, Name, Namespace, Owner, PodId};
+pub use memory::{Footprint, Pool};
+pub use registration::{ModelFormat, Parameters, Placement, Registration, StorageRef};
+pub use size::{ByteSize, ParseByteSizeError};
+pub use time::{Deadline, UnixMillis};

@@ -1,0 +1,77 @@
+//! Models move between Loaded and Standby by use when not all fit at once.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use berth_testkit::{Berth, http};
+
+use crate::fixture::{Fixture, ROOMY, SOON};
+
+/// Room for each example alone, not for all of them: the quickstart's own budget.
+pub(crate) const TIGHT: &str = "2.5MiB";
+
+async fn in_state(fixture: &Fixture, berth: &Berth, state: &str) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for name in fixture.quickstart.names()? {
+        if berth.standing(&name).await?.active == state {
+            found.insert(name);
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn every_example_answers_rightly_again_after_it_had_to_make_room() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(TIGHT).start().await?;
+    let mut were_on_standby = BTreeSet::new();
+    for _round in 0..2 {
+        for name in fixture.quickstart.names()? {
+            berth.answers(&fixture.quickstart, &name).await?;
+            let standing = berth.stands(&name, SOON, |standing| standing.active == "Loaded").await?;
+            assert!(standing.available && standing.copies == 1, "{name}: {standing:?}");
+            were_on_standby.extend(in_state(&fixture, &berth, "Standby").await?);
+        }
+    }
+    // The one that is too large to stay beside the others had to go at least once, and came back.
+    assert!(were_on_standby.contains("digits-wide"), "nothing made room for anything: only {were_on_standby:?} were on Standby");
+    let metrics = http::get(&berth.metrics("/metrics")).await?.text();
+    let evictions = metrics.lines().find_map(|line| line.strip_prefix("berth_evictions_total ")).unwrap_or("none");
+    assert_ne!(evictions, "0", "{metrics}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn all_examples_are_loaded_where_all_fit() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    for name in fixture.quickstart.names()? {
+        let standing = berth.stands(&name, SOON, |standing| standing.active == "Loaded").await?;
+        assert_eq!((standing.transition.as_str(), standing.copies, standing.reason.as_str()), ("UpToDate", 1, ""), "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_callers_of_models_that_do_not_fit_together_are_all_answered() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(TIGHT).start().await?;
+    let names = fixture.quickstart.names()?;
+    // Each caller starts at another model, so that at every moment most of them want something that is not loaded.
+    let mut callers = Vec::new();
+    for first in 0..names.len() {
+        let (names, quickstart, rest) = (names.clone(), fixture.quickstart.clone(), berth.rest());
+        callers.push(tokio::spawn(async move {
+            for step in 0..2 * names.len() {
+                let name = &names[(first + step) % names.len()];
+                let reply = http::post(&format!("http://{rest}/v2/models/{name}/infer"), quickstart.request(name)?).await?;
+                quickstart.check(name, &reply.good()?)?;
+            }
+            Ok::<_, anyhow::Error>(())
+        }));
+    }
+    for caller in callers {
+        caller.await??;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Starting, changing what is served, and ending.
+
+use std::fs;
+
+use anyhow::Result;
+use berth_testkit::{Exit, Found, eventually, http};
+
+use crate::fixture::{Fixture, ROOMY, SOON, service};
+
+#[tokio::test]
+async fn ctrl_c_ends_it_with_status_0_and_a_restart_serves_on() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    for _run in 0..2 {
+        let mut berth = fixture.serve(ROOMY).start().await?;
+        fixture.all_answer(&berth).await?;
+        assert_eq!(berth.interrupt().await?, Exit::Code(0), "{}", berth.process().written());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_run_when_ctrl_c_comes_are_answered() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let mut berth = fixture.serve(ROOMY).start().await?;
+    let (rest, quickstart) = (berth.rest(), fixture.quickstart.clone());
+    let (first, started) = tokio::sync::oneshot::channel();
+    let caller = tokio::spawn(async move {
+        let mut first = Some(first);
+        let mut answered = 0;
+        // Goes on until no connection is taken any more; whatever was taken must be answered rightly or turned away.
+        loop {
+            match http::post(&format!("http://{rest}/v2/models/digits-forest/infer"), quickstart.request("digits-forest")?).await {
+                Ok(reply) if reply.status == 200 => quickstart.check("digits-forest", &reply.json()?)?,
+                Ok(reply) => {
+                    assert_eq!(reply.status, 503, "{}", reply.text());
+                    break;
+                }
+                Err(fault) if format!("{fault:#}").to_lowercase().contains("connect") => break,
+                Err(fault) => return Err(fault),
+            }
+            answered += 1;
+            if let Some(first) = first.take() {
+                let _ = first.send(());
+            }
+        }
+        Ok::<_, anyhow::Error>(answered)
+    });
+    started.await?;
+    assert_eq!(berth.interrupt().await?, Exit::Code(0), "{}", berth.process().written());
+    assert!(caller.await?? > 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_added_to_and_removed_from_the_folder_is_served_and_forgotten() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    fs::remove_file(fixture.manifests().join("iris.yaml"))?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    assert_eq!(berth.infer("iris", fixture.quickstart.request("iris")?).await?.status, 404);
+
+    fixture.service("iris", "quickstart", "iris")?;
+    berth.stands("iris", SOON, |standing| standing.active == "Loaded").await?;
+    berth.answers(&fixture.quickstart, "iris").await?;
+
+    fs::remove_file(fixture.manifests().join("iris.yaml"))?;
+    eventually("iris to be forgotten", SOON, || async {
+        let reply = berth.infer("iris", fixture.quickstart.request("iris")?).await?;
+        Ok(if reply.status == 404 { Found::Yes(()) } else { Found::NotYet(reply.text()) })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_was_removed_from_the_folder_while_nobody_looked_is_forgotten() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let mut berth = fixture.serve(ROOMY).start().await?;
+    berth.answers(&fixture.quickstart, "iris").await?;
+    berth.process().kill().await?;
+    fs::remove_file(fixture.manifests().join("iris.yaml"))?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    assert_eq!(berth.infer("iris", fixture.quickstart.request("iris")?).await?.status, 404);
+    assert!(berth.resource("iris").await.is_err());
+    berth.answers(&fixture.quickstart, "diabetes").await
+}
+
+#[tokio::test]
+async fn a_name_serves_its_old_model_until_its_new_one_is_there() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    berth.answers(&fixture.quickstart, "digits-mlp").await?;
+
+    // A new version that cannot be loaded leaves the old one in its place.
+    fixture.service("digits-mlp", "quickstart", "no-such-folder")?;
+    let standing = berth.stands("digits-mlp", SOON, |standing| standing.transition == "BlockedByFailedLoad").await?;
+    assert_eq!((standing.active.as_str(), standing.target.as_str()), ("Loaded", "FailedToLoad"), "{standing:?}");
+    berth.answers(&fixture.quickstart, "digits-mlp").await?;
+
+    // One that can be loaded takes its place: the wide model's answers under the other one's name.
+    fixture.manifest("digits-mlp.yaml", &service("digits-mlp", "quickstart", "digits-wide"))?;
+    berth.stands("digits-mlp", SOON, |standing| standing.transition == "UpToDate" && standing.active == "Loaded").await?;
+    let reply = berth.infer("digits-mlp", fixture.quickstart.request("digits-wide")?).await?;
+    fixture.quickstart.check("digits-wide", &reply.good()?)
+}
+
+#[tokio::test]
+async fn probes_metrics_and_lists_are_served() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    fixture.all_answer(&berth).await?;
+    for path in ["/ready", "/live"] {
+        assert_eq!(http::get(&berth.probes(path)).await?.status, 200, "{path}");
+    }
+    let metrics = http::get(&berth.metrics("/metrics")).await?.text();
+    for family in ["berth_requests_total", "berth_memory_budget_bytes", "berth_memory_leased_bytes", "berth_request_seconds_count", "berth_models"] {
+        assert!(metrics.lines().any(|line| line.starts_with(family)), "{family} is missing in\n{metrics}");
+    }
+    let mut names = Vec::new();
+    for list in
+        ["/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices", "/apis/serving.kserve.io/v1alpha1/namespaces/default/predictors"]
+    {
+        let list = http::get(&berth.api(list)).await?.good()?;
+        names.extend(list["items"].as_array().into_iter().flatten().filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned)));
+    }
+    names.sort();
+    assert_eq!(names, fixture.quickstart.names()?);
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! What the built binary does, seen from outside: through the public clients, with a real object store, over crashes.
+//!
+//! Each test starts its own `berth serve` with its own folders and ports. Nothing here knows how Berth is made, except
+//! for the names of the points at which `BERTH_HALT_AT` ends it.
+
+mod answers;
+mod crash;
+mod eviction;
+mod fixture;
+mod lifecycle;
+mod refusals;

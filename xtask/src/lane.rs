@@ -1,0 +1,170 @@
+//! The lanes of the test run: what each does, how long it may take, and the table at the end.
+
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::parts::Parts;
+use crate::step::{Outcome, Step, Tests};
+use crate::{check, say};
+
+/// A group of checks that is run and timed as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Needs nothing but Rust.
+    Quick,
+    /// Talks to real servers through real clients.
+    Real,
+}
+
+impl Lane {
+    /// Every lane, in the order in which they run.
+    pub(crate) const ALL: [Lane; 2] = [Lane::Quick, Lane::Real];
+
+    /// Its name on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Lane::Quick => "quick",
+            Lane::Real => "real",
+        }
+    }
+
+    /// How long it may take on two cores, everything compiled anew. A lane that takes longer has failed.
+    const fn budget(self) -> Duration {
+        match self {
+            Lane::Quick => Duration::from_mins(40),
+            Lane::Real => Duration::from_mins(20),
+        }
+    }
+}
+
+/// What became of one lane.
+struct Row {
+    lane: Lane,
+    took: Duration,
+    tests: Tests,
+    faults: Vec<String>,
+}
+
+/// The parts, being installed while other things run.
+type Installing = JoinHandle<Result<Parts>>;
+
+/// Runs `lanes`; true when all is well.
+pub(crate) fn run(lanes: &[Lane]) -> Result<bool> {
+    let mut installing = None;
+    if lanes.contains(&Lane::Real) {
+        crate::parts::require_tools()?;
+        installing = Some(std::thread::spawn(Parts::install));
+    }
+    let mut rows = Vec::new();
+    let mut summaries = Vec::new();
+    for lane in lanes {
+        let start = now();
+        let outcomes = match lane {
+            Lane::Quick => quick(),
+            Lane::Real => real(installing.take()),
+        };
+        let mut row = Row { lane: *lane, took: start.elapsed(), tests: Tests::default(), faults: Vec::new() };
+        for (name, outcome) in outcomes {
+            match outcome {
+                Ok(outcome) => {
+                    if !outcome.good {
+                        row.faults.push(format!("{name} failed"));
+                    }
+                    row.tests = row.tests.plus(outcome.tests);
+                    summaries.extend(outcome.summaries);
+                }
+                Err(fault) => row.faults.push(format!("{name}: {fault:#}")),
+            }
+        }
+        if row.took > lane.budget() {
+            row.faults.push(format!("over its budget of {} min", lane.budget().as_secs() / 60));
+        }
+        rows.push(row);
+    }
+    say(&table(&rows));
+    summaries.iter().for_each(|line| say(line));
+    let tests = rows.iter().fold(Tests::default(), |sum, row| sum.plus(row.tests));
+    // A step that fails before it counts its tests must not look like none failed.
+    let faults: usize = rows.iter().map(|row| row.faults.len()).sum();
+    let failed = tests.failed.max(u64::try_from(faults).unwrap_or(u64::MAX));
+    say(&format!("{} passed, {failed} failed", tests.passed));
+    Ok(faults == 0 && tests.failed == 0)
+}
+
+type Outcomes = Vec<(&'static str, Result<Outcome>)>;
+
+/// Everything that needs Rust alone. All of it runs even when a part fails, so that one run tells everything.
+fn quick() -> Outcomes {
+    let test = ["test", "--release", "--no-fail-fast", "--workspace", "--exclude", "berth-tests"];
+    vec![
+        ("tree", check::tree()),
+        ("format", Step::cargo("format", ["fmt", "--all", "--check"]).run()),
+        ("clippy", Step::cargo("clippy", ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()),
+        ("tests", Step::cargo("tests", test).run()),
+        ("examples", Step::cargo("examples", ["test", "--release", "-p", "berth-tests", "--test", "examples"]).run()),
+    ]
+}
+
+/// What needs the parts: licences and sources of dependencies, and the whole-system tests.
+fn real(installing: Option<Installing>) -> Outcomes {
+    // The binary is built while the last parts are being installed.
+    let mut outcomes = vec![("build", Step::cargo("build", ["build", "--release", "-p", "berth"]).run())];
+    let parts = match installing.map_or_else(Parts::install, |installing| installing.join().expect("installing does not panic")) {
+        Ok(parts) => parts,
+        Err(fault) => {
+            outcomes.push(("parts", Err(fault)));
+            return outcomes;
+        }
+    };
+    say(&parts.to_string());
+    outcomes.push(("deny", parts.deny(&["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]).run()));
+    if parts.have_advisories() {
+        outcomes.push(("advisories", parts.deny(&["check", "--disable-fetch", "advisories"]).run()));
+    } else {
+        say("\n== advisories: NOT CHECKED, the advisory database could not be fetched");
+    }
+    let system = ["test", "--release", "-p", "berth-tests", "--test", "system", "--", "--test-threads=3"];
+    outcomes.push(("system", Step::cargo("system", system).envs(parts.environment()).run()));
+    outcomes
+}
+
+/// Times, budgets, counts and what failed, one row a lane.
+fn table(rows: &[Row]) -> String {
+    let mut text = format!("\n{:<8} {:>8} {:>8} {:>8} {:>8} {:>8}  what failed\n", "lane", "took", "budget", "passed", "failed", "ignored");
+    for row in rows {
+        let seconds = row.took.as_secs();
+        let faults = if row.faults.is_empty() { "nothing".to_owned() } else { row.faults.join("; ") };
+        text += &format!(
+            "{:<8} {:>8} {:>8} {:>8} {:>8} {:>8}  {faults}\n",
+            row.lane.name(),
+            format!("{}:{:02}", seconds / 60, seconds % 60),
+            format!("{}:00", row.lane.budget().as_secs() / 60),
+            row.tests.passed,
+            row.tests.failed,
+            row.tests.ignored,
+        );
+    }
+    text
+}
+
+#[allow(clippy::disallowed_methods, reason = "the times in the table are real ones")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_every_lane_with_its_time_and_faults() {
+        let tests = Tests { passed: 5, failed: 1, ignored: 0 };
+        let rows = [Row { lane: Lane::Real, took: Duration::from_secs(125), tests, faults: vec!["system failed".to_owned()] }];
+        let text = table(&rows);
+        for part in ["real", "2:05", "20:00", "system failed"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}
