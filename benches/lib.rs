@@ -91,7 +91,8 @@ impl Comparison {
             let median = Median::of(blocks.iter().map(|block| pick(block).as_secs_f64()).collect());
             Duration::from_secs_f64(median.value) / operations.max(1)
         };
-        let added = blocks.iter().map(|(base, thing)| (thing.wall.as_secs_f64() - base.wall.as_secs_f64()) * 1e6 / f64::from(operations.max(1))).collect();
+        let added =
+            blocks.iter().map(|(base, thing)| (thing.wall.as_secs_f64() - base.wall.as_secs_f64()) * 1e6 / f64::from(operations.max(1))).collect();
         Comparison {
             name,
             wall: ratio(|cost| cost.wall),
@@ -105,11 +106,7 @@ impl Comparison {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (base, thing) = self.per_operation;
-        write!(
-            f,
-            "{}: {thing:?} against {base:?}; wall ratio {}; CPU ratio {}; added {} us",
-            self.name, self.wall, self.cpu, self.added_micros
-        )
+        write!(f, "{}: {thing:?} against {base:?}; wall ratio {}; CPU ratio {}; added {} us", self.name, self.wall, self.cpu, self.added_micros)
     }
 }
 

@@ -105,7 +105,17 @@ def digits_denoise():
     # Both factors of 16 go into the weights.
     model.coefs_[0] = model.coefs_[0] / 16
     model.coefs_[-1], model.intercepts_[-1] = model.coefs_[-1] * 16, model.intercepts_[-1] * 16
-    return from_sklearn("digits-denoise", model, 64), {"X": noisy(test)}, test
+    nodes = [
+        helper.make_node("Gemm", ["noisy", "w0", "b0"], ["first"]),
+        helper.make_node("Relu", ["first"], ["first_active"]),
+        helper.make_node("Gemm", ["first_active", "w1", "b1"], ["second"]),
+        helper.make_node("Relu", ["second"], ["second_active"]),
+        helper.make_node("Gemm", ["second_active", "w2", "b2"], ["clean"]),
+    ]
+    weights = {f"w{layer}": array.astype(np.float32) for layer, array in enumerate(model.coefs_)}
+    weights |= {f"b{layer}": array.astype(np.float32) for layer, array in enumerate(model.intercepts_)}
+    pictures = lambda label: (label, TensorProto.FLOAT, ["batch", 64])
+    return from_nodes("digits-denoise", [pictures("noisy")], [pictures("clean")], nodes, weights), {"noisy": noisy(test)}, test
 
 
 def digits_forest():

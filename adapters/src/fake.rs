@@ -535,6 +535,9 @@ impl Drop for InFlight<'_> {
 impl Infer for FakeRuntime {
     /// Echoes the inputs: each output has the name, datatype, shape and bytes of an input.
     async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        if deadline.left(self.0.clock.now()).is_zero() {
+            return Err(InferError::DeadlineExceeded);
+        }
         let (takes, failure, _in_flight) = {
             let mut state = self.0.state.lock();
             let held = state.held.get_mut(model).filter(|held| held.at == IndexEntry::Ready);

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use berth_testkit::{Berth, http};
+use berth_testkit::{Berth, Transport, http};
 
-use crate::fixture::{Fixture, ROOMY, SOON};
+use crate::fixture::{Fixture, ROOMY, SOON, service};
 
 /// Room for each example alone, not for all of them: the quickstart's own budget.
 pub(crate) const TIGHT: &str = "2.5MiB";
@@ -49,6 +49,26 @@ async fn all_examples_are_loaded_where_all_fit() -> Result<()> {
         let standing = berth.stands(&name, SOON, |standing| standing.active == "Loaded").await?;
         assert_eq!((standing.transition.as_str(), standing.copies, standing.reason.as_str()), ("UpToDate", 1, ""), "{name}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_disk_budget_that_holds_some_of_the_models_serves_all_of_them() -> Result<()> {
+    let fixture = Fixture::of_s3(Transport::Plain).await?;
+    // Declared so large that one is loaded at a time: the files of loaded models stay, the others' may go.
+    let names = fixture.quickstart.names()?;
+    for name in &names {
+        let declared = service(name, "quickstart", name).replace("  annotations:", "  annotations:\n    berth/model-size: 2Mi");
+        fixture.manifest(&format!("{name}.yaml"), &declared)?;
+    }
+    // Any two of the models, not the three large ones.
+    let berth = fixture.serve(TIGHT).flag("--disk", "2MiB").start().await?;
+    for _round in 0..2 {
+        fixture.all_answer(&berth).await?;
+    }
+    let metrics = http::get(&berth.metrics("/metrics")).await?.text();
+    let fetched: usize = metrics.lines().find_map(|line| line.strip_prefix("berth_fetched_objects_total ")?.parse().ok()).unwrap_or(0);
+    assert!(fetched > names.len(), "{fetched} objects were fetched for {} models: nothing had to go\n{metrics}", names.len());
     Ok(())
 }
 

@@ -27,7 +27,8 @@ impl ModelFile {
     }
 }
 
-fn name_of(path: &Path) -> String {
+/// The last part of a path.
+pub(super) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 

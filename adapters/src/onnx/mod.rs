@@ -291,7 +291,7 @@ impl Shared {
     fn load_now(&self, model: &ModelId, path: &Path) -> Result<Opened, LoadError> {
         let panicked = |panic: String| LoadError {
             fault: LoadFault::BadModel,
-            message: format!("{} made the engine ({}) panic: {}", path.display(), self.engine.version(), engine::brief(&panic)),
+            message: format!("{} made the engine ({}) panic: {}", files::name_of(path), self.engine.version(), engine::brief(&panic)),
             nothing_attempted: false,
         };
         let started = self.clock.now();

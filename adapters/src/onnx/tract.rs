@@ -6,6 +6,7 @@
 //!
 //! tract names some results in its own symbolic type; they leave in the type that the model declares.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use berth_types::ByteSize;
@@ -161,7 +162,7 @@ fn optimised(mut model: InferenceModel, interface: &Interface, unnamed: Unnamed)
 /// Names, types and shapes as the file declares them.
 fn interface_of(proto: &pb::ModelProto, name: &str) -> Result<Interface, LoadError> {
     let graph = proto.graph.as_ref().ok_or_else(|| LoadError::bad_model(format!("{name} has no graph")))?;
-    let constants: std::collections::HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+    let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     let port = |what: &str, info: &pb::ValueInfoProto| {
         let Some(pb::type_proto::Value::TensorType(tensor)) = info.r#type.as_ref().and_then(|declared| declared.value.as_ref()) else {
             return Err(LoadError::bad_model(format!(
@@ -180,6 +181,10 @@ fn interface_of(proto: &pb::ModelProto, name: &str) -> Result<Interface, LoadErr
         })?;
         Ok(Port { name: info.name.clone(), datatype, shape: tensor.shape.as_ref().map(dims_of) })
     };
+    let made: HashSet<&str> = graph.node.iter().flat_map(|node| &node.output).chain(graph.input.iter().map(|info| &info.name)).map(String::as_str).collect();
+    if let Some(output) = graph.output.iter().find(|info| !made.contains(info.name.as_str()) && !constants.contains(info.name.as_str())) {
+        return Err(LoadError::bad_model(format!("{name}: output {:?} is made by no node", output.name)));
+    }
     Ok(Interface {
         inputs: graph.input.iter().filter(|info| !constants.contains(info.name.as_str())).map(|info| port("input", info)).collect::<Result<_, _>>()?,
         outputs: graph.output.iter().map(|info| port("output", info)).collect::<Result<_, _>>()?,

@@ -288,7 +288,7 @@ impl Leader {
         self.names.claim(key, object.created);
         let published = object.status.as_deref().map_or_else(Status::default, |status| document::from_json(owner, status));
         let kept = self.store.alias(key);
-        let was_loaded = at_start && matches!(published.active, ModelState::Loaded | ModelState::Standby);
+        let was_loaded = at_start && (wanted.is_ok() || kept.is_some()) && matches!(published.active, ModelState::Loaded | ModelState::Standby);
         let mut resource = Resource {
             owner,
             uid: object.uid.clone(),
@@ -513,7 +513,8 @@ impl Leader {
             target_loaded_since: target.loaded_since(&self.pods),
             target_failed: failed(target),
             target_room: target_loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
-            shown: resource.told_target.as_ref() == Some(&target.registration.id),
+            // Before every pod has spoken, "no copy is loaded" is no evidence to switch on.
+            shown: self.settled && resource.told_target.as_ref() == Some(&target.registration.id),
         }
     }
 

@@ -260,6 +260,7 @@ async fn a_restart_restores_what_was_and_loads_nothing_for_the_first_time_twice(
     assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "the old version in full, before anybody reported");
     world.pass(secs(1)).await;
     assert_eq!(world.history("digits").len(), written, "no status moves before the pod has reported");
+    world.answer("digits", Answer::Silence);
     world.report_of(&old, world::loaded()).await;
     assert_eq!(world.last("digits"), "Loaded/Loading InProgress True");
     assert_eq!(world.loads(), ["digits"], "the target; what was on standby stays there");
@@ -365,6 +366,26 @@ async fn many_resources_come_to_rest_with_two_writes_each_and_statuses_then_stay
     assert_eq!(world.status_writes(), 600);
     world.pass(secs(3600)).await;
     assert_eq!(world.status_writes(), 600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_looks_at_as_few_resources_among_many_as_among_few() {
+    let mut looks = Vec::new();
+    for others in [10, 500] {
+        let world = World::start().await;
+        for number in 0..others {
+            world.put(isvc(&format!("m{number}"), onnx("1"))).await;
+        }
+        world.apply(isvc("digits", onnx("1"))).await;
+        world.pass(secs(1)).await;
+        let before = world.store.gets();
+        world.apply(isvc("digits", onnx("2"))).await;
+        world.report("digits", CopyState::Absent).await;
+        world.delete("m7").await;
+        world.pass(secs(1)).await;
+        looks.push(world.store.gets() - before);
+    }
+    assert!(looks[0] == looks[1] && looks[0] < 20, "{looks:?}");
 }
 
 #[tokio::test(start_paused = true)]

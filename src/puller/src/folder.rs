@@ -44,6 +44,11 @@ pub(crate) fn find(place: &InPlace, model: &StorePath, schema: Option<&StorePath
     Ok(Found { model: found, schema, size, files })
 }
 
+/// Whether there is something at the path: one look, for who asks often. Loading it may still find fault with it.
+pub(crate) fn exists(place: &InPlace, model: &StorePath) -> bool {
+    locate(place, &place.root, model).is_ok()
+}
+
 fn disk(place: &InPlace, path: &Path, fault: &io::Error) -> PullError {
     PullError::Disk(format!("{}: {}: {fault}", place.named, path.display()))
 }

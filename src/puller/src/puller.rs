@@ -117,7 +117,7 @@ impl Fetch for Puller {
 
     fn on_disk(&self, model: &Registration) -> bool {
         match self.inner.resolve_now(&model.storage) {
-            Ok(Source::InPlace(place)) => paths(&model.storage).is_ok_and(|(path, schema)| folder::find(&place, &path, schema.as_ref()).is_ok()),
+            Ok(Source::InPlace(place)) => paths(&model.storage).is_ok_and(|(path, _)| folder::exists(&place, &path)),
             Ok(source) => self.inner.tier.has(&model.id, Some(&source.identity(&model.storage))),
             Err(_) => self.inner.tier.has(&model.id, None),
         }

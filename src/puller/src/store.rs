@@ -40,7 +40,7 @@ pub(crate) enum Trouble {
     Replace(Vec<u8>),
     /// The answer waits for [`Store::let_go`].
     Hold,
-    /// The answer begins, and then nothing comes.
+    /// The answer begins, and then nothing comes: half the bytes of a whole object, none of a range.
     Stall,
     /// Something that is not S3.
     Page(&'static str),
@@ -192,7 +192,7 @@ impl Store {
             let last = first.parse::<usize>().expect("a number") + part.len() - 1;
             answer = answer.header("content-range", format!("bytes {first}-{last}/{total}"));
         }
-        answer.body(body(part, trouble)).expect("sound")
+        answer.body(body(part, status, trouble)).expect("sound")
     }
 
     fn list(&self, query: &str) -> String {
@@ -221,7 +221,7 @@ pub(crate) fn etag(bytes: &[u8]) -> String {
     format!("\"{hex}\"")
 }
 
-fn body(bytes: Bytes, trouble: Option<Trouble>) -> Body {
+fn body(bytes: Bytes, status: StatusCode, trouble: Option<Trouble>) -> Body {
     let frame = |bytes: Bytes| Ok::<_, io::Error>(Frame::data(bytes));
     match trouble {
         Some(Trouble::Truncate(after)) => {
@@ -240,7 +240,7 @@ fn body(bytes: Bytes, trouble: Option<Trouble>) -> Body {
             full(garbled)
         }
         Some(Trouble::Stall) => {
-            let half = bytes.len() / 2;
+            let half = if status == StatusCode::OK { bytes.len() / 2 } else { 0 };
             BodyExt::boxed(StreamBody::new(futures::stream::iter([frame(bytes.slice(..half))]).chain(futures::stream::pending())))
         }
         _ => full(bytes),

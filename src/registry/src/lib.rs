@@ -1,9 +1,25 @@
 //! What should be, and the one picture of what should be and what is.
 //!
-//! - [`Store`]: desired state. Resources, aliases, the epoch of the writer. One trait, two implementations here (redb on
-//!   disk, memory for tests), one conformance suite.
-//! - [`Folder`]: a watched folder of YAML that feeds the store.
-//! - [`View`]: one immutable numbered picture of names and registrations that every request reads.
+//! - [`Store`]: desired state. Resources, aliases, the epoch of the writer. One trait, two implementations ([`RedbStore`]
+//!   on disk, [`MemoryStore`] for tests), one conformance suite. A write is durable when it returns and seen by nobody
+//!   before. [`Store::subscribe`] gives the newest state per key, [`Store::events_after`] every single state.
+//! - [`Folder`]: a watched folder of manifests that feeds the store; [`Faults`] says what is wrong with it.
+//! - [`bundled`]: the objects that come with the program.
+//! - [`View`]: one immutable numbered picture of names and registrations that every request reads; [`Views`] holds the
+//!   present one.
+//!
+//! At start, in this order, so that nothing is taken for gone that was not read yet:
+//!
+//! ```text
+//! let store = Arc::new(RedbStore::open(data_dir, clock)?);       // locks the data folder, raises the epoch
+//! for object in bundled() { store.apply(object, None).await?; }
+//! let mut folder = Folder::open(manifests, store, clock)?;       // a missing folder ends here
+//! let faults = folder.faults();
+//! folder.rescan().await;                                         // the store now says what the files say
+//! spawn(folder.run(shutdown));
+//! let views = Views::in_epoch(store.epoch());                    // names are "not ready" until mark_ready
+//! let changes = store.subscribe();                               // its first answer is every object
+//! ```
 
 mod bundled;
 mod event;

@@ -277,6 +277,7 @@ fn check_dns(text: &str, longest: usize, dots: bool) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
     use serde_json::json;
 
     use super::*;
@@ -391,7 +392,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..Default::default() })]
 
         #[test]
         fn no_text_breaks_the_reader(text in "[-a-z{}\\[\\]:#&*!|>'\" \n%.]{0,60}") {

@@ -12,10 +12,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use berth_plan::{Admission, Event, MayEvict, Phase, Resident, admit, drain_for, relieve};
+use berth_plan::{Admission, Event, Phase, Resident, admit, drain_for, relieve};
 use berth_telemetry::Counter;
 use berth_types::{ModelId, Refusal, Step};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use crate::entry::{Class, Entry, Ticket};
 use crate::lru::ByLastUse;
@@ -126,13 +126,16 @@ impl Owner {
         {
             return Turn::Blocks;
         }
-        let (may, need) = (entry.may_evict(), entry.need.clone().unwrap_or_default());
+        let (may, need, waited_for) = (entry.may_evict(), entry.need.clone().unwrap_or_default(), !entry.waiters.is_empty());
         loop {
             let memory = self.ledger.sums().memory;
             match admit(&need, &memory, residents(&mut self.lru, &self.entries), may, self.clock.wall()) {
                 Admission::Fits => {
                     // The ledger asks the same question again; both must say yes.
-                    let Some(lease) = self.ledger.lease(model, &need) else { return Turn::Blocks };
+                    let Some(lease) = self.ledger.lease(model, &need) else {
+                        error!(model = %model, size = %need, "the ledger has no room for what fits: a bug, the load waits");
+                        return Turn::PassedOver;
+                    };
                     if let Some(entry) = self.entries.get_mut(model) {
                         entry.lease = Some(lease);
                     }
@@ -152,7 +155,7 @@ impl Owner {
                     return Turn::Settled;
                 }
                 Admission::Refuse(refusal @ Refusal::NoRoomNow { .. }) => {
-                    if may != MayEvict::AnyIdle {
+                    if !waited_for {
                         debug!(model = %model, error = %refusal, "no room for a load that nobody waits for");
                         self.metrics.add(Counter::Loads, &[("step", Step::Admit.as_str()), ("outcome", "no-room")], 1);
                         if let Some(entry) = self.entries.get_mut(model) {

@@ -131,3 +131,15 @@ impl Entry {
         before - self.waiters.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_as_small_as_the_crate_says() {
+        let slot = std::mem::size_of::<Slot>();
+        let entry = std::mem::size_of::<(ModelId, Entry)>();
+        assert!(entry + slot <= 1024, "{entry} + {slot}");
+    }
+}

@@ -5,7 +5,6 @@
 //! what nobody expected: copies that the runtime lost, and models that it holds although nobody asked for them (left
 //! over from before a restart, or finished after their load had timed out).
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use berth_adapters::{Index, RuntimeDown, UnloadError};
@@ -32,9 +31,6 @@ impl Owner {
         self.shared.copies.remove(model);
         self.lru.remove(model);
         let Some(entry) = self.entries.get_mut(model) else { return };
-        if let Some(lease) = &mut entry.lease {
-            lease.returning();
-        }
         let Some(slot) = entry.slot.clone() else { return };
         if let Some(time) = slot.last_used() {
             self.shared.history.lock().note_use(model, time);
@@ -124,9 +120,6 @@ impl Owner {
             if audit || self.left_over.is_none() {
                 self.compare_books(began, index);
             }
-            if self.left_over.is_none() {
-                self.note_left_over(index);
-            }
         }
         for model in self.leaving.iter().cloned().collect::<Vec<_>>() {
             self.look_for(&model, began, result.as_ref().ok(), audit);
@@ -175,22 +168,40 @@ impl Owner {
                 self.reconsider = true;
             }
         }
-        for model in index.iter().map(|(model, _)| model.clone()).filter(|model| !self.entries.contains_key(model)).collect::<Vec<_>>() {
-            info!(model = %model, "the runtime holds a model that nobody asked for: it is unloaded");
-            let life = self.work.sequence.next();
-            let ticket = Ticket { class: Class::Background, number: life, model: model.clone() };
-            // It is where a load that broke off would be.
-            let entry = Entry::new(ticket, None, Phase::Loading, life, self.clock.wall(), self.clock.now());
-            self.insert(entry);
-            self.step(&model, Event::Evict);
+        let first = self.left_over.is_none();
+        // A load that has no memory yet cannot be why the runtime holds the model, unless the index is older than it.
+        let not_ours = |entry: &Entry| matches!(entry.phase, Phase::Pulling | Phase::Fitting) && (first || entry.life < began);
+        let held = index.iter().map(|(model, _)| model);
+        let strays: Vec<_> = held.filter(|model| self.entries.get(*model).is_none_or(not_ours)).cloned().collect();
+        for model in strays {
+            info!(model = %model, "the runtime holds a model that was not loaded from here: it is unloaded");
+            self.unload_stray(&model);
+            if first {
+                self.left_over.get_or_insert_default().insert(model);
+            }
+        }
+        if first {
+            // Nothing is loaded before these are gone.
+            self.left_over.get_or_insert_default();
+            self.reconsider = true;
         }
     }
 
-    fn note_left_over(&mut self, index: &Index) {
-        let unknown = |model: &&ModelId| self.entries.get(*model).is_some_and(|entry| entry.registration.is_none());
-        let left_over: HashSet<ModelId> = index.iter().map(|(model, _)| model).filter(unknown).cloned().collect();
-        self.left_over = Some(left_over);
-        self.reconsider = true;
+    /// Unloads what the runtime holds although nothing is charged for it. A load of the same model begins after that.
+    fn unload_stray(&mut self, model: &ModelId) {
+        let life = self.work.sequence.next();
+        let ticket = Ticket { class: Class::Background, number: life, model: model.clone() };
+        // It is where a load that broke off would be.
+        let mut stray = Entry::new(ticket, None, Phase::Loading, life, self.clock.wall(), self.clock.now());
+        if let Some(entry) = self.entries.get_mut(model) {
+            stray.registration = entry.registration.clone();
+            stray.ticket = entry.ticket.clone();
+            stray.background = entry.background.take();
+            stray.waiters = std::mem::take(&mut entry.waiters);
+            self.step(model, Event::Evict);
+        }
+        self.insert(stray);
+        self.step(model, Event::Evict);
     }
 
     /// The runtime confirmed.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -138,9 +139,15 @@ pub(super) struct Balky {
     inner: MemoryStore,
     hold_aliases: watch::Sender<bool>,
     break_statuses: watch::Sender<bool>,
+    gets: AtomicU64,
 }
 
 impl Balky {
+    /// How often an object was read: once for each look at a resource.
+    pub(super) fn gets(&self) -> u64 {
+        self.gets.load(Ordering::Relaxed)
+    }
+
     pub(super) fn hold_aliases(&self, hold: bool) {
         self.hold_aliases.send_replace(hold);
     }
@@ -153,6 +160,7 @@ impl Balky {
 #[async_trait]
 impl Store for Balky {
     fn get(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.gets.fetch_add(1, Ordering::Relaxed);
         self.inner.get(key)
     }
     fn list(&self) -> Vec<Arc<Object>> {
@@ -222,7 +230,8 @@ impl World {
         let clock = Clock::starting_at(UnixMillis(1_800_000_000_000));
         let inner = MemoryStore::new(clock.clone());
         inner.apply(runtime("embedded", "onnx"), None).await.expect("stored");
-        let store = Arc::new(Balky { inner, hold_aliases: watch::Sender::new(false), break_statuses: watch::Sender::new(false) });
+        let store =
+            Arc::new(Balky { inner, hold_aliases: watch::Sender::new(false), break_statuses: watch::Sender::new(false), gets: AtomicU64::new(0) });
         World::over(store, clock, ByteSize::mib(100)).await
     }
 
@@ -340,7 +349,7 @@ impl World {
     /// The key of the InferenceService, else of the Predictor of this name.
     pub(super) fn key(&self, name: &str) -> ObjectKey {
         let isvc = key(Kind::InferenceService, name);
-        if self.store.get(&isvc).is_some() { isvc } else { key(Kind::Predictor, name) }
+        if self.store.inner.get(&isvc).is_some() { isvc } else { key(Kind::Predictor, name) }
     }
 
     pub(super) fn status(&self, name: &str) -> Value {
@@ -348,7 +357,7 @@ impl World {
     }
 
     pub(super) fn status_of(&self, key: &ObjectKey) -> Value {
-        let object = self.store.get(key).expect("there");
+        let object = self.store.inner.get(key).expect("there");
         object.status.as_deref().cloned().unwrap_or_default()
     }
 

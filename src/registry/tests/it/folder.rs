@@ -129,9 +129,8 @@ async fn of_two_definitions_the_first_file_by_name_wins_and_both_are_named() {
     bed.scan().await;
     bed.write("a.yaml", &isvc("x", 1));
     let (_, faults) = bed.scan().await;
-    let folder = bed.path("");
     let holds = |line| format!("b.yaml:{line}: InferenceService default/x is already defined in a.yaml:2, which holds: remove one of the two");
-    assert_eq!(faults, [holds(2), holds(9)], "{}", folder.display());
+    assert_eq!(faults, [holds(2), holds(9)]);
     assert_eq!(bed.held(), ["x=1 a.yaml"]);
     std::fs::remove_file(bed.path("a.yaml")).unwrap();
     let (_, faults) = bed.scan().await;
@@ -245,11 +244,11 @@ async fn a_running_folder_sees_changes_by_itself_and_ends_when_told() {
     let clock = Clock::system();
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(bed.folder.run(shutdown.clone()));
-    for (v, count) in [(1, 1), (2, 1)] {
+    for v in [1, 2] {
         std::fs::write(dir.join("a.yaml"), isvc("a", v)).unwrap();
         let seen = clock.until(clock.deadline_in(Duration::from_secs(10)), versions.wait_for(|version| *version == u64::from(v))).await;
         assert!(seen.is_some_and(|seen| seen.is_ok()), "version {v} was not read");
-        assert_eq!(store.list().len(), count);
+        assert_eq!(store.list().len(), 1);
     }
     assert_eq!(store.get(&key("a")).unwrap().spec["v"], 2);
     shutdown.cancel();

@@ -213,6 +213,20 @@ async fn a_background_load_takes_only_what_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_load_that_nobody_waits_for_never_drains_a_copy_in_use() {
+    let pod = Pod::with_memory(kib(4));
+    let guard = pod.ensure("a", secs(5)).await.expect("room");
+    pod.pass(secs(60)).await;
+    pod.residency.load(model("b"), MayEvict::AnyIdle).await;
+    assert_eq!(pod.absent("b").await.failure, None);
+    pod.pass(secs(60)).await;
+    assert_eq!(pod.held(), ["a"]);
+    drop(guard);
+    pod.residency.load(model("b"), MayEvict::AnyIdle).await;
+    pod.loaded("b").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn room_that_appears_is_announced() {
     let pod = Pod::with_memory(kib(8));
     pod.use_once("a").await;

@@ -200,6 +200,22 @@ async fn what_the_runtime_held_before_and_is_wanted_is_loaded_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_runtime_held_before_is_unloaded_even_when_its_load_is_waiting_already() {
+    let parts = Parts::with_memory(kib(4));
+    load_behind_our_back(&parts, "m").await;
+    parts.runtime.set_index_outage(true);
+    let pod = parts.start();
+    let (m, other) = (pod.caller("m", secs(60)), pod.caller("other", secs(60)));
+    pod.pass(secs(2)).await;
+    assert_eq!(pod.fetch.fetches(), ["m", "other"]);
+    pod.runtime.set_index_outage(false);
+    assert!(m.await.expect("no panic").is_ok() && other.await.expect("no panic").is_ok());
+    assert_eq!(pod.runtime.unloads()[0], "m");
+    assert_eq!(pod.runtime.loads().len(), 3);
+    assert_eq!(pod.runtime.peak_held(), Footprint::host(kib(4)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_loaded_while_the_runtime_cannot_say_what_it_holds() {
     let parts = Parts::with_memory(kib(4));
     parts.runtime.set_index_outage(true);

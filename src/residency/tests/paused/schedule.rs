@@ -19,15 +19,34 @@ const MODELS: usize = 6;
 #[derive(Clone, Debug)]
 enum Op {
     /// A caller that waits so long, then uses the copy so long.
-    Ensure { model: usize, within: u64, uses: u64 },
+    Ensure {
+        model: usize,
+        within: u64,
+        uses: u64,
+    },
     /// A caller that goes away without waiting for its deadline.
-    Leave { model: usize, after: u64 },
-    Load { model: usize, may: MayEvict },
-    Retire { model: usize },
-    FailFetch { model: usize },
-    FailLoad { model: usize, fault: LoadFault },
+    Leave {
+        model: usize,
+        after: u64,
+    },
+    Load {
+        model: usize,
+        may: MayEvict,
+    },
+    Retire {
+        model: usize,
+    },
+    FailFetch {
+        model: usize,
+    },
+    FailLoad {
+        model: usize,
+        fault: LoadFault,
+    },
     Crash,
-    IndexOutage { lasts: u64 },
+    IndexOutage {
+        lasts: u64,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
