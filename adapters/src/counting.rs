@@ -153,6 +153,17 @@ fn c_heap_in_use() -> Option<u64> {
     None
 }
 
+/// Hands freed memory back to the system. The C library keeps what was freed for later; after a load (which frees about
+/// as much as it keeps) or an unload of a large model that would be memory which the process has and no model uses.
+/// Takes a few milliseconds and holds up other threads' allocations for parts of it, so it is for large changes only.
+pub fn return_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the function takes no pointer, locks the arenas as `malloc` does, and is safe to call from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -207,6 +207,7 @@ impl FakeRuntime {
             capacity: None,
             load_concurrency: NonZeroU32::MIN.saturating_add(3),
             load_timeout: Duration::from_secs(60),
+            reads_files_while_loaded: true,
         };
         Self::with_info(clock, info)
     }
@@ -559,8 +560,7 @@ impl Infer for FakeRuntime {
         let (version, id) = (request.model_version.clone(), request.id.clone());
         let inputs = tensor::inputs_of(request)?;
         let chosen = tensor::chosen_outputs(&wanted, &inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>())?;
-        let mut response =
-            ModelInferResponse { model_name: model.as_str().to_owned(), model_version: version, id, ..ModelInferResponse::default() };
+        let mut response = ModelInferResponse { model_name: model.as_str().to_owned(), model_version: version, id, ..ModelInferResponse::default() };
         for at in chosen {
             let input = &inputs[at];
             response.outputs.push(InferOutputTensor {
@@ -661,7 +661,7 @@ mod tests {
     async fn scripted_failures_come_in_order_and_end() {
         let fake = FakeRuntime::new(Clock::system());
         let model = registration("m__isvc-1");
-        fake.script(&model.id.to_string(), Script::default().failing(1, LoadFault::OutOfMemory).failing(1, LoadFault::RuntimeDown));
+        fake.script(model.id.as_str(), Script::default().failing(1, LoadFault::OutOfMemory).failing(1, LoadFault::RuntimeDown));
         for fault in [LoadFault::OutOfMemory, LoadFault::RuntimeDown] {
             assert_eq!(load(&fake, &model, 1).await.expect_err("scripted").fault, fault);
             assert_eq!(entry(&fake, &model).await, None);
@@ -671,10 +671,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_load_that_timed_out_ends_ready_behind_the_callers_back() {
-        let fake = FakeRuntime::following(
-            Clock::system(),
-            Script::default().loading_for(Duration::from_secs(5)).failing(2, LoadFault::TimedOut),
-        );
+        let fake = FakeRuntime::following(Clock::system(), Script::default().loading_for(Duration::from_secs(5)).failing(2, LoadFault::TimedOut));
         let model = registration("m__isvc-1");
         assert_eq!(load(&fake, &model, 1).await.expect_err("scripted").fault, LoadFault::TimedOut);
         assert_eq!(entry(&fake, &model).await, Some(IndexEntry::Loading));
@@ -689,7 +686,7 @@ mod tests {
         let (model, started) = (registration("m__isvc-1"), clock.now());
         assert_eq!(load(&fake, &model, 1).await.expect_err("it hangs").fault, LoadFault::TimedOut);
         assert_eq!(clock.now() - started, fake.info().load_timeout);
-        fake.release_load(&model.id.to_string());
+        fake.release_load(model.id.as_str());
         while entry(&fake, &model).await != Some(IndexEntry::Ready) {
             fake.index_changed().await;
         }

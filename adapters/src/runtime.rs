@@ -36,6 +36,9 @@ pub struct RuntimeInfo {
     pub load_concurrency: NonZeroU32,
     /// A load that takes longer has failed.
     pub load_timeout: Duration,
+    /// True when a loaded copy may still read its files (a layout that refers to them, a reload after a crash). Where it
+    /// is false, the disk tier may remove the files of loaded models to make room.
+    pub reads_files_while_loaded: bool,
 }
 
 /// The checked files of one model on this pod's disk.

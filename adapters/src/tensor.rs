@@ -167,6 +167,10 @@ pub(crate) fn shape_text(dims: impl IntoIterator<Item = impl fmt::Display>) -> S
     format!("[{}]", dims.join(", "))
 }
 
+/// An empty tensor costs the client nothing whatever its other dimensions are; a model that reduces over the empty one
+/// would make a tensor of all the others.
+const MOST_BESIDE_ZERO: usize = 1 << 24;
+
 fn bad(message: String) -> InferError {
     InferError::BadRequest(message)
 }
@@ -206,6 +210,12 @@ fn one_input(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, Infe
     let (Some(dims), Some(elements)) = (dims, elements) else {
         return Err(bad(format!("input {name:?} has shape {}: dimensions must not be negative or overflow", shape_text(&shape))));
     };
+    if elements == 0 {
+        let others = dims.iter().filter(|dim| **dim > 0).try_fold(1_usize, |product, dim| product.checked_mul(*dim));
+        if others.is_none_or(|others| others > MOST_BESIDE_ZERO) {
+            return Err(bad(format!("input {name:?} has shape {}: an empty tensor must not have dimensions this large", shape_text(&shape))));
+        }
+    }
     let raw = match raw {
         Some(_) if contents.as_ref().is_some_and(holds_anything) => {
             return Err(bad(format!("input {name:?} has typed contents and the request has raw_input_contents: use one form")));
@@ -346,4 +356,87 @@ pub(crate) fn chosen_outputs(wanted: &[String], outputs: &[&str]) -> Result<Vec<
         chosen.push(at);
     }
     Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn input(datatype: &str, shape: &[i64], contents: Option<InferTensorContents>) -> InferInputTensor {
+        InferInputTensor { name: "x".to_owned(), datatype: datatype.to_owned(), shape: shape.to_vec(), contents, ..InferInputTensor::default() }
+    }
+
+    fn request(input: InferInputTensor, raw: Option<&[u8]>) -> ModelInferRequest {
+        let raw_input_contents = raw.map(Bytes::copy_from_slice).into_iter().collect();
+        ModelInferRequest { inputs: vec![input], raw_input_contents, ..ModelInferRequest::default() }
+    }
+
+    #[test]
+    fn typed_contents_become_the_bytes_of_their_datatype() {
+        let none = InferTensorContents::default;
+        for (datatype, contents, raw) in [
+            ("BOOL", InferTensorContents { bool_contents: vec![true, false], ..none() }, &b"\x01\0"[..]),
+            ("INT8", InferTensorContents { int_contents: vec![-1, 2], ..none() }, b"\xff\x02"),
+            ("INT16", InferTensorContents { int_contents: vec![-1, 2], ..none() }, b"\xff\xff\x02\0"),
+            ("UINT8", InferTensorContents { uint_contents: vec![255, 2], ..none() }, b"\xff\x02"),
+            ("FP32", InferTensorContents { fp32_contents: vec![1.0, -2.0], ..none() }, b"\0\0\x80\x3f\0\0\0\xc0"),
+            ("BYTES", InferTensorContents { bytes_contents: vec!["a".into(), "".into()], ..none() }, b"\x01\0\0\0a\0\0\0\0"),
+        ] {
+            let tensors = inputs_of(request(input(datatype, &[2], Some(contents)), None)).expect(datatype);
+            assert_eq!((tensors[0].datatype.as_str(), &tensors[0].raw[..]), (datatype, raw));
+        }
+    }
+
+    #[test]
+    fn what_a_datatype_cannot_hold_or_the_protocol_cannot_say_is_refused() {
+        let none = InferTensorContents::default;
+        let ints = |values: &[i32]| Some(InferTensorContents { int_contents: values.to_vec(), ..none() });
+        for (request, says) in [
+            (request(input("INT8", &[1], ints(&[200])), None), "element 0 is 200, which does not fit INT8"),
+            (request(input("FP16", &[1], Some(InferTensorContents { fp32_contents: vec![1.0], ..none() })), None), "FP16 has no typed form"),
+            (request(input("FP32", &[2], None), None), "shape [2] is 2 elements, fp32_contents has 0"),
+            (request(input("BOOL", &[2], None), Some(&[1, 2])), "element 1 of BOOL is 2, expected 0 or 1"),
+            (request(input("FP32", &[0, 1 << 40], None), None), "an empty tensor must not have dimensions this large"),
+            (request(input("FP32", &[1 << 40, 1 << 40], None), None), "dimensions must not be negative or overflow"),
+            (
+                request(input("FP32", &[1 << 62], None), Some(&[0; 4])),
+                "shape [4611686018427387904] of FP32 is 18446744073709551616 bytes, 4 bytes given",
+            ),
+        ] {
+            let fault = inputs_of(request).expect_err(says).to_string();
+            assert!(fault.contains(says), "{fault:?} does not say {says:?}");
+        }
+        let mut shared = input("FP32", &[1], None);
+        shared.parameters.insert("shared_memory_region".to_owned(), berth_proto::inference::InferParameter::default());
+        assert!(inputs_of(request(shared, None)).expect_err("refused").to_string().contains("shared memory"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn framed_texts_come_back(texts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 0..10)) {
+            let raw = frame(texts.iter().map(Vec::as_slice)).expect("short");
+            let count = i64::try_from(texts.len()).expect("few");
+            let tensors = inputs_of(request(input("BYTES", &[count], None), Some(&raw))).map_err(|fault| TestCaseError::fail(fault.to_string()))?;
+            prop_assert!(tensors[0].strings().eq(texts.iter().map(Vec::as_slice)));
+        }
+
+        #[test]
+        fn no_bytes_and_no_shape_make_it_panic(
+            datatype in proptest::sample::select(Datatype::ALL.to_vec()),
+            shape in proptest::collection::vec(prop_oneof![Just(0_i64), 0..4_i64, any::<i64>()], 0..4),
+            raw in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            if let Ok(tensors) = inputs_of(request(input(datatype.as_str(), &shape, None), Some(&raw))) {
+                let elements: usize = tensors[0].shape.iter().product();
+                match datatype.width() {
+                    Some(width) => prop_assert_eq!(elements * width, raw.len()),
+                    None => prop_assert_eq!(tensors[0].strings().count(), elements),
+                }
+            }
+        }
+    }
 }

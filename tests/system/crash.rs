@@ -5,7 +5,7 @@ use berth_telemetry::halt::{Point, VARIABLE};
 use berth_testkit::{Berth, Exit, Transport};
 
 use crate::eviction::TIGHT;
-use crate::fixture::{Fixture, ROOMY, SOON};
+use crate::fixture::{Fixture, ROOMY, SOON, bytes_below};
 
 #[tokio::test]
 async fn every_example_answers_rightly_after_kill_and_restart() -> Result<()> {
@@ -50,6 +50,9 @@ async fn crash_at(point: Point, subject: &str) -> Result<()> {
     for _round in 0..2 {
         fixture.all_answer(&berth).await.with_context(|| format!("after {stage}"))?;
     }
+    // What the crash left half-done is gone from the disk: each model is there once at most.
+    let (held, whole) = (bytes_below(&fixture.data().join("models"))?, bytes_below(&fixture.quickstart.models())?);
+    assert!(held <= whole + (64 << 10), "after {stage}: {held} bytes are held for models of {whole} bytes");
     for name in fixture.quickstart.names()? {
         let standing = berth.standing(&name).await?;
         let well = ["Loaded", "Loading", "Standby"].contains(&standing.active.as_str()) && standing.transition == "UpToDate";

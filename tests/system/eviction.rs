@@ -1,6 +1,7 @@
 //! Models move between Loaded and Standby by use when not all fit at once.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::Result;
 use berth_testkit::{Berth, Transport, http};
@@ -9,6 +10,9 @@ use crate::fixture::{Fixture, ROOMY, SOON, service};
 
 /// Room for each example alone, not for all of them: the quickstart's own budget.
 pub(crate) const TIGHT: &str = "2.5MiB";
+
+/// A model that had to make room is left alone for half a minute before it is loaded again without being asked for.
+const WARM: Duration = Duration::from_secs(90);
 
 async fn in_state(fixture: &Fixture, berth: &Berth, state: &str) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
@@ -38,6 +42,21 @@ async fn every_example_answers_rightly_again_after_it_had_to_make_room() -> Resu
     let metrics = http::get(&berth.metrics("/metrics")).await?.text();
     let evictions = metrics.lines().find_map(|line| line.strip_prefix("berth_evictions_total ")).unwrap_or("none");
     assert_ne!(evictions, "0", "{metrics}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn models_on_standby_are_loaded_by_themselves_when_room_appears() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(TIGHT).start().await?;
+    let large = ["digits-deep", "digits-denoise", "digits-wide"];
+    assert!(!in_state(&fixture, &berth, "Standby").await?.is_empty(), "all fit");
+    for name in large {
+        std::fs::remove_file(fixture.manifests().join(name).with_extension("yaml"))?;
+    }
+    for name in fixture.quickstart.names()?.iter().filter(|name| !large.contains(&name.as_str())) {
+        berth.stands(name, WARM, |standing| standing.active == "Loaded").await?;
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What the tests start from: parts, folders, and the example models in a store.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -130,4 +130,20 @@ spec:
         path: {path}
 "
     )
+}
+
+/// The sizes of all files below `folder`, added up.
+pub(crate) fn bytes_below(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).with_context(|| next.display().to_string())? {
+            let path = entry?.path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => sum += path.metadata()?.len(),
+            }
+        }
+    }
+    Ok(sum)
 }

@@ -8,4 +8,5 @@ mod crash;
 mod eviction;
 mod fixture;
 mod lifecycle;
+mod onnx_runtime;
 mod refusals;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::Result;
-use berth_testkit::{Berth, Exit, Standing, Transport, curl, free_port, http};
+use berth_testkit::{Berth, Exit, Standing, Transport, curl, free_port, http, python, root};
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, ROOMY, SOON, service};
@@ -242,6 +242,16 @@ async fn unknown_models_and_paths_are_not_found() -> Result<()> {
     assert!(reply.text().contains("tulips"), "{}", reply.text());
     assert_eq!(http::get(&format!("http://{}/v3/models/iris", berth.rest())).await?.status, 404);
     assert_eq!(http::get(&berth.api("/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices/tulips")).await?.status, 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn grpc_codes_say_whether_trying_again_helps() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let berth = fixture.serve(ROOMY).flag("--max-message", "64KiB").start().await?;
+    let script = root().join("tests/system/codes.py");
+    let said = python(&fixture.parts, &script, ["--grpc", &berth.grpc(), "--limit", "65536"]).await?;
+    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 7, "{said}");
     Ok(())
 }
 

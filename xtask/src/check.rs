@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result};
 
 use crate::say;
-use crate::step::{Outcome, cargo, root};
+use crate::step::{Outcome, root};
+use crate::workspace::{Member, members};
 
 /// Which of our crates each of our crates may name in `[dependencies]`. Tests and benches may name all; so may the
 /// binary, which wires them together. A crate that is not listed here is a fault: decide first where it stands.
@@ -34,7 +33,7 @@ const TOP: [&str; 5] = ["berth", "testkit", "benches", "tests", "xtask"];
 const PURE: [&str; 2] = ["types", "plan"];
 
 /// All that a pure crate may use from elsewhere.
-const PURE_USES: [&str; 4] = ["serde", "serde_json", "thiserror", "blake3"];
+const PURE_USES: [&str; 5] = ["blake3", "serde", "serde_json", "sha1", "thiserror"];
 
 /// The longest Rust file, in lines. A file is about one thing.
 const LONGEST_RUST: usize = 1_200;
@@ -55,41 +54,6 @@ pub(crate) fn tree() -> Result<Outcome> {
     }
     faults.iter().for_each(|fault| say(&format!("   {fault}")));
     Ok(Outcome { good: faults.is_empty(), ..Outcome::default() })
-}
-
-/// A member of the workspace: its short name and the dependencies that are not for tests only.
-struct Member {
-    name: String,
-    uses: Vec<String>,
-}
-
-fn members() -> Result<Vec<Member>> {
-    let output = Command::new(cargo())
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(root())
-        .output()
-        .context("cannot run cargo metadata")?;
-    ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().trim_start_matches("berth-").to_owned();
-    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
-    Ok(packages
-        .iter()
-        .map(|package| Member {
-            name: text(&package["name"]),
-            uses: package["dependencies"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter(|used| used["kind"] != "dev")
-                .map(|used| {
-                    let ours = used["path"].is_string();
-                    let name = used["name"].as_str().unwrap_or_default();
-                    if ours { format!("berth-{}", name.trim_start_matches("berth-")) } else { name.to_owned() }
-                })
-                .collect(),
-        })
-        .collect())
 }
 
 fn arrows(members: &[Member]) -> Vec<String> {
@@ -160,7 +124,7 @@ mod tests {
     use super::*;
 
     fn member(name: &str, uses: &[&str]) -> Member {
-        Member { name: name.to_owned(), uses: uses.iter().map(|used| (*used).to_owned()).collect() }
+        Member { name: name.to_owned(), uses: uses.iter().map(|used| (*used).to_owned()).collect(), tests: Vec::new() }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::parts::Parts;
 use crate::step::{Outcome, Step, Tests};
+use crate::workspace::members;
 use crate::{check, say};
 
 /// A group of checks that is run and timed as one.
@@ -95,16 +96,31 @@ pub(crate) fn run(lanes: &[Lane]) -> Result<bool> {
 
 type Outcomes = Vec<(&'static str, Result<Outcome>)>;
 
+/// The whole-system tests: all that the quick lane leaves out.
+const SYSTEM: &str = "system";
+
 /// Everything that needs Rust alone. All of it runs even when a part fails, so that one run tells everything.
+///
+/// Each test command names the whole workspace and chooses targets: another choice of packages would be another choice
+/// of features, and cargo would compile half the tree again.
 fn quick() -> Outcomes {
-    let test = ["test", "--release", "--no-fail-fast", "--workspace", "--exclude", "berth-tests"];
+    let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     vec![
         ("tree", check::tree()),
         ("format", Step::cargo("format", ["fmt", "--all", "--check"]).run()),
-        ("clippy", Step::cargo("clippy", ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()),
-        ("tests", Step::cargo("tests", test).run()),
-        ("examples", Step::cargo("examples", ["test", "--release", "-p", "berth-tests", "--test", "examples"]).run()),
+        ("clippy", Step::cargo("clippy", clippy).run()),
+        ("tests", tests()),
+        ("examples in docs", Step::cargo("examples in docs", ["test", "--release", "--workspace", "--doc", "--no-fail-fast"]).run()),
     ]
+}
+
+/// Unit and integration tests of every crate, but for the whole-system tests.
+fn tests() -> Result<Outcome> {
+    let mut command = Step::cargo("tests", ["test", "--release", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    for test in members()?.into_iter().flat_map(|member| member.tests).filter(|test| test != SYSTEM) {
+        command = command.args(["--test".to_owned(), test]);
+    }
+    command.run()
 }
 
 /// What needs the parts: licences and sources of dependencies, and the whole-system tests.
@@ -125,7 +141,7 @@ fn real(installing: Option<Installing>) -> Outcomes {
     } else {
         say("\n== advisories: NOT CHECKED, the advisory database could not be fetched");
     }
-    let system = ["test", "--release", "-p", "berth-tests", "--test", "system", "--", "--test-threads=3"];
+    let system = ["test", "--release", "--workspace", "--test", SYSTEM, "--", "--test-threads=3"];
     outcomes.push(("system", Step::cargo("system", system).envs(parts.environment()).run()));
     outcomes
 }

@@ -7,6 +7,7 @@ mod check;
 mod lane;
 mod parts;
 mod step;
+mod workspace;
 
 use std::process::ExitCode;
 

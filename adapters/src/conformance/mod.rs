@@ -62,12 +62,8 @@ pub fn raw_request(inputs: &[(&str, &str, &[i64], &[u8])]) -> ModelInferRequest 
     let (tensors, raw) = inputs
         .iter()
         .map(|(name, datatype, shape, raw)| {
-            let tensor = InferInputTensor {
-                name: (*name).to_owned(),
-                datatype: (*datatype).to_owned(),
-                shape: shape.to_vec(),
-                ..InferInputTensor::default()
-            };
+            let tensor =
+                InferInputTensor { name: (*name).to_owned(), datatype: (*datatype).to_owned(), shape: shape.to_vec(), ..InferInputTensor::default() };
             (tensor, Bytes::copy_from_slice(raw))
         })
         .unzip();

@@ -19,8 +19,15 @@ pub struct Abilities {
     pub bf16: bool,
     /// Inputs of which the model declares not even the rank.
     pub any_rank: bool,
-    /// The loads of this process are measured.
+    /// The loads of this process are measured: the test declares the counting allocator.
     pub measures: bool,
+}
+
+impl Abilities {
+    /// The built-in engine's.
+    pub const BUILT_IN: Abilities = Abilities { bf16: false, any_rank: false, measures: true };
+    /// ONNX Runtime's.
+    pub const ONNX_RUNTIME: Abilities = Abilities { bf16: true, any_rank: true, measures: true };
 }
 
 /// The suite of every runtime, then what is ONNX's own: datatypes, free dimensions, files, messages, sizes. `folder`:
@@ -46,6 +53,8 @@ pub async fn onnx_suite(runtime: &OnnxRuntime, clock: &Clock, folder: &Path, abi
     bench.bad_files().await;
     bench.external_weights().await;
     bench.sizes(abilities).await;
+    bench.misfits_between_inputs().await;
+    bench.many_at_a_time().await;
     if abilities.any_rank {
         bench.any_rank().await;
     }
@@ -208,7 +217,11 @@ impl Bench<'_> {
         too_few.raw_input_contents.pop();
         for (case, request, says) in [
             ("missing", raw_request(&[ok()]), r#"input "a" is missing: expected FP32 [-1, 3]"#),
-            ("unknown", raw_request(&[("c", "FP32", &[1, 3], &good), ok()]), r#"unknown input "c": the model has ["a" FP32 [-1, 3], "b" FP32 [-1, 3]]"#),
+            (
+                "unknown",
+                raw_request(&[("c", "FP32", &[1, 3], &good), ok()]),
+                r#"unknown input "c": the model has ["a" FP32 [-1, 3], "b" FP32 [-1, 3]]"#,
+            ),
             ("duplicate", raw_request(&[ok(), ok()]), r#"input "b" is given twice"#),
             ("datatype", with_a("INT32", &[1, 3], &good), r#"input "a": expected FP32 [-1, 3], got INT32 [1, 3]: another datatype"#),
             ("no datatype", with_a("fp32", &[1, 3], &good), r#"input "a" has datatype "fp32", which is none of [BOOL"#),
@@ -293,6 +306,51 @@ impl Bench<'_> {
         }
     }
 
+    /// Sizes that the model leaves open but that do not go together: refused, and the copy goes on.
+    async fn misfits_between_inputs(&self) {
+        for named in [true, false] {
+            let model = self.load("apart", &sample::sum_and_product(named)).await;
+            let (two, three) = (floats(&[1.0; 6]), floats(&[1.0; 9]));
+            let misfit = self.infer(&model, raw_request(&[("a", "FP32", &[2, 3], &two), ("b", "FP32", &[3, 3], &three)])).await;
+            assert!(matches!(misfit, Err(InferError::BadRequest(_) | InferError::Failed(_))), "{misfit:?}");
+            let fit = self.infer(&model, raw_request(&[("a", "FP32", &[2, 3], &two), ("b", "FP32", &[2, 3], &two)])).await;
+            assert_eq!(outputs_of(&fit.expect("it fits"))[0].3, floats(&[2.0; 6]));
+            self.unload(&model).await;
+        }
+    }
+
+    /// Requests, loads and unloads at the same time: each answer is right or says that the model is not loaded.
+    async fn many_at_a_time(&self) {
+        let artifacts = self.write("busy", &sample::dense(64, 8));
+        let (model, _) = self.try_load("busy", &artifacts).await.unwrap_or_else(|fault| panic!("{fault}"));
+        let ask = |rows: u16| async move {
+            let mut right = 0;
+            for round in 0..60_u16 {
+                let rows = 1 + (rows + round) % 5;
+                let ones = floats(&vec![1.0; usize::from(rows) * 64]);
+                let request = raw_request(&[("x", "FP32", &[i64::from(rows), 64], &ones)]);
+                match self.infer(&registration("busy").id, request).await {
+                    Ok(response) => {
+                        assert_eq!(outputs_of(&response)[0].3, floats(&vec![65.0; usize::from(rows) * 8]), "{rows} rows");
+                        right += 1;
+                    }
+                    Err(InferError::NotLoaded(_)) => tokio::task::yield_now().await,
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            right
+        };
+        let cycle = async {
+            for _ in 0..5 {
+                self.unload(&model).await;
+                self.try_load("busy", &artifacts).await.unwrap_or_else(|fault| panic!("{fault}"));
+            }
+        };
+        let (a, b, c, d, ()) = tokio::join!(ask(0), ask(1), ask(2), ask(3), cycle);
+        assert!(a + b + c + d > 0, "some were answered");
+        self.unload(&model).await;
+    }
+
     async fn any_rank(&self) {
         let bytes = sample::Graph::default()
             .node("Identity", "same", &["x"], &["y"], &[])
@@ -320,9 +378,7 @@ fn values(datatype: &str) -> (Bytes, Option<InferTensorContents>) {
     let none = InferTensorContents::default;
     match datatype {
         "BOOL" => (raw([[1], [0], [0], [1]]), Some(InferTensorContents { bool_contents: vec![true, false, false, true], ..none() })),
-        "INT8" => {
-            (raw([i8::MIN, -1, 0, i8::MAX].map(i8::to_le_bytes)), Some(InferTensorContents { int_contents: vec![-128, -1, 0, 127], ..none() }))
-        }
+        "INT8" => (raw([i8::MIN, -1, 0, i8::MAX].map(i8::to_le_bytes)), Some(InferTensorContents { int_contents: vec![-128, -1, 0, 127], ..none() })),
         "INT16" => {
             let all = [i16::MIN, -1, 0, i16::MAX];
             (raw(all.map(i16::to_le_bytes)), Some(InferTensorContents { int_contents: all.map(i32::from).to_vec(), ..none() }))

@@ -33,8 +33,7 @@ fn list(configured: Option<&Path>, variable: Option<PathBuf>, beside: Option<Pat
     let machine = format!("/usr/lib/{}-linux-gnu", env::consts::ARCH);
     let folders = beside.into_iter().chain([machine, "/usr/local/lib".into(), "/usr/lib64".into(), "/usr/lib".into()].map(PathBuf::from));
     let files = folders.flat_map(|folder| ["libonnxruntime.so", "libonnxruntime.so.1"].map(|name| folder.join(name)));
-    let mut found: Vec<Candidate> =
-        files.filter(|file| exists(file)).map(|path| Candidate { path, demanded: false, source: "found" }).collect();
+    let mut found: Vec<Candidate> = files.filter(|file| exists(file)).map(|path| Candidate { path, demanded: false, source: "found" }).collect();
     found.push(Candidate { path: PathBuf::from("libonnxruntime.so"), demanded: false, source: "dynamic linker" });
     found
 }

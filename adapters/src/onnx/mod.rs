@@ -36,7 +36,7 @@ use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadat
 use berth_telemetry::Clock;
 use berth_telemetry::field::took;
 use berth_telemetry::halt::{self, Point};
-use berth_types::{Deadline, Footprint, ModelId, Registration};
+use berth_types::{ByteSize, Deadline, Footprint, ModelId, Registration};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
@@ -44,7 +44,7 @@ use tracing::{info, warn};
 use crate::changes::Changes;
 use crate::{
     Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
-    UnloadError, tensor,
+    UnloadError, counting, tensor,
 };
 use compute::Compute;
 use engine::{Engine, Opened, Session, contained};
@@ -136,7 +136,12 @@ struct Copy {
     shared: Weak<Shared>,
     model: ModelId,
     number: u64,
+    /// Whether dropping it frees enough to be worth handing back.
+    large: bool,
 }
+
+/// From this size on freed memory is handed back to the system after a load or an unload.
+const LARGE: ByteSize = ByteSize::mib(1);
 
 impl Drop for Copy {
     fn drop(&mut self) {
@@ -144,6 +149,10 @@ impl Drop for Copy {
             && let Err(panic) = contained(|| drop(session))
         {
             warn!(model = %self.model, error = panic, "engine panicked while dropping a model");
+        }
+        if self.large {
+            // Before the index confirms the unload: then the memory is truly there for the next model.
+            counting::return_freed();
         }
         if let Some(shared) = self.shared.upgrade() {
             shared.forget(&self.model, self.number);
@@ -220,6 +229,8 @@ impl OnnxRuntime {
             capacity: None,
             load_concurrency: config.load_concurrency,
             load_timeout: config.load_timeout,
+            // Both engines read a model into memory. ONNX Runtime may map external data: a removed file stays readable there.
+            reads_files_while_loaded: false,
         };
         let loads = usize::try_from(config.load_concurrency.get()).unwrap_or(1).min(Semaphore::MAX_PERMITS);
         OnnxRuntime(Arc::new(Shared {
@@ -300,6 +311,9 @@ impl Shared {
             halt::at(Point::Loading, model.as_str());
             self.engine.load(&file)
         });
+        if std::fs::metadata(path).is_ok_and(|about| ByteSize(about.len()) >= LARGE) {
+            counting::return_freed();
+        }
         let opened = opened.unwrap_or_else(|panic| Err(panicked(panic)))?;
         let measured = opened.measured.map_or_else(|| "unmeasured".to_owned(), |bytes| bytes.to_string());
         tracing::debug!(model = %model, step = "load", size = measured, took = took(self.clock.now() - started), "engine loaded the model");
@@ -318,7 +332,8 @@ impl Shared {
             }
             Ok(Opened { session, interface, measured }) => {
                 let gate = (!session.parallel()).then(|| Arc::new(Semaphore::new(1)));
-                let copy = Copy { session: Some(session), interface, gate, shared: Arc::downgrade(self), model: model.clone(), number };
+                let (shared, large) = (Arc::downgrade(self), measured.is_none_or(|bytes| bytes >= LARGE));
+                let copy = Copy { session: Some(session), interface, gate, shared, model: model.clone(), number, large };
                 match &slot.phase {
                     Phase::Loading(outcome) => {
                         let loaded = Loaded { measured: measured.map(Footprint::host), max_concurrency: None };
@@ -470,9 +485,8 @@ impl Infer for OnnxRuntime {
         // Looked up again: a caller that waits does not keep a copy from being unloaded.
         let copy = shared.copy(model)?;
         let work = tokio::task::spawn_blocking(move || {
-            let answer = contained(|| copy.answer(request)).unwrap_or_else(|panic| {
-                Err(InferError::Failed(format!("the model made the engine panic: {}", engine::brief(&panic))))
-            });
+            let answer = contained(|| copy.answer(request))
+                .unwrap_or_else(|panic| Err(InferError::Failed(format!("the model made the engine panic: {}", engine::brief(&panic)))));
             // Dropped here, off the async threads, and before the turn is given back.
             drop(copy);
             drop(turn);

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use berth_types::ByteSize;
 use bytes::Bytes;
 
 use super::interface::{Dim, Port};
@@ -19,7 +18,7 @@ async fn the_built_in_engine_conforms() {
     let clock = Clock::system();
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = OnnxRuntime::built_in(&OnnxConfig::default(), clock.clone()).expect("built in");
-    onnx_suite(&runtime, &clock, folder.path(), Abilities { bf16: false, any_rank: false, measures: true }).await;
+    onnx_suite(&runtime, &clock, folder.path(), Abilities::BUILT_IN).await;
 }
 
 #[cfg(feature = "onnx-tract")]

@@ -54,7 +54,7 @@ pub(crate) struct ServeArgs {
     /// ONNX Runtime's shared library; without it one is looked for, else the built-in engine serves
     #[arg(long, env = "BERTH_ONNX_LIBRARY", value_name = "FILE")]
     onnx_library: Option<String>,
-    /// Largest request or response message [default: 16Mi]
+    /// Largest request, over gRPC or REST [default: 16Mi]
     #[arg(long, env = "BERTH_MAX_MESSAGE", value_name = "SIZE")]
     max_message: Option<String>,
     /// Inferences at a time inside the embedded engine [default: the number of cores]
@@ -100,7 +100,7 @@ pub(crate) struct Config {
     pub(crate) disk: Option<ByteSize>,
     /// ONNX Runtime's library.
     pub(crate) onnx_library: Option<PathBuf>,
-    /// Largest message.
+    /// Largest request.
     pub(crate) max_message: ByteSize,
     /// Inferences at a time; `None` is one per core.
     pub(crate) inference_threads: Option<NonZeroUsize>,

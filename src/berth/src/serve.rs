@@ -92,7 +92,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     }
     folder.rescan().await;
 
-    let views = Views::default();
+    let views = Views::in_epoch(store.epoch());
     let pod = PodId::new("local").expect("a constant that is an id");
     let agent = LocalAgent::new(residency.clone(), pod.clone(), Arc::clone(&info.name), budget, at_a_time(info.load_concurrency));
     let endpoints =

@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(bad.to_string(), "model bad__isvc-0000000000 cannot be served: ModelLoadFailed at pod-1 (load): not a model");
         assert_eq!(Fault::UnknownModel(Quoted::new("a\"\n")).to_string(), "model \"a\\\"\\n\" is not registered");
         let long = Fault::UnknownModel(Quoted::new(&"ü".repeat(5000))).to_string();
-        assert!(long.chars().count() < 160 && long.contains("...\"") | long.contains("\"..."), "{long}");
+        assert!(long.chars().count() < 160 && long.contains("\"..."), "{long}");
         let status = Fault::BadRequest("ü".repeat(5000)).to_status();
         assert!(status.message().len() <= 2051 && status.message().ends_with("..."));
         let large = Fault::TooLarge { size: Some(16_777_217), limit: ByteSize::mib(16) };

@@ -22,6 +22,8 @@ use crate::{ProxyConfig, codes};
 
 /// How often a request is routed again after its model went away between being found and being asked.
 const REROUTES: u32 = 2;
+/// How long a try waits at most for the look at what the runtime holds.
+const LOOK: Duration = Duration::from_secs(1);
 /// Larger typed contents are not kept for a second try. (Raw contents are shared, not copied, and do not count.)
 const KEPT: usize = 256 * 1024;
 
@@ -78,22 +80,23 @@ impl<M: Models> Frontend<M> {
             let kept = (reroutes > 0 && typed_bytes(&request.inputs) <= KEPT).then(|| request.clone());
             let since = self.clock.now();
             let answer = tokio::select! {
+                biased;
                 answer = self.clock.until(deadline, self.infer.infer(model, request, deadline)) => answer,
                 () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
             };
-            drop(guard);
-            match (answer.unwrap_or(Err(InferError::DeadlineExceeded)), kept) {
-                (Ok(mut response), _) => {
+            match answer.unwrap_or(Err(InferError::DeadlineExceeded)) {
+                Ok(mut response) => {
                     self.meters.runtime.observe(self.clock.now().saturating_duration_since(since));
                     response.id = id;
                     return Ok(response);
                 }
-                (Err(InferError::NotLoaded(_)), Some(again)) => {
-                    self.models.suspect(model).await;
+                Err(error @ InferError::NotLoaded(_)) => {
+                    self.lost(model, guard, deadline).await;
+                    let Some(again) = kept else { return Err(infer_fault(model, error)) };
                     reroutes -= 1;
                     request = again;
                 }
-                (Err(error), _) => return Err(infer_fault(model, error)),
+                Err(error) => return Err(infer_fault(model, error)),
             }
         }
     }
@@ -113,17 +116,25 @@ impl<M: Models> Frontend<M> {
                 }
                 other => other?,
             };
-            let answer = self.runtime_metadata(&registration.id, deadline).await;
-            drop(guard);
-            match answer {
+            match self.runtime_metadata(&registration.id, deadline).await {
                 Ok(metadata) => return known_version(asked, version, &metadata).map(|()| metadata),
                 Err(InferError::NotLoaded(_)) if reroutes > 0 => {
-                    self.models.suspect(&registration.id).await;
+                    self.lost(&registration.id, guard, deadline).await;
                     reroutes -= 1;
                 }
                 Err(error) => return Err(infer_fault(&registration.id, error)),
             }
         }
+    }
+
+    /// The runtime does not hold what is thought to be loaded. Whoever owns the copies is told, and looks; when it is true
+    /// the guard is revoked, and the next try finds a fresh load instead of the same lost copy.
+    async fn lost(&self, model: &ModelId, guard: M::Guard, deadline: Deadline) {
+        let told_and_looked = async {
+            self.models.suspect(model).await;
+            M::revoked(&guard).await;
+        };
+        self.clock.until(deadline.min(self.clock.deadline_in(LOOK)), told_and_looked).await;
     }
 
     async fn runtime_metadata(&self, model: &ModelId, deadline: Deadline) -> Result<ModelMetadataResponse, InferError> {
@@ -307,12 +318,12 @@ mod tests {
             let rig = rig();
             let model = registration("digits__isvc-1111111111").id.clone();
             rig.infer.answers.lock().extend((0..lost).map(|_| Err(InferError::NotLoaded(model.clone()))));
-            let outcome = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(SECOND)).await;
+            let outcome = rig.frontend.infer(&DIGITS, request(), rig.frontend.clock.deadline_in(60 * SECOND)).await;
             match outcome {
                 Ok(_) => assert!(answered, "lost {lost} times"),
                 Err(fault) => assert!(!answered && fault.verdict().code == Code::Unavailable, "lost {lost} times: {fault}"),
             }
-            assert_eq!(rig.models.suspects.lock().len(), lost.min(2));
+            assert_eq!(rig.models.suspects.lock().len(), lost, "each loss is reported");
             assert!(rig.infer.requests.lock().iter().all(|tried| *tried == request()), "each try gets the whole request");
         }
     }
@@ -324,9 +335,10 @@ mod tests {
         let contents = berth_proto::inference::InferTensorContents { fp32_contents: vec![0.0; KEPT / 4 + 1], ..Default::default() };
         let mut large = request();
         large.inputs.push(InferInputTensor { contents: Some(contents), ..InferInputTensor::default() });
-        let fault = rig.frontend.infer(&DIGITS, large, rig.frontend.clock.deadline_in(SECOND)).await.unwrap_err();
+        let fault = rig.frontend.infer(&DIGITS, large, rig.frontend.clock.deadline_in(60 * SECOND)).await.unwrap_err();
         assert_eq!(fault.verdict().code, Code::Unavailable);
         assert_eq!(rig.infer.requests.lock().len(), 1);
+        assert_eq!(*rig.models.suspects.lock(), ["digits__isvc-1111111111"], "the next request shall find a fresh load");
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use crate::id::Asked;
 /// What routing needs of the rest: names, and copies to be held.
 pub trait Models: Send + Sync + 'static {
     /// Keeps a copy loaded while it lives.
-    type Guard: Send + 'static;
+    type Guard: Send + Sync + 'static;
 
     /// What a name or a model id stands for.
     fn resolve(&self, id: &str) -> Resolved;

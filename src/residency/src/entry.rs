@@ -68,7 +68,8 @@ pub(crate) struct Entry {
     pub(crate) background: Option<MayEvict>,
     /// The task of this phase, if one runs.
     pub(crate) task: Option<AbortHandle>,
-    /// Its files, from the fetch until the runtime has let go of them: a layout may refer to them.
+    /// Its files, from the fetch until the runtime has let go of them: a layout may refer to them. Only until it is loaded
+    /// for a runtime that does not read them afterwards.
     pub(crate) files: Option<Pinned>,
     /// The prediction, in Fitting.
     pub(crate) need: Option<Footprint>,

@@ -31,6 +31,9 @@ impl Owner {
         self.shared.copies.remove(model);
         self.lru.remove(model);
         let Some(entry) = self.entries.get_mut(model) else { return };
+        if let Some(lease) = &mut entry.lease {
+            lease.returning();
+        }
         let Some(slot) = entry.slot.clone() else { return };
         if let Some(time) = slot.last_used() {
             self.shared.history.lock().note_use(model, time);
@@ -116,10 +119,10 @@ impl Owner {
             }
             Err(_) => {}
         }
-        if let Ok(index) = &result {
-            if audit || self.left_over.is_none() {
-                self.compare_books(began, index);
-            }
+        if let Ok(index) = &result
+            && (audit || self.left_over.is_none())
+        {
+            self.compare_books(began, index);
         }
         for model in self.leaving.iter().cloned().collect::<Vec<_>>() {
             self.look_for(&model, began, result.as_ref().ok(), audit);

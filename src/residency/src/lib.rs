@@ -13,6 +13,7 @@
 //! | `owner` | the task: messages, results, the life of each model |
 //! | `admission` | what starts next and what must go for it |
 //! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
+//! | `telling`, `ending` | reports, gauges and the file; shutting down |
 //! | `work` | everything that leaves the process, each in a task with a deadline |
 //! | `history`, `failures`, `reports` | what is remembered, what went wrong lately, what subscribers are told |
 //!
@@ -26,6 +27,7 @@
 
 mod admission;
 mod config;
+mod ending;
 mod entry;
 mod error;
 mod failures;
@@ -39,6 +41,7 @@ mod reports;
 mod slot;
 mod snapshot;
 mod sync;
+mod telling;
 mod work;
 
 pub use berth_plan::{MayEvict, Phase};

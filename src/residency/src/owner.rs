@@ -3,7 +3,7 @@
 //! The loop is one `select!` over messages from callers, results of slow work, bells rung by requests, and time; each
 //! arm calls a plain method, and every change of a model's phase goes through [`Owner::step`], which asks
 //! [`berth_plan::Phase::on`] and carries out the effect. What may start is decided in `admission`, how copies leave in
-//! `leaving`.
+//! `leaving`, what others are told in `telling`, the end of the pod in `ending`.
 //!
 //! Invariants: one entry, hence one load, per model; memory is leased before the runtime hears of a model and released
 //! with its proof only; a copy is handed to its waiters in the same turn in which it becomes visible, so it cannot be
@@ -12,22 +12,24 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use berth_adapters::{LoadError, LoadFault, Loaded};
 use berth_plan::{Effect, Event, MayEvict, Phase};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
-use berth_types::{CopyReport, CopyState, Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
+use berth_types::{Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
+use crate::ending::Ending;
 use crate::entry::{Class, Entry, Ticket, Waiter};
 use crate::failures::Failures;
-use crate::ledger::{Ledger, Sums};
+use crate::ledger::Ledger;
 use crate::lru::ByLastUse;
 use crate::slot::Slot;
-use crate::snapshot::{CopyUse, PoolUse, Snapshot};
+use crate::snapshot::Snapshot;
+use crate::telling::Shown;
 use crate::work::{Done, Fetched, Work};
 use crate::{Config, Shared, WaitError};
 
@@ -40,22 +42,6 @@ pub(crate) enum Msg {
     Suspect { model: ModelId },
     Snapshot { reply: oneshot::Sender<Snapshot> },
     Drain { until: Instant, done: oneshot::Sender<()> },
-}
-
-/// Shutting down.
-#[derive(Debug)]
-struct Ending {
-    /// When requests in flight are told to end.
-    until: Instant,
-    done: Vec<oneshot::Sender<()>>,
-}
-
-/// What was last written to the gauges.
-#[derive(Debug, PartialEq, Eq)]
-struct Shown {
-    sums: Sums,
-    counts: [u64; Phase::ALL.len()],
-    waiting: usize,
 }
 
 pub(crate) struct Owner {
@@ -95,13 +81,14 @@ pub(crate) struct Owner {
     pub(crate) audit_due: bool,
     pub(crate) runtime_down: bool,
 
-    counts: [u64; Phase::ALL.len()],
-    waiting: usize,
+    /// Entries by phase.
+    pub(crate) counts: [u64; Phase::ALL.len()],
+    pub(crate) waiting: usize,
     next_tick: Instant,
-    saved: Instant,
-    saving: bool,
-    ending: Option<Ending>,
-    shown: Option<Shown>,
+    pub(crate) saved: Instant,
+    pub(crate) saving: bool,
+    pub(crate) ending: Option<Ending>,
+    pub(crate) shown: Option<Shown>,
 }
 
 impl Owner {
@@ -328,7 +315,7 @@ impl Owner {
         }
     }
 
-    fn refuse(&self, reply: Waiter, error: WaitError, reason: &str) {
+    pub(crate) fn refuse(&self, reply: Waiter, error: WaitError, reason: &str) {
         self.metrics.add(Counter::Refused, &[("reason", reason)], 1);
         let _ = reply.send(Err(error));
     }
@@ -654,6 +641,9 @@ impl Owner {
         let size = entry.lease.as_ref().map(|lease| lease.bytes().clone()).unwrap_or_default();
         entry.background = None;
         entry.after_out_of_memory = None;
+        if !self.work.runtime.info().reads_files_while_loaded {
+            entry.files = None;
+        }
         entry.since = slot.loaded;
         entry.announced = self.work.sequence.next();
         entry.slot = Some(Arc::clone(&slot));
@@ -706,190 +696,6 @@ impl Owner {
                     self.report(model);
                 }
             }
-        }
-    }
-
-    // Telling others.
-
-    pub(crate) fn report(&self, model: &ModelId) {
-        let entry = self.entries.get(model);
-        if entry.is_some_and(|entry| entry.registration.is_none()) {
-            return;
-        }
-        let state = match entry {
-            None => CopyState::Absent,
-            Some(entry) => match entry.phase {
-                Phase::Pulling | Phase::Fitting | Phase::Loading => CopyState::Loading { since: entry.since },
-                Phase::Ready => {
-                    let footprint = entry.lease.as_ref().map(|lease| lease.bytes().clone()).unwrap_or_default();
-                    CopyState::Loaded { since: entry.since, footprint }
-                }
-                Phase::Draining | Phase::Unloading | Phase::Stuck => CopyState::Unloading,
-                Phase::Gone => CopyState::Absent,
-            },
-        };
-        let failure = entry.and_then(|entry| entry.stuck.clone()).or_else(|| self.failures.of(model));
-        self.shared.board.publish(CopyReport { model: model.clone(), state, failure, last_used: self.shared.last_used(model.as_str()) });
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let sums = self.ledger.sums();
-        let memory = &sums.memory;
-        let pools = memory.budget.plus(&memory.charged);
-        let pools = pools.iter().map(|(pool, _)| PoolUse {
-            pool,
-            budget: memory.budget.get(pool),
-            charged: memory.charged.get(pool),
-            returning: memory.returning.get(pool),
-            unconfirmed: sums.unconfirmed.get(pool),
-        });
-        let mut copies: Vec<_> = self
-            .entries
-            .iter()
-            .map(|(model, entry)| CopyUse {
-                model: model.clone(),
-                phase: entry.phase,
-                since: entry.since,
-                charged: entry.lease.as_ref().map(|lease| lease.bytes().clone()),
-                in_flight: entry.slot.as_ref().map_or(0, |slot| slot.in_flight()),
-                waiting: entry.waiters.len(),
-                last_used: self.shared.last_used(model.as_str()),
-            })
-            .collect();
-        copies.sort_by(|a, b| a.model.cmp(&b.model));
-        Snapshot { pools: pools.collect(), copies, waiting: self.waiting }
-    }
-
-    /// Brings gauges and the watched room up to date, if anything in them changed.
-    fn show(&mut self) {
-        let shown = Shown { sums: self.ledger.sums(), counts: self.counts, waiting: self.waiting };
-        if self.shown.as_ref() == Some(&shown) {
-            return;
-        }
-        let memory = &shown.sums.memory;
-        for (pool, _) in memory.budget.plus(&memory.charged).iter() {
-            let labels = [("pool", &*pool.to_string())];
-            self.metrics.set(Gauge::MemoryLeasedBytes, &labels, memory.charged.get(pool).0);
-            self.metrics.set(Gauge::MemoryUnconfirmedBytes, &labels, shown.sums.unconfirmed.get(pool).0);
-        }
-        let count = |phases: &[Phase]| phases.iter().map(|phase| self.counts[*phase as usize]).sum();
-        for (state, phases) in [
-            ("Loading", &[Phase::Pulling, Phase::Fitting, Phase::Loading][..]),
-            ("Loaded", &[Phase::Ready]),
-            ("Unloading", &[Phase::Draining, Phase::Unloading]),
-            ("Stuck", &[Phase::Stuck]),
-        ] {
-            self.metrics.set(Gauge::Models, &[("state", state)], count(phases));
-        }
-        self.metrics.set(Gauge::Waiting, &[], self.waiting as u64);
-        let free = memory.free();
-        self.shared.room.send_if_modified(|room| std::mem::replace(room, free.clone()) != free);
-        self.shown = Some(shown);
-    }
-
-    fn show_lru_age(&mut self) {
-        let entries = &self.entries;
-        let oldest = self.lru.walk(|model| last_used_of(entries, model)).next();
-        let age = oldest.map_or(Duration::ZERO, |model| self.clock.wall().since(last_used_of(&self.entries, &model)));
-        self.metrics.set(Gauge::LruAgeSeconds, &[], age.as_secs());
-    }
-
-    // What survives a restart.
-
-    fn bring_history_up_to_date(&self) -> Option<Vec<u8>> {
-        let mut history = self.shared.history.lock();
-        for copy in &self.shared.copies {
-            if let Some(time) = copy.last_used() {
-                history.note_use(copy.key(), time);
-            }
-        }
-        history.keep_within(self.config.remembered);
-        self.config.state.is_some().then(|| history.take_unsaved()).flatten()
-    }
-
-    fn save_if_due(&mut self) {
-        let now = self.clock.now();
-        if self.saving || now < self.saved + self.config.save_every {
-            return;
-        }
-        self.saved = now;
-        if let (Some(bytes), Some(folder)) = (self.bring_history_up_to_date(), self.config.state.clone()) {
-            self.saving = true;
-            self.work.save(folder, bytes);
-        }
-    }
-
-    // Shutting down.
-
-    fn begin_ending(&mut self, until: Instant, done: Option<oneshot::Sender<()>>) {
-        if let Some(ending) = &mut self.ending {
-            ending.until = ending.until.min(until);
-            ending.done.extend(done);
-            return;
-        }
-        self.ending = Some(Ending { until, done: done.into_iter().collect() });
-        let left = until.saturating_duration_since(self.clock.now());
-        for model in self.entries.keys().cloned().collect::<Vec<_>>() {
-            if let Some(entry) = self.entries.get_mut(&model) {
-                entry.background = None;
-            }
-            for waiter in self.take_waiters(&model) {
-                self.refuse(waiter, WaitError::ShuttingDown, "shutting-down");
-            }
-            if matches!(self.phase(&model), Some(Phase::Pulling | Phase::Fitting | Phase::Loading | Phase::Ready)) {
-                self.drain_within(&model, left);
-                self.step(&model, Event::Evict);
-            }
-        }
-    }
-
-    /// Past this moment nothing is waited for any more: requests were told to end, unloads had their time.
-    fn last_moment(&self, ending: &Ending) -> Instant {
-        ending.until + self.config.revoke_grace + self.config.unload_timeout
-    }
-
-    fn ended(&self) -> bool {
-        let Some(ending) = &self.ending else { return false };
-        let over = self.clock.now() >= self.last_moment(ending);
-        over || self.entries.values().all(|entry| entry.phase == Phase::Stuck)
-    }
-
-    async fn end(mut self) {
-        self.inbox.close();
-        while let Ok(message) = self.inbox.try_recv() {
-            match message {
-                Msg::Ensure { reply, .. } => self.refuse(reply, WaitError::ShuttingDown, "shutting-down"),
-                Msg::Drain { done, .. } => {
-                    if let Some(ending) = &mut self.ending {
-                        ending.done.push(done);
-                    }
-                }
-                Msg::Load { .. } | Msg::Retire { .. } | Msg::Suspect { .. } | Msg::Snapshot { .. } => {}
-            }
-        }
-        let bytes = self.bring_history_up_to_date();
-        self.shared.copies.clear();
-        if let (Some(bytes), Some(folder)) = (bytes, self.config.state.clone()) {
-            // A write that is under way would rename the older state over this one.
-            while self.saving {
-                match self.work.tasks.join_next().await {
-                    Some(Ok(Done::Saved { .. })) | None => self.saving = false,
-                    Some(_) => {}
-                }
-            }
-            self.work.save(folder, bytes);
-            while let Some(done) = self.work.tasks.join_next().await {
-                if let Ok(Done::Saved { result }) = done {
-                    if let Err(fault) = result {
-                        warn!(error = %fault, "last uses and sizes of models cannot be written");
-                    }
-                    break;
-                }
-            }
-        }
-        self.shared.board.end();
-        for done in self.ending.take().map(|ending| ending.done).unwrap_or_default() {
-            let _ = done.send(());
         }
     }
 }

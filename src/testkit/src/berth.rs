@@ -32,7 +32,7 @@ impl Serve {
     pub fn new(parts: &Parts, manifests: &Path, data: &Path) -> Self {
         let mut command = Command::new(&parts.bin);
         // The environment of the test run is not the environment of the program.
-        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_")) {
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_") || name == "ORT_DYLIB_PATH") {
             command.env_remove(variable);
         }
         let mut serve = Serve { command, flags: BTreeMap::new() }.flag("--manifests", manifests).flag("--data", data);

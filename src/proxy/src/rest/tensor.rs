@@ -161,7 +161,6 @@ pub(super) fn read(datatype: Datatype, shape: &[i64], text: Text, json: &str) ->
         // Half floats are rounded once, from the nearest f64; f32 and f64 are the nearest to the text itself.
         Datatype::Fp16 => real!(|text: &str| text.parse().ok().map(f16::from_f64).filter(|number| number.is_finite()), f16::from_f64),
         Datatype::Bf16 => real!(|text: &str| text.parse().ok().map(bf16::from_f64).filter(|number| number.is_finite()), bf16::from_f64),
-        #[allow(clippy::cast_possible_truncation, reason = "only infinities and NaN, which f32 has too")]
         Datatype::Fp32 => real!(|text: &str| text.parse().ok().filter(|number: &f32| number.is_finite()), |special| special as f32),
         Datatype::Fp64 => real!(|text: &str| text.parse().ok().filter(|number: &f64| number.is_finite()), std::convert::identity),
         Datatype::Bytes => walk(json, shape, count, |element| string(out, element, text)),
@@ -394,11 +393,13 @@ fn display(out: &mut String, number: impl std::fmt::Display) {
 /// small and very large ones, as upstream writes them.
 fn real<T: Copy + Into<f64> + std::fmt::Display + std::fmt::LowerExp>(out: &mut String, number: T) {
     let wide: f64 = number.into();
+    // Compared as f32, so that the f32 next to 1e-6 is on the same side as 1e-6 itself.
+    let rough = wide.abs() as f32;
     let _ = if wide.is_nan() {
         write!(out, "\"NaN\"")
     } else if wide.is_infinite() {
         write!(out, "\"{}Infinity\"", if wide < 0.0 { "-" } else { "" })
-    } else if wide == 0.0 || (1e-6..1e21).contains(&wide.abs()) {
+    } else if wide == 0.0 || (1e-6..1e21).contains(&rough) {
         write!(out, "{number}")
     } else {
         write!(out, "{number:e}")

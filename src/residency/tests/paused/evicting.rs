@@ -68,7 +68,8 @@ async fn a_guard_keeps_its_copy_from_eviction() {
     let pod = parts.start();
     let guard = pod.ensure("a", secs(5)).await.expect("room");
     let caller = pod.caller("b", secs(500));
-    pod.pass(secs(100)).await;
+    // Not a multiple of the owner's own rounds.
+    pod.pass(secs(102)).await;
     assert_eq!(pod.held(), ["a"]);
     assert!(!caller.is_finished(), "it waits: its deadline decides");
     let before = pod.clock.now();
@@ -136,6 +137,20 @@ async fn a_copy_in_constant_use_gives_way_after_its_turn() {
         user.await.expect("no panic");
     }
     assert_eq!(pod.runtime.peak_held(), Footprint::host(kib(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_copies_in_use_are_drained_than_needed() {
+    let pod = Pod::with_memory(kib(8));
+    let (a, b) = (pod.ensure("a", secs(5)).await.expect("room"), pod.ensure("b", secs(5)).await.expect("room"));
+    let caller = pod.caller("c", secs(60));
+    pod.pass(secs(12)).await;
+    assert!(pod.residency.try_acquire("a").is_none(), "the one used less recently takes no more requests");
+    assert!(pod.residency.try_acquire("b").is_some());
+    drop(a);
+    assert!(caller.await.expect("no panic").is_ok());
+    assert_eq!(pod.held(), ["b", "c"]);
+    drop(b);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,11 +1,14 @@
 //! Models that are removed, copies that were lost, and the end of the pod.
 
+use std::sync::Arc;
+
 use berth_adapters::fake::{Confirm, Script};
-use berth_adapters::{Artifacts, Runtime};
+use berth_adapters::{Artifacts, FakeRuntime, Index, LaidOut, LoadError, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError};
 use berth_puller::Fetch;
 use berth_puller::fake::Scripted;
-use berth_residency::{MayEvict, WaitError};
-use berth_types::{CopyState, Footprint};
+use berth_residency::{Deps, MayEvict, Residency, WaitError};
+use berth_telemetry::{Clock, Metrics};
+use berth_types::{CopyState, Footprint, Location, ModelId, Registration};
 
 use crate::rig::{Parts, Pod, START, id, kib, millis, model, secs};
 
@@ -260,6 +263,70 @@ async fn a_model_that_nobody_asked_for_is_found_and_unloaded() {
     assert_eq!(pod.held(), ["m"]);
 }
 
+/// A runtime whose index takes two seconds to arrive and is that old by then.
+struct OldNews(FakeRuntime, Clock);
+
+#[async_trait::async_trait]
+impl Runtime for OldNews {
+    fn info(&self) -> &RuntimeInfo {
+        self.0.info()
+    }
+    fn estimate(&self, artifacts: &Artifacts) -> Option<Footprint> {
+        self.0.estimate(artifacts)
+    }
+    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        self.0.lay_out(model, artifacts).await
+    }
+    async fn load(&self, model: &Registration, laid_out: &LaidOut) -> Result<Loaded, LoadError> {
+        self.0.load(model, laid_out).await
+    }
+    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
+        self.0.unload(model).await
+    }
+    async fn clear_layout(&self, model: &ModelId) {
+        self.0.clear_layout(model).await;
+    }
+    async fn index(&self) -> Result<Index, RuntimeDown> {
+        let index = self.0.index().await;
+        self.1.sleep(secs(2)).await;
+        index
+    }
+    async fn index_changed(&self) {
+        self.0.index_changed().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_index_that_is_older_than_the_unload_call_confirms_nothing() {
+    let parts = Parts::with_memory(kib(8));
+    let (clock, fake) = (parts.clock.clone(), parts.runtime.clone());
+    fake.script_all(Script::default().confirming(Confirm::WhenReleased));
+    let (residency, _owner) = Residency::start(Deps {
+        runtime: Arc::new(OldNews(fake.clone(), clock.clone())),
+        fetch: parts.fetch.clone(),
+        clock: clock.clone(),
+        metrics: Metrics::default(),
+        location: Location::of_pod_name("p"),
+        budget: parts.budget.clone(),
+        config: parts.config.clone(),
+    });
+    // The owner asks for the index every five seconds: this load and its end fall into the time of one answer.
+    clock.sleep(millis(5_500)).await;
+    let loading = residency.ensure_loaded(&model("m"), clock.deadline_in(secs(5))).await;
+    assert!(loading.is_ok());
+    drop(loading);
+    residency.retire(model("m")).await;
+    for _ in 0..5 {
+        clock.sleep(secs(1)).await;
+        let snapshot = residency.snapshot().await.expect("the owner lives");
+        assert_eq!(snapshot.pools[0].charged, kib(4), "at {:?}", clock.wall().since(START));
+    }
+    assert!(fake.confirm_unload("m"));
+    clock.sleep(secs(5)).await;
+    assert_eq!(residency.snapshot().await.expect("the owner lives").pools[0].charged, kib(0));
+    assert_eq!(fake.violations(), Vec::<String>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn last_uses_and_sizes_survive_a_restart() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -293,4 +360,14 @@ async fn last_uses_and_sizes_survive_a_restart() {
     assert_eq!(second.runtime.loads(), ["a", "c", "b"], "its real size was known: it was not even tried");
     second.use_once("fat").await;
     assert_eq!(second.held(), ["a", "c", "fat"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_of_a_loaded_model_are_kept_only_for_a_runtime_that_reads_them() {
+    for (parts, kept) in [(Parts::with_memory(kib(12)), 1), (Parts::with_memory(kib(12)).done_with_files(), 0)] {
+        let pod = parts.start();
+        let guard = pod.ensure("m", secs(5)).await.expect("loads");
+        assert_eq!(pod.fetch.pins(&id("m")), kept);
+        drop(guard);
+    }
 }

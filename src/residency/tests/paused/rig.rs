@@ -51,25 +51,34 @@ pub(crate) struct Parts {
     pub(crate) config: Config,
 }
 
+fn info(reads_files_while_loaded: bool) -> RuntimeInfo {
+    RuntimeInfo {
+        name: "fake".into(),
+        version: "1".into(),
+        formats: vec![SupportedFormat { name: "onnx".into(), version: None, auto_select: true }],
+        capacity: None,
+        load_concurrency: std::num::NonZeroU32::MIN.saturating_add(1),
+        load_timeout: secs(100),
+        reads_files_while_loaded,
+    }
+}
+
 impl Parts {
     /// A pod with that much memory, in which every model has 4 KiB and loads at once.
     pub(crate) fn with_memory(budget: ByteSize) -> Self {
         let clock = Clock::starting_at(START);
-        let info = RuntimeInfo {
-            name: "fake".into(),
-            version: "1".into(),
-            formats: vec![SupportedFormat { name: "onnx".into(), version: None, auto_select: true }],
-            capacity: None,
-            load_concurrency: std::num::NonZeroU32::MIN.saturating_add(1),
-            load_timeout: secs(100),
-        };
         Parts {
-            runtime: FakeRuntime::with_info(clock.clone(), info),
+            runtime: FakeRuntime::with_info(clock.clone(), info(true)),
             fetch: FakeFetch::with_default(clock.clone(), Scripted::arrives(kib(4))),
             clock,
             budget: Footprint::host(budget),
             config: Config::default(),
         }
+    }
+
+    /// The same with a runtime that is done with a model's files once it is loaded.
+    pub(crate) fn done_with_files(self) -> Self {
+        Parts { runtime: FakeRuntime::with_info(self.clock.clone(), info(false)), ..self }
     }
 
     pub(crate) fn start(self) -> Pod {

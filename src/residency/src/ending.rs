@@ -1,0 +1,93 @@
+//! The end of the pod: requests end, copies are unloaded, everybody else is turned away.
+
+use std::time::Instant;
+
+use berth_plan::{Event, Phase};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use crate::WaitError;
+use crate::owner::{Msg, Owner};
+use crate::work::Done;
+
+/// Shutting down.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    /// When requests in flight are told to end.
+    until: Instant,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+impl Owner {
+    pub(crate) fn begin_ending(&mut self, until: Instant, done: Option<oneshot::Sender<()>>) {
+        if let Some(ending) = &mut self.ending {
+            ending.until = ending.until.min(until);
+            ending.done.extend(done);
+            return;
+        }
+        self.ending = Some(Ending { until, done: done.into_iter().collect() });
+        let left = until.saturating_duration_since(self.clock.now());
+        for model in self.entries.keys().cloned().collect::<Vec<_>>() {
+            if let Some(entry) = self.entries.get_mut(&model) {
+                entry.background = None;
+            }
+            for waiter in self.take_waiters(&model) {
+                self.refuse(waiter, WaitError::ShuttingDown, "shutting-down");
+            }
+            if matches!(self.phase(&model), Some(Phase::Pulling | Phase::Fitting | Phase::Loading | Phase::Ready)) {
+                self.drain_within(&model, left);
+                self.step(&model, Event::Evict);
+            }
+        }
+    }
+
+    /// Past this moment nothing is waited for any more: requests were told to end, unloads had their time.
+    pub(crate) fn last_moment(&self, ending: &Ending) -> Instant {
+        ending.until + self.config.revoke_grace + self.config.unload_timeout
+    }
+
+    pub(crate) fn ended(&self) -> bool {
+        let Some(ending) = &self.ending else { return false };
+        let over = self.clock.now() >= self.last_moment(ending);
+        over || self.entries.values().all(|entry| entry.phase == Phase::Stuck)
+    }
+
+    pub(crate) async fn end(mut self) {
+        self.inbox.close();
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Msg::Ensure { reply, .. } => self.refuse(reply, WaitError::ShuttingDown, "shutting-down"),
+                Msg::Drain { done, .. } => {
+                    if let Some(ending) = &mut self.ending {
+                        ending.done.push(done);
+                    }
+                }
+                Msg::Load { .. } | Msg::Retire { .. } | Msg::Suspect { .. } | Msg::Snapshot { .. } => {}
+            }
+        }
+        let bytes = self.bring_history_up_to_date();
+        self.shared.copies.clear();
+        if let (Some(bytes), Some(folder)) = (bytes, self.config.state.clone()) {
+            // A write that is under way would rename the older state over this one.
+            while self.saving {
+                match self.work.tasks.join_next().await {
+                    Some(Ok(Done::Saved { .. })) | None => self.saving = false,
+                    Some(_) => {}
+                }
+            }
+            self.work.save(folder, bytes);
+            while let Some(done) = self.work.tasks.join_next().await {
+                if let Ok(Done::Saved { result }) = done {
+                    if let Err(fault) = result {
+                        warn!(error = %fault, "last uses and sizes of models cannot be written");
+                    }
+                    break;
+                }
+            }
+        }
+        self.shared.board.end();
+        for done in self.ending.take().map(|ending| ending.done).unwrap_or_default() {
+            let _ = done.send(());
+        }
+    }
+}
