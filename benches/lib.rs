@@ -51,14 +51,14 @@ impl fmt::Display for Median {
 }
 
 /// How many values may be cut off at each end so that what is left covers the median with at least 95 %: the largest k
-/// with P(Binomial(n, 1/2) <= k - 1) <= 2.5 %.
+/// with P(Binomial(n, 1/2) <= k) <= 2.5 %.
 fn order_statistic(count: usize) -> usize {
     let mut term = 0.5f64.powi(i32::try_from(count).unwrap_or(i32::MAX));
     let mut below = 0.0;
     for k in 0..count / 2 {
         below += term;
         if below > 0.025 {
-            return k;
+            return k.saturating_sub(1);
         }
         term *= (count - k) as f64 / (k + 1) as f64;
     }

@@ -3,7 +3,11 @@
 //! Whatever form the client chose (typed or raw contents), behind this module a tensor is its datatype, its shape and
 //! its raw bytes, row-major, in the form in which answers leave too. Raw contents are shared, not copied. Every fault
 //! names the tensor, what was expected and what was given.
+//!
+//! A request may have a million inputs, or one of a million dimensions: names and counts are refused before anything is
+//! made of them, at a cost that the model decides and not the request, and no message is long.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use berth_proto::inference::model_infer_request::InferInputTensor;
@@ -171,39 +175,71 @@ pub(crate) fn shape_text(dims: impl IntoIterator<Item = impl fmt::Display>) -> S
 /// would make a tensor of all the others.
 const MOST_BESIDE_ZERO: usize = 1 << 24;
 
-fn bad(message: String) -> InferError {
-    InferError::BadRequest(message)
+/// No engine takes more.
+const MOST_DIMENSIONS: usize = 64;
+
+/// In bytes; messages quote names.
+const LONGEST_NAME: usize = 1024;
+
+/// A message travels in a header, percent-encoded, and many clients take 8 KiB of those in all.
+const LONGEST_MESSAGE: usize = 2000;
+
+/// A refusal of a request; a long message is cut.
+pub(crate) fn bad(message: String) -> InferError {
+    InferError::BadRequest(cut(message, LONGEST_MESSAGE))
 }
 
-/// The inputs of a request as checked tensors, in the request's order.
+fn cut(mut text: String, characters: usize) -> String {
+    if let Some((at, _)) = text.char_indices().nth(characters) {
+        text.truncate(at);
+        text.push_str(" ...");
+    }
+    text
+}
+
+/// A word of the client in quotes, for a message; the beginning of a long one.
+pub(crate) fn quoted(word: &str) -> String {
+    match word.char_indices().nth(100) {
+        Some((at, _)) => format!("{:?}...", &word[..at]),
+        None => format!("{word:?}"),
+    }
+}
+
+/// The inputs of a request as checked tensors, in the request's order. `known` refuses a name that the model does not
+/// have; it is asked once more than it says yes, at most.
 ///
 /// # Errors
 /// [`InferError::BadRequest`] names the input, what was expected and what was given.
-pub(crate) fn inputs_of(request: ModelInferRequest) -> Result<Vec<Tensor>, InferError> {
+pub(crate) fn inputs_of(request: ModelInferRequest, known: impl Fn(&str) -> Result<(), InferError>) -> Result<Vec<Tensor>, InferError> {
     let ModelInferRequest { inputs, raw_input_contents: raws, .. } = request;
     if !raws.is_empty() && raws.len() != inputs.len() {
         return Err(bad(format!("{} raw_input_contents for {} inputs: give one per input, in their order, or none", raws.len(), inputs.len())));
     }
-    let raw_form = !raws.is_empty();
-    let mut tensors: Vec<Tensor> = Vec::with_capacity(inputs.len());
-    let mut raws = raws.into_iter();
-    for input in inputs {
-        if tensors.iter().any(|earlier| earlier.name == input.name) {
-            return Err(bad(format!("input {:?} is given twice", input.name)));
+    // After as many good names as the model has inputs, the next one is unknown or given twice.
+    let mut names = HashSet::new();
+    for name in inputs.iter().map(|input| input.name.as_str()) {
+        known(name)?;
+        if !names.insert(name) {
+            return Err(bad(format!("input {} is given twice", quoted(name))));
         }
-        let raw = if raw_form { raws.next() } else { None };
-        tensors.push(one_input(input, raw)?);
     }
-    Ok(tensors)
+    let mut raws = raws.into_iter();
+    inputs.into_iter().map(|input| one_input(input, raws.next())).collect()
 }
 
 fn one_input(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, InferError> {
     let InferInputTensor { name, datatype, shape, parameters, contents } = input;
+    if name.len() > LONGEST_NAME {
+        return Err(bad(format!("input {} has a name of {} bytes, at most {LONGEST_NAME} are possible", quoted(&name), name.len())));
+    }
+    if shape.len() > MOST_DIMENSIONS {
+        return Err(bad(format!("input {name:?} has {} dimensions, at most {MOST_DIMENSIONS} are possible", shape.len())));
+    }
     if parameters.contains_key("shared_memory_region") {
         return Err(bad(format!("input {name:?} is in shared memory, which this server does not read: send its contents")));
     }
     let Some(datatype) = Datatype::parse(&datatype) else {
-        return Err(bad(format!("input {name:?} has datatype {datatype:?}, which is none of {}", shape_text(Datatype::ALL))));
+        return Err(bad(format!("input {name:?} has datatype {}, which is none of {}", quoted(&datatype), shape_text(Datatype::ALL))));
     };
     let dims: Option<Vec<usize>> = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
     let elements = dims.as_ref().and_then(|dims| dims.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim)));
@@ -341,18 +377,21 @@ fn typed(name: &str, datatype: Datatype, contents: &InferTensorContents, element
 ///
 /// # Errors
 /// [`InferError::BadRequest`] for an unknown output or one that is asked for twice.
-pub(crate) fn chosen_outputs(wanted: &[String], outputs: &[&str]) -> Result<Vec<usize>, InferError> {
-    if wanted.is_empty() {
+pub(crate) fn chosen_outputs<'a>(wanted: impl ExactSizeIterator<Item = &'a str>, outputs: &[&str]) -> Result<Vec<usize>, InferError> {
+    if wanted.len() == 0 {
         return Ok((0..outputs.len()).collect());
     }
-    let mut chosen = Vec::with_capacity(wanted.len());
+    let mut left: HashMap<&str, usize> = outputs.iter().enumerate().map(|(at, name)| (*name, at)).collect();
+    let mut chosen = Vec::new();
     for name in wanted {
-        let Some(at) = outputs.iter().position(|output| output == name) else {
-            return Err(bad(format!("unknown output {name:?}: the model has {}", shape_text(outputs))));
+        let Some(at) = left.remove(name) else {
+            let name_of = quoted(name);
+            return Err(bad(if outputs.contains(&name) {
+                format!("output {name_of} is asked for twice")
+            } else {
+                format!("unknown output {name_of}: the model has {}", shape_text(outputs))
+            }));
         };
-        if chosen.contains(&at) {
-            return Err(bad(format!("output {name:?} is asked for twice")));
-        }
         chosen.push(at);
     }
     Ok(chosen)
@@ -360,6 +399,8 @@ pub(crate) fn chosen_outputs(wanted: &[String], outputs: &[&str]) -> Result<Vec<
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -371,6 +412,65 @@ mod tests {
     fn request(input: InferInputTensor, raw: Option<&[u8]>) -> ModelInferRequest {
         let raw_input_contents = raw.map(Bytes::copy_from_slice).into_iter().collect();
         ModelInferRequest { inputs: vec![input], raw_input_contents, ..ModelInferRequest::default() }
+    }
+
+    /// As for a model that takes whatever it is called.
+    fn inputs_of(request: ModelInferRequest) -> Result<Vec<Tensor>, InferError> {
+        super::inputs_of(request, |_| Ok(()))
+    }
+
+    #[test]
+    fn a_request_with_too_many_names_costs_what_the_model_has_and_not_what_it_sends() {
+        let named = |names: &[&str]| {
+            let inputs = names.iter().map(|name| InferInputTensor { name: (*name).to_owned(), ..input("FP32", &[0], None) }).collect();
+            ModelInferRequest { inputs, ..ModelInferRequest::default() }
+        };
+        let asked = Cell::new(0);
+        let known = |name: &str| {
+            asked.set(asked.get() + 1);
+            if ["x", "y"].contains(&name) { Ok(()) } else { Err(bad(format!("unknown input {}", quoted(name)))) }
+        };
+        for (case, names, says) in [
+            ("strangers", [&["x"][..], &["strange"; 1000]].concat(), "unknown input \"strange\""),
+            ("one again and again", vec!["x"; 1000], "input \"x\" is given twice"),
+            ("all and more", [&["y", "x"][..], &["y"; 1000]].concat(), "input \"y\" is given twice"),
+        ] {
+            asked.set(0);
+            assert_eq!(super::inputs_of(named(&names), known), Err(bad(says.to_owned())), "{case}");
+            assert!(asked.get() <= 3, "{case}: asked for {} names", asked.get());
+        }
+        assert_eq!(super::inputs_of(named(&["y", "x"]), known).map(|tensors| tensors.len()), Ok(2));
+
+        for (case, wanted, says) in [
+            ("strangers", [&["a"][..], &["strange"; 1000]].concat(), "unknown output \"strange\": the model has [a, b]"),
+            ("one again and again", vec!["b"; 1000], "output \"b\" is asked for twice"),
+        ] {
+            let looked_at = Cell::new(0);
+            let wanted = wanted.iter().copied().inspect(|_| looked_at.set(looked_at.get() + 1));
+            assert_eq!(chosen_outputs(wanted, &["a", "b"]), Err(bad(says.to_owned())), "{case}");
+            assert!(looked_at.get() <= 3, "{case}: looked at {}", looked_at.get());
+        }
+        assert_eq!(chosen_outputs(["b", "a"].into_iter(), &["a", "b"]), Ok(vec![1, 0]));
+        assert_eq!(chosen_outputs([].into_iter(), &["a", "b"]), Ok(vec![0, 1]));
+    }
+
+    #[test]
+    fn no_request_makes_a_long_message() {
+        let long = "\u{1}".repeat(1 << 20);
+        let ones = vec![1; 1 << 20];
+        for (case, input, says) in [
+            ("dimensions", input("FP32", &ones, None), "input \"x\" has 1048576 dimensions, at most 64 are possible"),
+            ("wide", input("FP32", &[i64::MIN; 64], None), "dimensions must not be negative or overflow"),
+            ("a datatype", input(&long, &[1], None), "which is none of"),
+            ("a name", InferInputTensor { name: long.clone(), ..input("FP32", &[1], None) }, "a name of 1048576 bytes, at most 1024 are possible"),
+            ("an escaped name", InferInputTensor { name: long[..1024].to_owned(), ..input("odd", &[1], None) }, "..."),
+        ] {
+            let fault = inputs_of(request(input, None)).expect_err(case).to_string();
+            assert!(fault.contains(says), "{case}: {fault}");
+            assert!(fault.chars().count() < LONGEST_MESSAGE + 100, "{case}: {}", fault.len());
+        }
+        let fault = chosen_outputs([long.as_str()].into_iter(), &["y"]).expect_err("unknown").to_string();
+        assert!(fault.contains("unknown output") && fault.len() < 1000, "{fault}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_benches::{Comparison, Cost};
 use berth_plan::{MayEvict, Memory, Resident, admit};
@@ -87,7 +88,7 @@ fn residents(count: usize) -> Vec<Resident> {
             model: Arc::unwrap_or_clone(stage::registration(&format!("model-{at}"))).id,
             footprint: Footprint::host(ByteSize::mib(1 + at as u64 % 16)),
             last_used: UnixMillis(at as u64),
-            loaded: UnixMillis(0),
+            held_for: Duration::ZERO,
             used_since_load: true,
             in_flight: 0,
             pinned: false,

@@ -6,7 +6,7 @@ use berth_testkit::{Berth, Transport, curl, python, root};
 use crate::fixture::{Fixture, ROOMY, SOON};
 
 /// All examples through tritonclient (gRPC, HTTP with JSON and with binary tensors) and through curl.
-async fn right_through_every_client(fixture: &Fixture, berth: &Berth) -> Result<()> {
+pub(crate) async fn right_through_every_client(fixture: &Fixture, berth: &Berth) -> Result<()> {
     let names = fixture.quickstart.names()?;
     let mut args = vec!["--grpc".to_owned(), berth.grpc(), "--http".to_owned(), berth.rest(), "--folder".to_owned()];
     args.push(fixture.quickstart.folder().display().to_string());
@@ -58,7 +58,7 @@ async fn every_example_answers_rightly_from_s3() -> Result<()> {
 async fn every_example_answers_rightly_from_s3_over_tls() -> Result<()> {
     let fixture = Fixture::of_s3(Transport::Tls).await?;
     let berth = fixture.serve(ROOMY).start().await?;
-    fixture.all_answer(&berth).await
+    right_through_every_client(&fixture, &berth).await
 }
 
 #[tokio::test]

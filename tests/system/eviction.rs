@@ -1,11 +1,13 @@
 //! Models move between Loaded and Standby by use when not all fit at once.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use berth_testkit::{Berth, Transport, http};
 
+use crate::answers::right_through_every_client;
 use crate::fixture::{Fixture, ROOMY, SOON, service};
 
 /// Room for each example alone, not for all of them: the quickstart's own budget.
@@ -39,24 +41,29 @@ async fn every_example_answers_rightly_again_after_it_had_to_make_room() -> Resu
     }
     // The one that is too large to stay beside the others had to go at least once, and came back.
     assert!(were_on_standby.contains("digits-wide"), "nothing made room for anything: only {were_on_standby:?} were on Standby");
-    let metrics = http::get(&berth.metrics("/metrics")).await?.text();
-    let evictions = metrics.lines().find_map(|line| line.strip_prefix("berth_evictions_total ")).unwrap_or("none");
-    assert_ne!(evictions, "0", "{metrics}");
-    Ok(())
+    assert!(berth.metric("berth_evictions_total").await? > 0.0, "models went to Standby, no eviction was counted");
+    right_through_every_client(&fixture, &berth).await
 }
 
 #[tokio::test]
-async fn models_on_standby_are_loaded_by_themselves_when_room_appears() -> Result<()> {
+async fn a_model_on_standby_is_loaded_by_itself_when_room_appears() -> Result<()> {
     let fixture = Fixture::of_folder()?;
-    let berth = fixture.serve(TIGHT).start().await?;
+    // Room for the largest and some of the small ones, not for all of those.
+    let berth = fixture.serve("1.6MiB").start().await?;
     let large = ["digits-deep", "digits-denoise", "digits-wide"];
-    assert!(!in_state(&fixture, &berth, "Standby").await?.is_empty(), "all fit");
     for name in large {
-        std::fs::remove_file(fixture.manifests().join(name).with_extension("yaml"))?;
+        berth.answers(&fixture.quickstart, name).await?;
     }
-    for name in fixture.quickstart.names()?.iter().filter(|name| !large.contains(&name.as_str())) {
-        berth.stands(name, WARM, |standing| standing.active == "Loaded").await?;
+    let on_standby = in_state(&fixture, &berth, "Standby").await?;
+    let small = on_standby.iter().find(|name| !large.contains(&name.as_str())).context("every small model stayed")?;
+    assert_eq!(berth.standing(small).await?.copies, 0, "{small}");
+    for name in large {
+        fs::remove_file(fixture.manifests().join(name).with_extension("yaml"))?;
     }
+    let requests = berth.metric("berth_requests_total").await?;
+    let standing = berth.stands(small, WARM, |standing| standing.active == "Loaded" && standing.copies == 1).await?;
+    assert_eq!((standing.transition.as_str(), standing.available), ("UpToDate", true), "{standing:?}");
+    assert_eq!(berth.metric("berth_requests_total").await?, requests, "somebody asked for a model");
     Ok(())
 }
 
@@ -85,9 +92,8 @@ async fn a_disk_budget_that_holds_some_of_the_models_serves_all_of_them() -> Res
     for _round in 0..2 {
         fixture.all_answer(&berth).await?;
     }
-    let metrics = http::get(&berth.metrics("/metrics")).await?.text();
-    let fetched: usize = metrics.lines().find_map(|line| line.strip_prefix("berth_fetched_objects_total ")?.parse().ok()).unwrap_or(0);
-    assert!(fetched > names.len(), "{fetched} objects were fetched for {} models: nothing had to go\n{metrics}", names.len());
+    let fetched = berth.metric("berth_fetched_objects_total").await?;
+    assert!(fetched > names.len() as f64, "{fetched} objects were fetched for {} models: nothing had to go", names.len());
     Ok(())
 }
 

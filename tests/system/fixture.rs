@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use berth_testkit::{Berth, Gateway, Parts, Quickstart, Serve, Transport};
+use berth_testkit::{Berth, Gateway, Held, Parts, Quickstart, Serve, Transport};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -100,6 +100,11 @@ impl Fixture {
     /// `berth serve` over these folders.
     pub(crate) fn serve(&self, host_memory: &str) -> Serve {
         Serve::new(&self.parts, &self.manifests(), &self.data()).flag("--storage-config", self.storage_config()).flag("--host-memory", host_memory)
+    }
+
+    /// Gets a request for `name` under way and keeps it there.
+    pub(crate) async fn hold(&self, berth: &Berth, name: &str) -> Result<Held> {
+        Held::post(&berth.rest(), &format!("/v2/models/{name}/infer"), self.quickstart.request(name)?).await
     }
 
     /// Checks that every example answers its recorded request rightly over REST.

@@ -1,9 +1,11 @@
 //! Starting, changing what is served, and ending.
 
 use std::fs;
+use std::time::Duration;
 
-use anyhow::Result;
-use berth_testkit::{Exit, Found, eventually, http};
+use anyhow::{Context, Result, ensure};
+use berth_testkit::{Exit, Found, Quickstart, eventually, http};
+use tokio::sync::oneshot;
 
 use crate::fixture::{Fixture, ROOMY, SOON, service};
 
@@ -19,35 +21,84 @@ async fn ctrl_c_ends_it_with_status_0_and_a_restart_serves_on() -> Result<()> {
 }
 
 #[tokio::test]
-async fn requests_that_run_when_ctrl_c_comes_are_answered() -> Result<()> {
+async fn a_request_that_is_under_way_when_ctrl_c_comes_is_answered() -> Result<()> {
     let fixture = Fixture::of_folder()?;
     let mut berth = fixture.serve(ROOMY).start().await?;
-    let (rest, quickstart) = (berth.rest(), fixture.quickstart.clone());
-    let (first, started) = tokio::sync::oneshot::channel();
-    let caller = tokio::spawn(async move {
-        let mut first = Some(first);
-        let mut answered = 0;
-        // Goes on until no connection is taken any more; whatever was taken must be answered rightly or turned away.
-        loop {
-            match http::post(&format!("http://{rest}/v2/models/digits-forest/infer"), quickstart.request("digits-forest")?).await {
-                Ok(reply) if reply.status == 200 => quickstart.check("digits-forest", &reply.json()?)?,
-                Ok(reply) => {
-                    assert_eq!(reply.status, 503, "{}", reply.text());
-                    break;
-                }
-                Err(fault) if format!("{fault:#}").to_lowercase().contains("connect") => break,
-                Err(fault) => return Err(fault),
+    let held = fixture.hold(&berth, "digits-forest").await?;
+    berth.ctrl_c()?;
+    berth.drains().await?;
+    eventually("new requests to be refused", SOON, || async {
+        Ok(match berth.infer("iris", fixture.quickstart.request("iris")?).await {
+            Err(fault) if http::is_refused(&fault) => Found::Yes(()),
+            Err(fault) => Found::NotYet(format!("{fault:#}")),
+            Ok(reply) => Found::NotYet(reply.status.to_string()),
+        })
+    })
+    .await?;
+    let answer = held.finish().await.with_context(|| berth.process().written())?;
+    fixture.quickstart.check("digits-forest", &answer.good()?)?;
+    assert_eq!(berth.process().exit(SOON).await?, Exit::Code(0), "{}", berth.process().written());
+    Ok(())
+}
+
+/// Asks until no connection is taken any more; whatever was taken must be answered rightly or turned away in order.
+async fn ask_until_refused(rest: String, quickstart: Quickstart, name: &'static str, first: oneshot::Sender<()>) -> Result<()> {
+    let mut first = Some(first);
+    loop {
+        match http::post(&format!("http://{rest}/v2/models/{name}/infer"), quickstart.request(name)?).await {
+            Ok(reply) if reply.status == 200 => quickstart.check(name, &reply.json()?)?,
+            Ok(reply) => {
+                ensure!(reply.status == 503 && reply.retry_after.is_some(), "{} {}", reply.status, reply.text());
+                return Ok(());
             }
-            answered += 1;
-            if let Some(first) = first.take() {
-                let _ = first.send(());
-            }
+            Err(fault) if http::is_refused(&fault) => return Ok(()),
+            Err(fault) => return Err(fault),
         }
-        Ok::<_, anyhow::Error>(answered)
-    });
-    started.await?;
+        if let Some(first) = first.take() {
+            let _ = first.send(());
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_request_that_was_taken_when_ctrl_c_comes_is_cut() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let mut berth = fixture.serve(ROOMY).start().await?;
+    let mut callers = Vec::new();
+    for name in ["digits-forest", "digits-mlp", "digits-wide", "iris"] {
+        let (first, started) = oneshot::channel();
+        callers.push(tokio::spawn(ask_until_refused(berth.rest(), fixture.quickstart.clone(), name, first)));
+        started.await?;
+    }
     assert_eq!(berth.interrupt().await?, Exit::Code(0), "{}", berth.process().written());
-    assert!(caller.await?? > 0);
+    for caller in callers {
+        caller.await??;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_never_ends_does_not_keep_it_from_ending() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let mut berth = fixture.serve(ROOMY).flag("--drain-timeout", "1s").start().await?;
+    let held = fixture.hold(&berth, "iris").await?;
+    berth.ctrl_c()?;
+    // The second that it was given, and some for a busy machine.
+    assert_eq!(berth.process().exit(Duration::from_secs(6)).await?, Exit::Code(0), "{}", berth.process().written());
+    drop(held);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_ctrl_c_ends_it_at_once() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let mut berth = fixture.serve(ROOMY).flag("--drain-timeout", "5m").start().await?;
+    let held = fixture.hold(&berth, "iris").await?;
+    berth.ctrl_c()?;
+    berth.drains().await?;
+    berth.ctrl_c()?;
+    assert_eq!(berth.process().exit(Duration::from_secs(5)).await?, Exit::Code(130), "{}", berth.process().written());
+    drop(held);
     Ok(())
 }
 

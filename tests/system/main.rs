@@ -4,9 +4,12 @@
 //! for the names of the points at which `BERTH_HALT_AT` ends it.
 
 mod answers;
+mod cli;
 mod crash;
 mod eviction;
 mod fixture;
 mod lifecycle;
+mod logs;
 mod onnx_runtime;
 mod refusals;
+mod settings;

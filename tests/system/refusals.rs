@@ -18,13 +18,16 @@ async fn fails_with(berth: &Berth, name: &str, parts: &[&str]) -> Result<Standin
     Ok(standing)
 }
 
+/// Exit status of a program that was used wrongly.
+pub(crate) const USAGE: Exit = Exit::Code(2);
+
 /// Runs `serve` with `flags` until it ends by itself, and checks status and message.
 async fn refuses_to_start(fixture: &Fixture, flags: &[(&str, String)], parts: &[&str]) -> Result<()> {
     let serve = flags.iter().fold(fixture.serve(ROOMY), |serve, (flag, value)| serve.flag(flag, value));
     let mut berth = serve.spawn()?;
     let exit = berth.process().exit(SOON).await?;
     let written = berth.process().written();
-    assert!(matches!(exit, Exit::Code(code) if code != 0), "{exit:?} {written}");
+    assert_eq!(exit, USAGE, "{written}");
     let errors = berth.process().errors();
     for part in parts {
         assert!(errors.contains(part), "{part:?} is missing in {written}");
@@ -138,9 +141,9 @@ async fn a_corrupt_model_is_named_and_does_not_disturb_the_others() -> Result<()
     for name in ["cut", "noise"] {
         fails_with(&berth, name, &["model.onnx"]).await?;
         let reply = berth.infer(name, fixture.quickstart.request("digits-wide")?).await?;
-        assert_eq!(reply.status, 400, "{}", reply.text());
+        assert_eq!((reply.status, reply.retry_after.is_some()), (400, false), "{}", reply.text());
     }
-    fails_with(&berth, "nothing", &[]).await?;
+    fails_with(&berth, "nothing", &["model.onnx", "empty"]).await?;
     fails_with(&berth, "no-model", &["onnx"]).await?;
     fixture.all_answer(&berth).await
 }
@@ -246,12 +249,29 @@ async fn unknown_models_and_paths_are_not_found() -> Result<()> {
 }
 
 #[tokio::test]
-async fn grpc_codes_say_whether_trying_again_helps() -> Result<()> {
+async fn codes_and_hints_say_whether_trying_again_helps() -> Result<()> {
     let fixture = Fixture::of_folder()?;
+    // One model that is no model, and one whose store cannot be reached now.
+    let models = fixture.path("models");
+    fs::create_dir_all(models.join("bad"))?;
+    fs::write(models.join("bad/model.onnx"), "this is not a model at all")?;
+    fixture.storage("mine", &json!({"type": "folder", "path": models}))?;
+    fixture.service("bad", "mine", "bad")?;
+    let endpoint = format!("http://127.0.0.1:{}", free_port());
+    let away = json!({"type": "s3", "access_key_id": "a", "secret_access_key": "b", "endpoint_url": endpoint, "default_bucket": "models"});
+    fixture.storage("away", &away)?;
+    fixture.service("away", "away", "iris")?;
     let berth = fixture.serve(ROOMY).flag("--max-message", "64KiB").start().await?;
+    fails_with(&berth, "bad", &["model.onnx"]).await?;
+    fails_with(&berth, "away", &[&endpoint["http://".len()..]]).await?;
+
     let script = root().join("tests/system/codes.py");
     let said = python(&fixture.parts, &script, ["--grpc", &berth.grpc(), "--limit", "65536"]).await?;
-    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 7, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 9, "{said}");
+    for (name, status, again) in [("bad", 400, false), ("away", 503, true)] {
+        let reply = berth.infer(name, fixture.quickstart.request("iris")?).await?;
+        assert_eq!((reply.status, reply.retry_after.is_some()), (status, again), "{name}: {}", reply.text());
+    }
     Ok(())
 }
 

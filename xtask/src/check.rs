@@ -53,7 +53,7 @@ pub(crate) fn tree() -> Result<Outcome> {
         faults.extend(file(&root, &path)?);
     }
     faults.iter().for_each(|fault| say(&format!("   {fault}")));
-    Ok(Outcome { good: faults.is_empty(), ..Outcome::default() })
+    Ok(Outcome { fault: (!faults.is_empty()).then_some("failed"), ..Outcome::default() })
 }
 
 fn arrows(members: &[Member]) -> Vec<String> {

@@ -3,8 +3,9 @@
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
+use crate::group::now;
 use crate::parts::Parts;
 use crate::step::{Outcome, Step, Tests};
 use crate::workspace::members;
@@ -31,7 +32,7 @@ impl Lane {
         }
     }
 
-    /// How long it may take on two cores, everything compiled anew. A lane that takes longer has failed.
+    /// How long it may take on two cores, everything compiled anew. What still runs then is killed and has failed.
     const fn budget(self) -> Duration {
         match self {
             Lane::Quick => Duration::from_mins(40),
@@ -62,17 +63,16 @@ pub(crate) fn run(lanes: &[Lane]) -> Result<bool> {
     let mut summaries = Vec::new();
     for lane in lanes {
         let start = now();
+        let deadline = start + lane.budget();
         let outcomes = match lane {
-            Lane::Quick => quick(),
-            Lane::Real => real(installing.take()),
+            Lane::Quick => quick(deadline),
+            Lane::Real => real(installing.take(), deadline),
         };
         let mut row = Row { lane: *lane, took: start.elapsed(), tests: Tests::default(), faults: Vec::new() };
         for (name, outcome) in outcomes {
             match outcome {
                 Ok(outcome) => {
-                    if !outcome.good {
-                        row.faults.push(format!("{name} failed"));
-                    }
+                    row.faults.extend(outcome.fault.map(|fault| format!("{name} {fault}")));
                     row.tests = row.tests.plus(outcome.tests);
                     summaries.extend(outcome.summaries);
                 }
@@ -103,30 +103,34 @@ const SYSTEM: &str = "system";
 ///
 /// Each test command names the whole workspace and chooses targets: another choice of packages would be another choice
 /// of features, and cargo would compile half the tree again.
-fn quick() -> Outcomes {
+fn quick(deadline: Instant) -> Outcomes {
+    let by = Some(deadline);
     let clippy = ["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"];
     vec![
         ("tree", check::tree()),
-        ("format", Step::cargo("format", ["fmt", "--all", "--check"]).run()),
-        ("clippy", Step::cargo("clippy", clippy).run()),
-        ("tests", tests()),
-        ("examples in docs", Step::cargo("examples in docs", ["test", "--release", "--workspace", "--doc", "--no-fail-fast"]).run()),
+        ("format", Step::cargo("format", ["fmt", "--all", "--check"]).run(by)),
+        ("clippy", Step::cargo("clippy", clippy).run(by)),
+        ("tests", tests(by)),
+        ("examples in docs", Step::cargo("examples in docs", ["test", "--release", "--workspace", "--doc", "--no-fail-fast"]).run(by)),
     ]
 }
 
 /// Unit and integration tests of every crate, but for the whole-system tests.
-fn tests() -> Result<Outcome> {
+fn tests(by: Option<Instant>) -> Result<Outcome> {
     let mut command = Step::cargo("tests", ["test", "--release", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
     for test in members()?.into_iter().flat_map(|member| member.tests).filter(|test| test != SYSTEM) {
         command = command.args(["--test".to_owned(), test]);
     }
-    command.run()
+    command.run(by)
 }
 
 /// What needs the parts: licences and sources of dependencies, and the whole-system tests.
-fn real(installing: Option<Installing>) -> Outcomes {
+fn real(installing: Option<Installing>, deadline: Instant) -> Outcomes {
+    let by = Some(deadline);
     // The binary is built while the last parts are being installed.
-    let mut outcomes = vec![("build", Step::cargo("build", ["build", "--release", "-p", "berth"]).run())];
+    let build = Step::cargo("build", ["build", "--release", "-p", "berth"]).run(by);
+    let built = build.as_ref().is_ok_and(|outcome| outcome.fault.is_none());
+    let mut outcomes = vec![("build", build)];
     let parts = match installing.map_or_else(Parts::install, |installing| installing.join().expect("installing does not panic")) {
         Ok(parts) => parts,
         Err(fault) => {
@@ -135,14 +139,19 @@ fn real(installing: Option<Installing>) -> Outcomes {
         }
     };
     say(&parts.to_string());
-    outcomes.push(("deny", parts.deny(&["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]).run()));
+    outcomes.push(("deny", parts.deny(&["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]).run(by)));
     if parts.have_advisories() {
-        outcomes.push(("advisories", parts.deny(&["check", "--disable-fetch", "advisories"]).run()));
+        outcomes.push(("advisories", parts.deny(&["check", "--disable-fetch", "advisories"]).run(by)));
     } else {
         say("\n== advisories: NOT CHECKED, the advisory database could not be fetched");
     }
+    if !built {
+        // The binary that lies there is another one than these sources make.
+        outcomes.push((SYSTEM, Err(anyhow!("not run, there is no binary to test"))));
+        return outcomes;
+    }
     let system = ["test", "--release", "--workspace", "--test", SYSTEM, "--", "--test-threads=3"];
-    outcomes.push(("system", Step::cargo("system", system).envs(parts.environment()).run()));
+    outcomes.push((SYSTEM, Step::cargo(SYSTEM, system).envs(parts.environment()).run(by)));
     outcomes
 }
 
@@ -163,11 +172,6 @@ fn table(rows: &[Row]) -> String {
         );
     }
     text
-}
-
-#[allow(clippy::disallowed_methods, reason = "the times in the table are real ones")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! whole-system tests talk to, while cargo compiles, and keeps them in a cache folder.
 
 mod check;
+mod group;
 mod lane;
 mod parts;
 mod step;
@@ -43,7 +44,10 @@ fn run(args: &[String]) -> Result<bool> {
             say(&parts.to_string());
             true
         }),
-        ["bench", more @ ..] => step::Step::cargo("benches", ["bench", "-p", "berth-benches", "--"]).args(more).run().map(|outcome| outcome.good),
+        ["bench", more @ ..] => {
+            let benches = step::Step::cargo("benches", ["bench", "-p", "berth-benches", "--"]).args(more);
+            benches.run(None).map(|outcome| outcome.fault.is_none())
+        }
         ["help" | "-h" | "--help"] => {
             say(USAGE);
             Ok(true)

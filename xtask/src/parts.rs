@@ -4,13 +4,16 @@
 //! and renamed into it, so a folder that is there is whole. Installs hold a lock: two runs do not build the same thing.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::group::{End, Group, now};
 use crate::say;
 use crate::step::{Step, cargo, root};
 
@@ -18,6 +21,11 @@ const VERSITYGW: &str = "1.8.0";
 const CARGO_DENY: &str = "0.20.2";
 /// Python packages of the tests, with versions.
 const REQUIREMENTS: &str = include_str!("../../tests/requirements.txt");
+
+/// The longest that one command of an installation may take, beside compilers on two cores.
+const INSTALLING: Duration = Duration::from_mins(30);
+/// The longest that fetching the advisory database may take.
+const FETCHING: Duration = Duration::from_mins(2);
 
 /// What is installed, and where.
 #[derive(Clone, Debug)]
@@ -46,12 +54,16 @@ struct Tool {
     package: &'static str,
 }
 
+/// Says yes to Go 1.24 and newer.
+const GO: &str = "case $(go env GOVERSION) in go1.2[4-9]* | go1.[3-9][0-9]*) ;; *) exit 1 ;; esac";
+const PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
+
 const TOOLS: [Tool; 6] = [
-    Tool { name: "cc", ask: &["cc", "--version"], needed_for: "compile the assembly of dependencies", package: "gcc" },
+    Tool { name: "cc", ask: &["cc", "--version"], needed_for: "compile C and assembly of dependencies", package: "gcc libc6-dev" },
     Tool { name: "curl", ask: &["curl", "--version"], needed_for: "test as a user would call", package: "curl" },
     Tool { name: "git", ask: &["git", "--version"], needed_for: "fetch the advisory database", package: "git" },
-    Tool { name: "go (1.24 or newer)", ask: &["go", "version"], needed_for: "build the S3 server", package: "golang-go" },
-    Tool { name: "python3", ask: &["python3", "--version"], needed_for: "run the clients", package: "python3" },
+    Tool { name: "go, 1.24 or newer", ask: &["sh", "-c", GO], needed_for: "build the S3 server", package: "golang-go" },
+    Tool { name: "python3, 3.11 or newer", ask: &["python3", "-c", PYTHON], needed_for: "run the clients", package: "python3" },
     Tool { name: "python3's venv", ask: &["python3", "-c", "import venv, ensurepip"], needed_for: "install the clients", package: "python3-venv" },
 ];
 
@@ -72,7 +84,7 @@ fn answers(ask: &[&str]) -> bool {
 fn missing_message(missing: &[&Tool]) -> String {
     let mut text = "the real lane needs tools that are not here (cargo xtask test --quick needs none of them):".to_owned();
     for tool in missing {
-        text += &format!("\n  {:<20} to {}; Debian: {}", tool.name, tool.needed_for, tool.package);
+        text += &format!("\n  {:<22} to {}; Debian: {}", tool.name, tool.needed_for, tool.package);
     }
     let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
     text + &format!("\non Debian: apt-get install {}", packages.into_iter().collect::<Vec<_>>().join(" "))
@@ -105,7 +117,7 @@ impl Parts {
         }
         let versitygw = part(&folder, &format!("versitygw-{VERSITYGW}"), |place, log| {
             let package = format!("github.com/versity/versitygw/cmd/versitygw@v{VERSITYGW}");
-            let mut go = Command::new("go");
+            let mut go = gently("go");
             go.args(["install", "-trimpath", "-ldflags", "-s -w", &package]);
             go.env("GOBIN", place).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false");
             logged(&mut go, log)
@@ -113,13 +125,13 @@ impl Parts {
         let version = Command::new("python3").arg("--version").output().context("cannot run python3")?;
         let python = fingerprint(&format!("{REQUIREMENTS}{}", String::from_utf8_lossy(&version.stdout)));
         let python = part(&folder, &format!("py-{python:016x}"), |place, log| {
-            logged(Command::new("python3").args(["-m", "venv"]).arg(place), log)?;
-            let mut pip = Command::new(place.join("bin/python"));
+            logged(gently("python3").args(["-m", "venv"]).arg(place), log)?;
+            let mut pip = gently(place.join("bin/python"));
             pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-r"]).arg(root().join("tests/requirements.txt"));
             logged(&mut pip, log)
         })?;
         let deny = part(&folder, &format!("cargo-deny-{CARGO_DENY}"), |place, log| {
-            let mut install = Command::new(cargo());
+            let mut install = gently(cargo());
             // Outside the repository, so that its settings do not reach in.
             install.current_dir(&folder).args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root"]).arg(place);
             logged(&mut install, log)
@@ -141,9 +153,9 @@ impl Parts {
     /// True when the advisory database could be fetched; that host is not reachable from everywhere.
     pub(crate) fn have_advisories(&self) -> bool {
         let log = self.folder.join("advisories.log");
-        let mut fetch = Command::new("timeout");
-        fetch.args(["120"]).arg(&self.cargo_deny).args(["fetch", "db"]).current_dir(root());
-        logged(&mut fetch, &log).is_ok()
+        let mut fetch = Command::new(&self.cargo_deny);
+        fetch.args(["fetch", "db"]).current_dir(root());
+        logged_within(FETCHING, &mut fetch, &log).is_ok()
     }
 
     /// The variables that tell the whole-system tests where things are.
@@ -179,13 +191,25 @@ fn part(cache: &Path, name: &str, build: impl FnOnce(&Path, &Path) -> Result<()>
     Ok(place)
 }
 
-/// Runs `command` with all it writes going to the end of `log`, gently: tests and compilers run at the same time.
+/// A program that leaves the cores to the tests and compilers that run at the same time.
+fn gently(program: impl AsRef<OsStr>) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "10"]).arg(program);
+    nice
+}
+
+/// Runs `command` with all it writes going to the end of `log`.
 fn logged(command: &mut Command, log: &Path) -> Result<()> {
+    logged_within(INSTALLING, command, log)
+}
+
+fn logged_within(limit: Duration, command: &mut Command, log: &Path) -> Result<()> {
     let out = File::options().append(true).create(true).open(log).with_context(|| format!("cannot write {}", log.display()))?;
     let errors = out.try_clone().context("cannot share the log")?;
-    let status =
-        command.stdin(Stdio::null()).stdout(out).stderr(errors).status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
-    ensure!(status.success(), "{:?} failed: {status}", command.get_program());
+    match Group::start(command.stdin(Stdio::null()).stdout(out).stderr(errors))?.wait(Some(now() + limit), |_| Ok(()))? {
+        End::By(status) => ensure!(status.success(), "{command:?} failed: {status}"),
+        End::OutOfTime => bail!("{command:?} was killed after {} min", limit.as_secs() / 60),
+    }
     Ok(())
 }
 
@@ -224,7 +248,7 @@ mod tests {
         for tool in &TOOLS {
             assert!(text.contains(tool.name) && text.contains(tool.package), "{} in {text}", tool.name);
         }
-        assert!(text.ends_with("apt-get install curl gcc git golang-go python3 python3-venv"), "{text}");
+        assert!(text.ends_with("apt-get install curl gcc libc6-dev git golang-go python3 python3-venv"), "{text}");
     }
 
     #[test]

@@ -4,9 +4,11 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::group::{End, Group};
 use crate::say;
 
 /// The root of the repository.
@@ -44,11 +46,11 @@ impl Tests {
     }
 }
 
-/// How a step ended.
+/// What became of a step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// Whether it did what it should.
-    pub(crate) good: bool,
+    /// What went wrong, after the step's name: `failed`. `None`: it did what it should.
+    pub(crate) fault: Option<&'static str>,
     /// The runners' summary lines, as they were written.
     pub(crate) summaries: Vec<String>,
     /// Their sum.
@@ -62,9 +64,12 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// A cargo command in the root of the repository.
+    /// A cargo command in the root of the repository. What it builds is what Cargo.lock says: one that does not fit
+    /// any more is a fault, not something to write anew.
     pub(crate) fn cargo<const N: usize>(name: &'static str, args: [&str; N]) -> Self {
-        Step::program(name, cargo()).args(args)
+        // cargo fmt resolves nothing and does not know the flag.
+        let locked = if args.first() == Some(&"fmt") { None } else { Some("--locked") };
+        Step::program(name, cargo()).args(&args[..1]).args(locked).args(&args[1..])
     }
 
     /// Any program, in the root of the repository, with nothing to read.
@@ -86,31 +91,41 @@ impl Step {
         self
     }
 
-    /// Runs it, passing on what it writes.
-    pub(crate) fn run(mut self) -> Result<Outcome> {
+    /// Runs it until `deadline` at most, passing on what it writes.
+    pub(crate) fn run(mut self, deadline: Option<Instant>) -> Result<Outcome> {
         let words: Vec<_> = std::iter::once(self.command.get_program()).chain(self.command.get_args()).map(OsStr::to_string_lossy).collect();
-        let line = words.join(" ");
-        say(&format!("\n== {}: {line}", self.name));
-        let mut child = self.command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {line}"))?;
+        say(&format!("\n== {}: {}", self.name, words.join(" ")));
         let mut outcome = Outcome::default();
-        let out = child.stdout.take().expect("stdout is piped");
-        for line in BufReader::new(out).split(b'\n') {
-            let line = line.context("cannot read what the command writes")?;
-            let line = String::from_utf8_lossy(&line);
-            say(&line);
-            if let Some(tests) = Tests::of(&line) {
-                outcome.tests = outcome.tests.plus(tests);
-                outcome.summaries.push(line.into_owned());
+        let end = Group::start(self.command.stdout(Stdio::piped()))?.wait(deadline, |out| {
+            for line in BufReader::new(out.expect("stdout is piped")).split(b'\n') {
+                let line = line.context("cannot read what the command writes")?;
+                let line = String::from_utf8_lossy(&line);
+                say(&line);
+                if let Some(tests) = Tests::of(&line) {
+                    outcome.tests = outcome.tests.plus(tests);
+                    outcome.summaries.push(line.into_owned());
+                }
             }
+            Ok(())
+        })?;
+        outcome.fault = match end {
+            End::By(status) if status.success() => None,
+            End::By(_) => Some("failed"),
+            End::OutOfTime => Some("was killed: the time of its lane was over"),
+        };
+        if let Some(fault) = outcome.fault {
+            say(&format!("== {} {fault}", self.name));
         }
-        outcome.good = child.wait().context("cannot wait for the command")?.success();
         Ok(outcome)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::group::now;
 
     #[test]
     fn summaries_are_read_and_other_lines_are_not() {
@@ -121,12 +136,31 @@ mod tests {
         }
     }
 
+    fn shell(script: &str) -> Step {
+        Step::program("sh", "sh").args(["-c", script])
+    }
+
     #[test]
-    fn a_step_that_fails_is_not_good_and_its_tests_are_counted() {
+    fn a_step_that_fails_says_so_and_its_tests_are_counted() {
         let print = "echo 'test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out'; exit 3";
-        let outcome = Step::program("sh", "sh").args(["-c", print]).run().expect("sh runs");
-        assert!(!outcome.good);
+        let outcome = shell(print).run(None).expect("sh runs");
+        assert_eq!(outcome.fault, Some("failed"));
         assert_eq!(outcome.tests, Tests { passed: 1, failed: 2, ignored: 0 });
         assert_eq!(outcome.summaries.len(), 1);
+    }
+
+    #[test]
+    fn a_step_that_hangs_is_killed_at_its_deadline_and_what_it_told_before_counts() {
+        let print = "echo 'test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out'; sleep 300";
+        let outcome = shell(print).run(Some(now() + Duration::from_millis(300))).expect("sh runs");
+        assert!(outcome.fault.is_some_and(|fault| fault.contains("killed")), "{outcome:?}");
+        assert_eq!(outcome.tests.passed, 1);
+    }
+
+    #[test]
+    fn cargo_may_not_write_the_lock_file() {
+        let args = |step: Step| step.command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        assert_eq!(args(Step::cargo("tests", ["test", "--release"])), ["test", "--locked", "--release"]);
+        assert_eq!(args(Step::cargo("format", ["fmt", "--check"])), ["fmt", "--check"]);
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Member {
 /// All members.
 pub(crate) fn members() -> Result<Vec<Member>> {
     let output = Command::new(cargo())
-        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .args(["metadata", "--locked", "--no-deps", "--format-version", "1"])
         .current_dir(root())
         .output()
         .context("cannot run cargo metadata")?;

@@ -8,7 +8,7 @@ use berth_proto::inference::model_metadata_response::TensorMetadata;
 use berth_types::ModelId;
 
 use crate::InferError;
-use crate::tensor::{Datatype, Tensor, shape_text};
+use crate::tensor::{Datatype, Tensor, bad, quoted, shape_text};
 
 /// One dimension as the model declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,24 +78,31 @@ impl Interface {
         }
     }
 
-    /// The given tensors in the model's order.
+    /// Whether the model has an input of this name.
+    ///
+    /// # Errors
+    /// [`InferError::BadRequest`] says which inputs it has.
+    pub(super) fn knows(&self, name: &str) -> Result<(), InferError> {
+        if self.inputs.iter().any(|port| port.name == name) {
+            return Ok(());
+        }
+        let known = self.inputs.iter().map(|port| format!("{:?} {}", port.name, port.expects()));
+        Err(bad(format!("unknown input {}: the model has {}", quoted(name), shape_text(known))))
+    }
+
+    /// The given tensors, each of a name that the model [knows](Self::knows), in the model's order.
     ///
     /// # Errors
     /// [`InferError::BadRequest`] names the tensor, what is expected and what was given.
     pub(super) fn arrange(&self, given: Vec<Tensor>) -> Result<Vec<Tensor>, InferError> {
-        if let Some(unknown) = given.iter().find(|tensor| !self.inputs.iter().any(|port| port.name == tensor.name)) {
-            let known = self.inputs.iter().map(|port| format!("{:?} {}", port.name, port.expects()));
-            return Err(InferError::BadRequest(format!("unknown input {:?}: the model has {}", unknown.name, shape_text(known))));
-        }
         let mut given: Vec<Option<Tensor>> = given.into_iter().map(Some).collect();
         let mut sizes: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
         self.inputs
             .iter()
             .map(|port| {
                 let found = given.iter_mut().find(|tensor| tensor.as_ref().is_some_and(|tensor| tensor.name == port.name));
-                let tensor = found
-                    .and_then(Option::take)
-                    .ok_or_else(|| InferError::BadRequest(format!("input {:?} is missing: expected {}", port.name, port.expects())))?;
+                let tensor =
+                    found.and_then(Option::take).ok_or_else(|| bad(format!("input {:?} is missing: expected {}", port.name, port.expects())))?;
                 check(port, &tensor, &mut sizes)?;
                 Ok(tensor)
             })
@@ -107,7 +114,7 @@ impl Interface {
 fn check<'a>(port: &'a Port, tensor: &Tensor, sizes: &mut BTreeMap<&'a str, (usize, &'a str)>) -> Result<(), InferError> {
     let fault = |what: String| {
         let given = format!("{} {}", tensor.datatype, shape_text(&tensor.shape));
-        Err(InferError::BadRequest(format!("input {:?}: expected {}, got {given}: {what}", port.name, port.expects())))
+        Err(bad(format!("input {:?}: expected {}, got {given}: {what}", port.name, port.expects())))
     };
     if tensor.datatype != port.datatype {
         return fault("another datatype".to_owned());
@@ -183,9 +190,10 @@ mod tests {
         }
         let missing = model().arrange(good()[..2].to_vec());
         assert_eq!(missing, Err(InferError::BadRequest(r#"input "free" is missing: expected BYTES of any shape"#.to_owned())));
-        let unknown = model().arrange(vec![tensor("z", Datatype::Bool, &[])]);
+        let unknown = model().knows("z");
         let message = r#"unknown input "z": the model has ["x" FP32 [-1, 4], "mask" BOOL [-1], "free" BYTES of any shape]"#;
         assert_eq!(unknown, Err(InferError::BadRequest(message.to_owned())));
+        assert_eq!(model().knows("mask"), Ok(()));
     }
 
     #[test]

@@ -46,7 +46,7 @@ use crate::{
     Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
     UnloadError, counting, tensor,
 };
-use compute::Compute;
+use compute::{Compute, Line};
 use engine::{Engine, Opened, Session, contained};
 use interface::Interface;
 
@@ -60,7 +60,8 @@ pub struct OnnxConfig {
     pub concurrency: NonZeroUsize,
     /// Threads that ONNX Runtime may use for one request; the built-in engine uses one.
     pub threads: NonZeroUsize,
-    /// Requests that may wait for their turn, over all models; more are turned away.
+    /// Requests that may wait for a turn at computing, over all models; more are turned away. Before that a quarter as
+    /// many may wait for one model whose engine runs one request at a time (ONNX Runtime).
     pub queue: usize,
     /// Loads at a time.
     pub load_concurrency: NonZeroU32,
@@ -132,7 +133,7 @@ struct Copy {
     session: Option<Box<dyn Session>>,
     interface: Interface,
     /// Lets in one request at a time, where the engine needs that.
-    gate: Option<Arc<Semaphore>>,
+    gate: Option<Arc<Line>>,
     shared: Weak<Shared>,
     model: ModelId,
     number: u64,
@@ -331,7 +332,7 @@ impl Shared {
                 }
             }
             Ok(Opened { session, interface, measured }) => {
-                let gate = (!session.parallel()).then(|| Arc::new(Semaphore::new(1)));
+                let gate = (!session.parallel()).then(|| self.compute.gate());
                 let (shared, large) = (Arc::downgrade(self), measured.is_none_or(|bytes| bytes >= LARGE));
                 let copy = Copy { session: Some(session), interface, gate, shared, model: model.clone(), number, large };
                 match &slot.phase {
@@ -368,13 +369,12 @@ impl Copy {
             ["classification", "shared_memory_region"].into_iter().find(|name| output.parameters.contains_key(*name)).map(|name| (&output.name, name))
         });
         if let Some((output, parameter)) = unsupported {
-            return Err(InferError::BadRequest(format!("output {output:?}: the parameter {parameter:?} is not supported")));
+            return Err(tensor::bad(format!("output {}: the parameter {parameter:?} is not supported", tensor::quoted(output))));
         }
-        let wanted: Vec<String> = request.outputs.iter().map(|output| output.name.clone()).collect();
         let known: Vec<&str> = self.interface.outputs.iter().map(|port| port.name.as_str()).collect();
-        let wanted = tensor::chosen_outputs(&wanted, &known)?;
+        let wanted = tensor::chosen_outputs(request.outputs.iter().map(|output| output.name.as_str()), &known)?;
         let (version, id) = (request.model_version.clone(), request.id.clone());
-        let inputs = self.interface.arrange(tensor::inputs_of(request)?)?;
+        let inputs = self.interface.arrange(tensor::inputs_of(request, |name| self.interface.knows(name))?)?;
         let session = self.session.as_ref().ok_or_else(|| InferError::NotLoaded(self.model.clone()))?;
         let results = session.run(inputs, &wanted)?;
         let mut response =
@@ -481,7 +481,7 @@ impl Infer for OnnxRuntime {
     async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
         let shared = &self.0;
         let gate = shared.copy(model)?.gate.clone();
-        let turn = shared.compute.turn(gate.as_ref(), &shared.clock, deadline).await?;
+        let turn = shared.compute.turn(gate.as_deref(), &shared.clock, deadline).await?;
         // Looked up again: a caller that waits does not keep a copy from being unloaded.
         let copy = shared.copy(model)?;
         let work = tokio::task::spawn_blocking(move || {

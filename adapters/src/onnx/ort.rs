@@ -5,13 +5,13 @@
 //! after a run: ONNX Runtime's arena never shrinks, and a cache of models must know what each one holds.
 //!
 //! ONNX Runtime allocates in C++, past Rust's allocator: what a load took is the change of everything that the C
-//! library holds and Rust does not, taken only when no other load and no run of this engine went on meanwhile.
+//! library holds and Rust does not, taken only when no other load, run or drop of this engine went on meanwhile.
 
 use std::error::Error as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use berth_types::ByteSize;
 use bytes::Bytes;
@@ -41,23 +41,24 @@ struct Library {
     busy: Busy,
 }
 
-/// What runs inside ONNX Runtime, for deciding whether a measure is one load's alone.
+/// What runs inside ONNX Runtime (loads, runs, drops), for deciding whether a measure is one load's alone. One word, so
+/// that no call is seen half begun: the upper half counts the calls ever begun (and wraps), the lower one those running.
 #[derive(Default)]
-struct Busy {
-    now: AtomicUsize,
-    ever: AtomicU64,
-}
+struct Busy(AtomicU64);
+
+const BEGUN: u64 = 1 << 32;
+const RUNNING: u64 = BEGUN - 1;
 
 struct Call<'a> {
     busy: &'a Busy,
-    /// How many had ever begun, with this one; `None` when another was running.
+    /// The word once this call had begun; `None` when another was running.
     alone: Option<u64>,
 }
 
 impl Busy {
     fn begin(&self) -> Call<'_> {
-        let ever = self.ever.fetch_add(1, Ordering::SeqCst) + 1;
-        let alone = (self.now.fetch_add(1, Ordering::SeqCst) == 0).then_some(ever);
+        let before = self.0.fetch_add(BEGUN + 1, Ordering::SeqCst);
+        let alone = (before & RUNNING == 0).then(|| before.wrapping_add(BEGUN + 1));
         Call { busy: self, alone }
     }
 }
@@ -65,13 +66,13 @@ impl Busy {
 impl Call<'_> {
     /// Whether nothing else ran since this call began.
     fn was_alone(&self) -> bool {
-        self.alone == Some(self.busy.ever.load(Ordering::SeqCst))
+        self.alone == Some(self.busy.0.load(Ordering::SeqCst))
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.busy.now.fetch_sub(1, Ordering::SeqCst);
+        self.busy.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -187,7 +188,7 @@ impl Engine for OnnxRuntimeEngine {
         // External data is mapped from its file rather than allocated where the layout allows it; counted in full, so
         // that the sum is at least what is held.
         let measured = measured.filter(|bytes| *bytes > ByteSize::ZERO).map(|bytes| bytes + file.external);
-        let session = OrtSession { library: Arc::clone(&self.library), outputs: interface.outputs.clone(), session: Mutex::new(session) };
+        let session = OrtSession { library: Arc::clone(&self.library), outputs: interface.outputs.clone(), session: Mutex::new(Some(session)) };
         Ok(Opened { session: Box::new(session), interface, measured })
     }
 }
@@ -238,10 +239,18 @@ fn datatype_of(element: TensorElementType) -> Option<Datatype> {
 }
 
 struct OrtSession {
-    // Before the environment that it belongs to.
-    session: Mutex<ort::session::Session>,
+    /// `None` only while this is dropped.
+    session: Mutex<Option<ort::session::Session>>,
     outputs: Vec<Port>,
     library: Arc<Library>,
+}
+
+impl Drop for OrtSession {
+    /// What a drop gives back would make another model that is loading look smaller. The environment outlives it.
+    fn drop(&mut self) {
+        let _call = self.library.busy.begin();
+        drop(self.session.get_mut().take());
+    }
 }
 
 impl Session for OrtSession {
@@ -260,6 +269,7 @@ impl Session for OrtSession {
         let values = values.collect::<Result<Vec<_>, InferError>>()?;
         // Uncontended: the caller lets one in at a time (`parallel` is false).
         let mut session = self.session.lock();
+        let session = session.as_mut().ok_or_else(|| InferError::Failed("the model is being dropped".to_owned()))?;
         let results = session.run(SessionInputs::<0>::ValueMap(values)).map_err(failed)?;
         wanted
             .iter()
@@ -416,4 +426,26 @@ fn tensor_of(port: &Port, result: &DynValue) -> ort::Result<Tensor> {
     };
     let shape = shape.into_iter().map(|dim| usize::try_from(dim).unwrap_or(0)).collect();
     Ok(Tensor { name: port.name.clone(), datatype: port.datatype, shape, raw })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_was_alone_only_when_no_other_ran_at_any_time_of_it() {
+        for (case, busy) in [("fresh", Busy::default()), ("about to wrap", Busy(AtomicU64::new(u64::from(u32::MAX) << 32)))] {
+            let alone = busy.begin();
+            assert!(alone.was_alone(), "{case}");
+            let second = busy.begin();
+            assert!(!alone.was_alone() && !second.was_alone(), "{case}: two at a time");
+            drop(alone);
+            assert!(!second.was_alone(), "{case}: the first one ran when it began");
+            drop(second);
+            let third = busy.begin();
+            assert!(third.was_alone(), "{case}: both are over");
+            drop(busy.begin());
+            assert!(!third.was_alone(), "{case}: another came and went");
+        }
+    }
 }

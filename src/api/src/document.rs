@@ -1,12 +1,11 @@
-//! Resources, lists and errors as the JSON of Kubernetes.
+//! Resources and lists as the JSON of Kubernetes.
 
 use std::sync::Arc;
 
-use berth_registry::{Kind, Object, ObjectKey};
+use berth_registry::{Kind, Object};
 use bytes::Bytes;
-use http::StatusCode;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 /// A resource as clients see it; borrowed, so that a list of thousands is not copied to be printed.
 #[derive(Serialize)]
@@ -26,8 +25,11 @@ struct Metadata<'o> {
     name: &'o str,
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'o str>,
+    // What was only tried (`dryRun`) was given neither.
+    #[serde(skip_serializing_if = "str::is_empty")]
     uid: &'o str,
-    resource_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_version: Option<String>,
     generation: u64,
     creation_timestamp: String,
     #[serde(skip_serializing_if = "Map::is_empty")]
@@ -46,7 +48,7 @@ impl<'o> Resource<'o> {
                 name: object.key.name.as_str(),
                 namespace: object.key.namespace.as_ref().map(|namespace| namespace.as_str()),
                 uid: &object.uid,
-                resource_version: object.resource_version.to_string(),
+                resource_version: (object.resource_version > 0).then(|| object.resource_version.to_string()),
                 generation: object.generation,
                 creation_timestamp: object.created.rfc3339(),
                 labels: &object.labels,
@@ -82,63 +84,4 @@ pub(crate) fn list(kind: Kind, metadata: &Value, objects: Vec<Arc<Object>>) -> i
         Bytes::from(text)
     });
     std::iter::once(Bytes::from(head)).chain(body).chain(std::iter::once(Bytes::from_static(b"]}\n")))
-}
-
-/// An error as Kubernetes tells it: a `Status` object and its HTTP code.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) code: StatusCode,
-    reason: &'static str,
-    pub(crate) message: String,
-    details: Option<Value>,
-}
-
-impl Failure {
-    pub(crate) fn not_found(key: &ObjectKey) -> Self {
-        let (plural, name) = (key.kind.plural(), key.name.as_str());
-        Failure {
-            code: StatusCode::NOT_FOUND,
-            reason: "NotFound",
-            message: format!("{plural}.{} {name:?} not found", Kind::GROUP),
-            details: Some(json!({ "name": name, "group": Kind::GROUP, "kind": plural })),
-        }
-    }
-
-    pub(crate) fn no_such_path() -> Self {
-        let message = "the server could not find the requested resource".to_owned();
-        Failure { code: StatusCode::NOT_FOUND, reason: "NotFound", message, details: Some(json!({})) }
-    }
-
-    pub(crate) fn bad_request(message: String) -> Self {
-        Failure { code: StatusCode::BAD_REQUEST, reason: "BadRequest", message, details: None }
-    }
-
-    pub(crate) fn forbidden(message: String) -> Self {
-        Failure { code: StatusCode::FORBIDDEN, reason: "Forbidden", message, details: None }
-    }
-
-    pub(crate) fn read_only(message: String) -> Self {
-        Failure { code: StatusCode::METHOD_NOT_ALLOWED, reason: "MethodNotAllowed", message, details: None }
-    }
-
-    pub(crate) fn expired(message: String) -> Self {
-        Failure { code: StatusCode::GONE, reason: "Expired", message, details: None }
-    }
-
-    /// The `Status` object.
-    pub(crate) fn document(&self) -> Value {
-        let mut document = json!({
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": self.message,
-            "reason": self.reason,
-            "code": self.code.as_u16(),
-        });
-        if let Some(details) = &self.details {
-            document["details"] = details.clone();
-        }
-        document
-    }
 }

@@ -2,54 +2,90 @@
 //! move to a cluster unchanged.
 //!
 //! ```text
-//! serve(listener, Deps { store, views, clock, faults }, shutdown).await
+//! serve(listener, Deps { store, views, clock, faults, access }, shutdown).await
 //! ```
 //!
 //! | path | what |
 //! |---|---|
-//! | `/apis/serving.kserve.io/v1beta1[/namespaces/NS]/inferenceservices` | a list; `/NAME` after a namespace: one |
-//! | `/apis/serving.kserve.io/v1alpha1[/namespaces/NS]/{predictors,servingruntimes}` | the same |
-//! | `/apis/serving.kserve.io/v1alpha1/clusterservingruntimes[/NAME]` | the same, cluster-wide |
-//! | `/api`, `/apis`, `/apis/serving.kserve.io[/VERSION]`, `/version`, `/healthz` | what clients ask first |
+//! | `/apis/serving.kserve.io/v1beta1/namespaces/NS/inferenceservices` | `GET` a list, `POST` one, `DELETE` those chosen |
+//! | `.../inferenceservices/NAME` | `GET`, `PUT`, `PATCH`, `DELETE` |
+//! | `.../inferenceservices/NAME/status` | `GET` the resource; only the server writes statuses |
+//! | `/apis/serving.kserve.io/v1alpha1/namespaces/NS/{predictors,servingruntimes}` | the same |
+//! | `/apis/serving.kserve.io/v1alpha1/clusterservingruntimes` | the same, cluster-wide |
+//! | `/apis/serving.kserve.io/{v1beta1,v1alpha1}/PLURAL` | `GET` a list over all namespaces |
+//! | `/api`, `/apis`, `/apis/serving.kserve.io[/VERSION]`, `/version`, `/healthz`, `/openapi/v3` | what clients ask first |
 //! | `/berth/v1/faults` | what is wrong with the files of the watched folder |
 //! | `/berth/v1/view` | number and size of the view that requests are routed by |
 //!
 //! Lists take `labelSelector`, `fieldSelector` (name, namespace), `limit` and `continue`; with `watch=true` they become one
 //! line of JSON per change from `resourceVersion` on, no intermediate state left out, `410 Gone` when that is too long ago.
-//! Errors are `Status` objects. Writes are refused with 405 for now: resources come from the watched folder.
 //!
-//! On a loopback address only requests for a name of this machine are answered (see [`host`]).
+//! Bodies are JSON or YAML, patches are merge patches, JSON patches, strategic merge patches (as merge patches: lists are
+//! replaced, directives refused) or applied manifests. Writes take `dryRun=All` and `fieldValidation`; `fieldManager`,
+//! `force` and `propagationPolicy` are accepted without effect. Errors are `Status` objects.
+//!
+//! What differs from a cluster:
+//! - Resources of the watched folder answer a write with `409 Conflict` that names the file, those that come with the
+//!   program with `403 Forbidden`.
+//! - Fields have no owners. An applied manifest replaces the whole `spec` and sets its labels and annotations; it removes no
+//!   label and no annotation, and never conflicts with another manager.
+//! - A removal takes effect at once: finalizers and owner references are dropped, with a `Warning` header.
+//! - Namespaces need not be made first.
+//!
+//! Who may use it: see [`Access`].
 
+mod access;
+mod body;
 mod discovery;
 mod document;
+mod failure;
 mod host;
+mod json_patch;
+mod options;
+mod patch;
 mod query;
 mod target;
+mod wanted;
 mod watch;
+mod write;
+
+pub use access::{Access, InvalidToken, Token};
 
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query as Parameters, Request, State};
 use axum::response::Response;
 use axum::serve::ListenerExt;
-use berth_registry::{Fault, Faults, Object, ObjectKey, Origin, Store, Views};
+use berth_registry::{Fault, Faults, Kind, Object, ObjectKey, Store, Views};
 use berth_telemetry::{Clock, Listener};
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, Method, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, WARNING, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::document::{Failure, Resource};
+use crate::document::Resource;
+use crate::failure::Failure;
+use crate::options::{DeleteOptions, Options};
+use crate::patch::Patch;
 use crate::query::{Continue, Query};
 use crate::target::{Target, target};
 use crate::watch::Scope;
+use crate::write::{Done, Writer};
 
-/// What the API reads from.
+/// How long the body of a write may take, and how long a write waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Writes under way at a time: each may hold a body of 3 MiB.
+const WRITES_AT_ONCE: usize = 64;
+
+/// What the API works on.
 #[derive(Clone)]
 pub struct Deps {
     /// Resources and their statuses.
@@ -60,15 +96,17 @@ pub struct Deps {
     pub clock: Clock,
     /// The faults of the watched folder, where there is one.
     pub faults: Option<Faults>,
+    /// Who may use it.
+    pub access: Access,
 }
 
 /// Serves the API on `listener` until `shutdown`; watches end then, other requests under way are finished.
 ///
 /// # Errors
-/// What the system says about the socket.
+/// What the system says about the socket, or that it can be reached from elsewhere and [`Access`] asks for no token.
 pub async fn serve(listener: Listener, deps: Deps, shutdown: CancellationToken) -> io::Result<()> {
-    let only_local = listener.local_addr()?.ip().is_loopback();
-    let app = Arc::new(App { deps, only_local, shutdown: shutdown.clone() });
+    deps.access.check_socket(listener.local_addr()?)?;
+    let app = Arc::new(App { deps, writes: Semaphore::new(WRITES_AT_ONCE), numbers: AtomicU64::new(0), shutdown: shutdown.clone() });
     let router = Router::new().fallback(handle).with_state(app);
     let listener = listener.into_tokio().tap_io(|connection| {
         // A connection that is already gone says so when it is read.
@@ -79,13 +117,15 @@ pub async fn serve(listener: Listener, deps: Deps, shutdown: CancellationToken) 
 
 struct App {
     deps: Deps,
-    /// Only names of this machine are accepted as Host.
-    only_local: bool,
+    /// A permit per write under way.
+    writes: Semaphore,
+    /// Numbers the writes.
+    numbers: AtomicU64,
     shutdown: CancellationToken,
 }
 
 async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
-    let mut response = app.answer(&request).unwrap_or_else(|failure| refusal(&failure));
+    let mut response = app.answer(request).await.unwrap_or_else(|failure| refusal(&failure));
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
@@ -105,19 +145,54 @@ fn json_answer(code: StatusCode, document: &Value) -> Response {
 
 fn refusal(failure: &Failure) -> Response {
     let mut response = json_answer(failure.code, &failure.document());
-    if failure.code == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    if let Some((name, value)) = failure.header {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }
 
-impl App {
-    fn answer(&self, request: &Request) -> Result<Response, Failure> {
-        self.check_host(request)?;
-        let target = target(request.uri().path()).ok_or_else(Failure::no_such_path)?;
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Failure::read_only(self.why_read_only(&target)));
+/// The answer to a write, with what of it was not kept as warnings.
+fn written(done: &Done) -> Response {
+    let code = if done.made { StatusCode::CREATED } else { StatusCode::OK };
+    let mut response = answer(code, Body::from(document::text(&Resource::of(&done.object))));
+    for remark in &done.remarks {
+        // 299: a warning of no other kind, which stays. Escaped, it is printable ASCII.
+        if let Ok(warning) = HeaderValue::from_str(&format!("299 - \"{}\"", remark.escape_default())) {
+            response.headers_mut().append(WARNING, warning);
         }
+    }
+    response
+}
+
+fn list_answer(kind: Kind, metadata: &Value, objects: Vec<Arc<Object>>) -> Response {
+    let pieces = document::list(kind, metadata, objects).map(Ok::<Bytes, Infallible>);
+    answer(StatusCode::OK, Body::from_stream(futures::stream::iter(pieces)))
+}
+
+fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Failure> {
+    let parameters = Parameters::<Vec<(String, String)>>::try_from_uri(uri);
+    parameters.map(|Parameters(parameters)| parameters).map_err(|fault| Failure::bad_request(format!("cannot read the query: {fault}")))
+}
+
+/// The objects of a scope, and where in all of them they stand.
+struct Page {
+    metadata: Value,
+    objects: Vec<Arc<Object>>,
+}
+
+impl App {
+    async fn answer(&self, request: Request) -> Result<Response, Failure> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        self.deps.access.check(request.uri(), request.headers(), !reads)?;
+        let target = target(request.uri().path()).ok_or_else(Failure::no_such_path)?;
+        let allowed = target.methods();
+        if !allowed.split(", ").any(|method| method == request.method().as_str()) {
+            return Err(Failure::method_not_allowed(allowed, why_not(request.method(), &target, allowed)));
+        }
+        if reads { self.read(request.uri(), target) } else { self.write(request, target).await }
+    }
+
+    fn read(&self, uri: &Uri, target: Target) -> Result<Response, Failure> {
         let document = match target {
             Target::Health => return Ok(answer(StatusCode::OK, Body::from("ok"))),
             Target::Version => discovery::version(),
@@ -126,13 +201,13 @@ impl App {
             Target::Groups => discovery::groups(),
             Target::Group => discovery::group(),
             Target::Resources(version) => discovery::resources(version),
+            Target::OpenApi => discovery::open_api(),
+            Target::OpenApiOf(version) => discovery::open_api_of(version),
             Target::Faults => self.faults(),
             Target::View => self.view(),
-            Target::One(key) => return self.one(&key),
+            Target::One(key) | Target::Status(key) => return self.one(&key),
             Target::Collection { kind, namespace } => {
-                let parameters = Parameters::<Vec<(String, String)>>::try_from_uri(request.uri())
-                    .map_err(|fault| Failure::bad_request(format!("cannot read the query: {fault}")))?;
-                let query = Query::read(&parameters.0).map_err(Failure::bad_request)?;
+                let query = Query::read(&parameters(uri)?).map_err(Failure::bad_request)?;
                 let scope = Scope { kind, namespace, query };
                 return if scope.query.watch { self.watch(scope) } else { self.list(&scope) };
             }
@@ -140,38 +215,42 @@ impl App {
         Ok(json_answer(StatusCode::OK, &document))
     }
 
-    fn check_host(&self, request: &Request) -> Result<(), Failure> {
-        if !self.only_local {
-            return Ok(());
-        }
-        // HTTP/2 has the authority of the target instead of the header.
-        let header = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-        let host = request.uri().authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
-        if host::is_local(host) {
-            return Ok(());
-        }
-        let host: String = host.chars().take(80).collect();
-        Err(Failure::forbidden(format!("this server listens on a loopback address and answers for localhost only, not for {host:?}")))
-    }
-
-    fn why_read_only(&self, target: &Target) -> String {
-        let file = match target {
-            Target::One(key) => self.deps.store.get(key).and_then(|object| match &object.origin {
-                Origin::Folder(file) => Some(format!("{key} comes from {}: change it there", file.display())),
-                Origin::Api | Origin::Bundled => None,
-            }),
-            Target::Collection { .. }
-            | Target::Health
-            | Target::Version
-            | Target::Core
-            | Target::CoreResources
-            | Target::Groups
-            | Target::Group
-            | Target::Resources(_)
-            | Target::Faults
-            | Target::View => None,
+    async fn write(&self, request: Request, target: Target) -> Result<Response, Failure> {
+        let Deps { store, clock, .. } = &self.deps;
+        let deadline = clock.deadline_in(PATIENCE);
+        let turn = clock.until(deadline, self.writes.acquire()).await;
+        let Some(Ok(_turn)) = turn else { return Err(Failure::too_many()) };
+        let (head, body) = request.into_parts();
+        let body = body::read(&head.headers, body, clock, deadline).await?;
+        let parameters = parameters(&head.uri)?;
+        let options = Options::read(&parameters).map_err(Failure::bad_request)?;
+        let writer = Writer {
+            store: &**store,
+            now: clock.wall(),
+            dry_run: options.dry_run,
+            unknown: options.unknown,
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
         };
-        file.unwrap_or_else(|| "resources come from the folder of manifests: write files there, this API only reads".to_owned())
+        let done = match (target, &head.method) {
+            (Target::Collection { kind, namespace }, &Method::POST) => writer.create(kind, namespace, body::document(&head.headers, &body)?).await?,
+            (Target::Collection { kind, namespace }, _) => {
+                let query = Query::read(&parameters).map_err(Failure::bad_request)?;
+                let Page { metadata, objects } = self.page(&Scope { kind, namespace, query })?;
+                let removed = writer.delete_all(objects, &delete_options(&head.headers, &body)?).await?;
+                return Ok(list_answer(kind, &metadata, removed));
+            }
+            (Target::One(key), &Method::PUT) => writer.replace(&key, body::document(&head.headers, &body)?).await?,
+            (Target::One(key), &Method::PATCH) => match Patch::read(&head.headers, &body)? {
+                Patch::Changes(changes) => writer.patch(&key, &changes).await?,
+                Patch::Apply(document) => writer.apply(&key, document).await?,
+            },
+            (Target::One(key), _) => {
+                let removed = writer.delete(&key, &delete_options(&head.headers, &body)?).await?;
+                return Ok(json_answer(StatusCode::OK, &failure::deleted(&key, &removed.uid)));
+            }
+            (_, _) => return Err(Failure::no_such_path()),
+        };
+        Ok(written(&done))
     }
 
     fn one(&self, key: &ObjectKey) -> Result<Response, Failure> {
@@ -180,6 +259,11 @@ impl App {
     }
 
     fn list(&self, scope: &Scope) -> Result<Response, Failure> {
+        let Page { metadata, objects } = self.page(scope)?;
+        Ok(list_answer(scope.kind, &metadata, objects))
+    }
+
+    fn page(&self, scope: &Scope) -> Result<Page, Failure> {
         let snapshot = self.deps.store.snapshot();
         let mut version = snapshot.version;
         let mut objects: Vec<Arc<Object>> = snapshot.objects.into_iter().filter(|object| scope.covers(object)).collect();
@@ -201,8 +285,7 @@ impl App {
                 metadata["remainingItemCount"] = rest.into();
             }
         }
-        let pieces = document::list(scope.kind, &metadata, objects).map(Ok::<Bytes, Infallible>);
-        Ok(answer(StatusCode::OK, Body::from_stream(futures::stream::iter(pieces))))
+        Ok(Page { metadata, objects })
     }
 
     fn watch(&self, scope: Scope) -> Result<Response, Failure> {
@@ -224,6 +307,33 @@ impl App {
     }
 }
 
+/// Why a method is not possible, and what is.
+fn why_not(method: &Method, target: &Target, allowed: &str) -> String {
+    match target {
+        Target::Status(key) => format!("the status of {key} is written by this server alone: change the spec of the resource"),
+        Target::Collection { kind, .. } if allowed == "GET, HEAD" => {
+            format!("{method} of {plural} needs a namespace: use .../namespaces/NAMESPACE/{plural}", plural = kind.plural())
+        }
+        Target::Collection { .. }
+        | Target::One(_)
+        | Target::Health
+        | Target::Version
+        | Target::Core
+        | Target::CoreResources
+        | Target::Groups
+        | Target::Group
+        | Target::Resources(_)
+        | Target::OpenApi
+        | Target::OpenApiOf(_)
+        | Target::Faults
+        | Target::View => format!("{method} is not possible here: use one of {allowed}"),
+    }
+}
+
+fn delete_options(headers: &HeaderMap, body: &[u8]) -> Result<DeleteOptions, Failure> {
+    if body.is_empty() { Ok(DeleteOptions::default()) } else { DeleteOptions::read(&body::document(headers, body)?) }
+}
+
 /// Where an object stands in a list of its kind.
 fn place(object: &Object) -> (&str, &str) {
     (object.key.namespace.as_ref().map_or("", |namespace| namespace.as_str()), object.key.name.as_str())
@@ -237,4 +347,25 @@ fn fault(fault: &Fault) -> Value {
         "kind": fault.kind,
         "message": fault.message,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_registry::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_gets_no_turn_in_time_is_told_to_come_again() {
+        let clock = Clock::system();
+        let store = Arc::new(MemoryStore::new(clock.clone()));
+        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, access: Access::Loopback };
+        let app = App { deps, writes: Semaphore::new(0), numbers: AtomicU64::new(0), shutdown: CancellationToken::new() };
+        let path = "http://localhost/apis/serving.kserve.io/v1alpha1/clusterservingruntimes";
+        let request = |method| Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        let app = Arc::new(app);
+        let refused = handle(State(Arc::clone(&app)), request(Method::POST)).await;
+        assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &HeaderValue::from_static("1")));
+        assert_eq!(handle(State(app), request(Method::GET)).await.status(), 200, "reads need no turn");
+    }
 }

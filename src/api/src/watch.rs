@@ -14,7 +14,8 @@ use serde_json::Value;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use crate::document::{Failure, Resource, text};
+use crate::document::{Resource, text};
+use crate::failure::Failure;
 use crate::query::Query;
 
 /// How long a watch lasts when the client does not say: it is expected to begin again where it was.

@@ -344,7 +344,10 @@ fn check(reading: &mut Reading, file: Option<PathBuf>) -> Config {
             other => Err(format!("{other:?} is no log format: write text or json")),
         })
         .unwrap_or(false);
-    let log = reading.text("log").map(str::to_owned);
+    let log = reading.parsed("log", |text| {
+        berth_telemetry::log::check(text)?;
+        Ok(text.to_owned())
+    });
     Config {
         file,
         manifests,
@@ -445,5 +448,10 @@ mod tests {
         let flags: Vec<String> =
             command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).filter(|flag| flag != "config").collect();
         assert_eq!(flags, KEYS);
+        for arg in command.get_arguments().filter(|arg| arg.get_long().is_some_and(|flag| flag != "help")) {
+            let flag = arg.get_long().expect("filtered");
+            let variable = format!("BERTH_{}", flag.replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+        }
     }
 }

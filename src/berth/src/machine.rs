@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use berth_types::ByteSize;
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
 /// A budget and where it came from, for the line that `serve` prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,16 +14,22 @@ pub(crate) struct Budget {
     pub(crate) origin: &'static str,
 }
 
-/// Main memory for models where the user named none: half of the cgroup's limit, or of the machine's memory. The other
-/// half is for requests, the engine's working memory and everything else on the machine.
+/// Main memory for models where the user named none: half of the limit of our cgroup, or of the machine's memory. The
+/// other half is for requests, the engine's working memory and everything else on the machine.
 ///
 /// # Errors
 /// A text when neither can be read.
 pub(crate) fn host_memory() -> Result<Budget, String> {
-    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()))
-        .map_err(|fault| format!("cannot read this machine's memory ({fault}): set --host-memory"))?;
-    let limit = system.cgroup_limits().map(|limits| limits.total_memory);
-    half_of(limit, system.total_memory()).ok_or_else(|| "this machine does not tell how much memory it has: set --host-memory".to_owned())
+    let unreadable = |fault: &dyn std::fmt::Display| format!("cannot read this machine's memory ({fault}): set --host-memory");
+    let mut system =
+        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything())).map_err(|fault| unreadable(&fault))?;
+    // The limit of the cgroup that this process is in; the one at the top counts where the two are the same (a container).
+    let own = sysinfo::get_current_pid().ok().and_then(|pid| {
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
+        system.process(pid)?.cgroup_limits()
+    });
+    let limits = [own, system.cgroup_limits()].into_iter().flatten().map(|limits| limits.total_memory).filter(|limit| *limit > 0);
+    half_of(limits.min(), system.total_memory()).ok_or_else(|| "this machine does not tell how much memory it has: set --host-memory".to_owned())
 }
 
 fn half_of(cgroup: Option<u64>, machine: u64) -> Option<Budget> {

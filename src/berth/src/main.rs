@@ -1,5 +1,7 @@
-//! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine.
+//! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine; the
+//! other commands talk to a running server.
 
+mod cli;
 mod config;
 mod local_agent;
 mod machine;
@@ -9,10 +11,12 @@ mod serve;
 mod ui;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use berth_adapters::counting::CountingAllocator;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cli::ClientCommand;
 use crate::config::ServeArgs;
 
 /// Every allocation is counted per thread, so that the embedded engine can say what a model takes.
@@ -30,17 +34,28 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve the models of a folder of resources on this machine, with an embedded ONNX runtime
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    #[command(flatten)]
+    Client(ClientCommand),
 }
+
+/// How long a computation under way may take to end once everything else has.
+const ENGINE_GRACE: Duration = Duration::from_millis(500);
 
 /// Exit status when the program was used wrongly: a flag, a file, a port.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
-    match matches.subcommand() {
-        Some(("serve", matches)) => run_serve(matches),
-        _ => ExitCode::from(USAGE),
+    let command = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli.command,
+        Err(fault) => fault.exit(),
+    };
+    match (command, matches.subcommand()) {
+        (Command::Client(command), _) => cli::run(&command, Cli::command()),
+        // Not only the values: where each came from matters to the configuration.
+        (Command::Serve(_), Some((_, matches))) => run_serve(matches),
+        (Command::Serve(_), None) => ExitCode::from(USAGE),
     }
 }
 
@@ -56,7 +71,10 @@ fn run_serve(matches: &clap::ArgMatches) -> ExitCode {
         Ok(runtime) => runtime,
         Err(fault) => return complain(&format!("cannot start threads: {fault}"), 1),
     };
-    match runtime.block_on(serve::serve(config)) {
+    let ended = runtime.block_on(serve::serve(config));
+    // The embedded engine cannot be interrupted; whatever it still computes dies with the process.
+    runtime.shutdown_timeout(ENGINE_GRACE);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(serve::ServeError::Usage(fault)) => complain(&fault, USAGE),
         Err(serve::ServeError::Failed(fault)) => complain(&format!("{fault:#}"), 1),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use berth_adapters::RuntimeInfo;
@@ -13,8 +14,8 @@ use berth_residency::Residency;
 use berth_telemetry::Clock;
 use berth_types::{ByteSize, CopyState, Owner};
 use serde_json::Value;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -22,6 +23,20 @@ use crate::machine::Budget;
 use crate::ports::Ports;
 use crate::serve::shown;
 use crate::ui::{Standing, Ui};
+
+/// What the narrator follows, and what it needs for its line to paste.
+pub(crate) struct Sources {
+    /// Resources and their statuses.
+    pub(crate) changes: Changes,
+    /// Steps of downloads.
+    pub(crate) downloads: broadcast::Receiver<Progress>,
+    /// True once statuses say what is.
+    pub(crate) caught_up: watch::Receiver<bool>,
+    /// The folder of resources.
+    pub(crate) manifests: PathBuf,
+    /// Where REST listens, unless it is off.
+    pub(crate) rest: Option<SocketAddr>,
+}
 
 /// Prints; owns what has been printed.
 pub(crate) struct Narrator {
@@ -66,19 +81,15 @@ impl Narrator {
         self.ui.line("probes", &format!("http://{}/ready", ports.probes.addr));
     }
 
-    /// Follows everything until `shutdown`.
-    pub(crate) async fn run(
-        mut self,
-        mut changes: Changes,
-        mut downloads: broadcast::Receiver<Progress>,
-        manifests: PathBuf,
-        rest: Option<SocketAddr>,
-        shutdown: CancellationToken,
-    ) {
+    /// Follows everything until `stopping`, and says so then.
+    pub(crate) async fn run(mut self, sources: Sources, stopping: CancellationToken) {
+        let Sources { mut changes, mut downloads, mut caught_up, manifests, rest } = sources;
         let mut reports = self.residency.reports();
+        // What the store says before the leader has caught up is what was true in an earlier life.
+        let mut unsaid: BTreeMap<ObjectKey, Option<Arc<Object>>> = BTreeMap::new();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => break self.ui.line("stopping", "no new requests; those in flight are answered"),
+                () = stopping.cancelled() => return self.ui.line("stopping", "no new requests; those in flight are answered"),
                 Some(reports) = reports.next() => {
                     for report in reports {
                         if let CopyState::Loaded { footprint, .. } = report.state {
@@ -89,19 +100,21 @@ impl Narrator {
                     }
                 }
                 changed = changes.next() => match changed {
-                    Some(changed) => {
-                        for change in changed {
-                            self.resource(&change.key, change.object.as_deref());
-                        }
-                        self.maybe_ready(&manifests, rest);
-                    }
-                    None => break,
+                    Some(changed) => unsaid.extend(changed.into_iter().map(|change| (change.key, change.object))),
+                    None => return,
                 },
+                Ok(()) = caught_up.changed() => {}
                 step = downloads.recv() => match step {
                     Ok(step) => self.download(&step),
                     Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => break,
+                    Err(RecvError::Closed) => return,
                 },
+            }
+            if *caught_up.borrow() {
+                for (key, object) in std::mem::take(&mut unsaid) {
+                    self.resource(&key, object.as_deref());
+                }
+                self.maybe_ready(&manifests, rest);
             }
         }
     }
@@ -136,7 +149,7 @@ impl Narrator {
 
     /// Says once that everything has been loaded that could be, with a line to paste.
     fn maybe_ready(&mut self, manifests: &Path, rest: Option<SocketAddr>) {
-        if self.said_ready || !self.views.current().is_ready() || self.settled.values().any(|settled| !settled) {
+        if self.said_ready || self.settled.values().any(|settled| !settled) {
             return;
         }
         self.said_ready = true;

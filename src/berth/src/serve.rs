@@ -1,28 +1,29 @@
 //! `berth serve`: agent, controller and embedded runtime in one process. Wiring only; each part decides for itself.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, Runtime};
 use berth_controller::{Controller, Endpoints};
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready};
 use berth_puller::{Puller, PullerConfig};
-use berth_registry::{EMBEDDED_RUNTIME, Faults, Folder, RedbStore, Store, Views, bundled};
+use berth_registry::{EMBEDDED_RUNTIME, Folder, RedbStore, Store, Views, bundled};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Metrics, log};
 use berth_types::{Footprint, Location, PodId};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigFaults};
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
-use crate::narrator::Narrator;
+use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
 use crate::ui::Ui;
 
@@ -41,8 +42,11 @@ impl From<anyhow::Error> for ServeError {
     }
 }
 
-/// Exit status of a process that its user interrupted twice.
+/// Exit status of a process that its user interrupted twice, or before it had started.
 const INTERRUPTED: i32 = 130;
+
+/// How long the last answers may take to leave once their requests were told to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Serves until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
 ///
@@ -51,12 +55,47 @@ const INTERRUPTED: i32 = 130;
 pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let clock = Clock::system();
     let ui = Ui::new();
+    start_logging(&config, &ui)?;
+    let mut signals = Signals::new()?;
+    let mut running = tokio::select! {
+        running = start(&config, clock.clone(), ui) => running?,
+        () = signals.first() => std::process::exit(INTERRUPTED),
+    };
+    let died = tokio::select! {
+        () = signals.first() => None,
+        part = running.any_end() => Some(part),
+    };
+    tokio::select! {
+        () = running.stop(&config, &clock) => {}
+        () = signals.first() => std::process::exit(INTERRUPTED),
+    }
+    info!("ended");
+    died.map_or(Ok(()), |part| Err(ServeError::Failed(anyhow::anyhow!("{part} ended by itself: this is a bug, its log lines say more"))))
+}
+
+fn start_logging(config: &Config, ui: &Ui) -> Result<(), ServeError> {
     let filter = config.log.clone().unwrap_or_else(|| if ui.on_terminal() { "warn" } else { "info" }.to_owned());
     let format = if config.log_json { log::Format::Json } else { log::Format::Text };
-    log::start(format, &filter, ui.on_terminal()).map_err(|fault| ServeError::Usage(ConfigFaults(vec![format!("--log: {fault}")])))?;
-    let mut signals = Signals::new()?;
+    log::start(format, &filter, ui.on_terminal()).map_err(|fault| ServeError::Usage(ConfigFaults(vec![format!("--log: {fault}")])))
+}
 
-    let Held { ports, store, engine } = hold(&config, &clock).await?;
+/// Everything that runs.
+struct Running {
+    /// The leader and what feeds it. They end before residency does, so that no status tells of the drain.
+    leading: JoinSet<&'static str>,
+    stop_leading: CancellationToken,
+    /// The inference ports: they end when their last request has been answered.
+    inference: JoinSet<&'static str>,
+    stop_inference: CancellationToken,
+    /// Resource API, metrics and probes: they answer until the very end.
+    operations: JoinSet<&'static str>,
+    residency: Residency,
+    owner: JoinHandle<()>,
+    narrator: JoinHandle<()>,
+}
+
+async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
+    let Held { ports, store, engine } = hold(config, &clock).await?;
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },
         None => machine::host_memory().map_err(anyhow::Error::msg)?,
@@ -64,7 +103,11 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let cache = config.data.join("models");
     let disk = match config.disk {
         Some(bytes) => Budget { bytes, origin: "configured" },
-        None => machine::disk(&config.data, machine::held_under(&cache)).map_err(anyhow::Error::msg)?,
+        None => {
+            let (data, cache) = (config.data.clone(), cache.clone());
+            let asked = tokio::task::spawn_blocking(move || machine::disk(&data, machine::held_under(&cache))).await;
+            asked.context("cannot look at the data folder")?.map_err(anyhow::Error::msg)?
+        }
     };
 
     let metrics = Metrics::default();
@@ -106,52 +149,125 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         config: berth_controller::Config { endpoints, ..berth_controller::Config::default() },
     });
 
-    let (leading, serving) = (CancellationToken::new(), CancellationToken::new());
-    let mut background = JoinSet::new();
-    background.spawn(leader.run(leading.clone()));
-    background.spawn(relay_reports(residency.clone(), controller, pod, leading.clone()));
-    background.spawn(folder.run(leading.clone()));
+    let (stop_leading, stop_inference) = (CancellationToken::new(), CancellationToken::new());
+    let caught_up = controller.caught_up();
+    let mut leading = JoinSet::new();
+    spawn(&mut leading, "the leader", leader.run(stop_leading.clone()));
+    spawn(&mut leading, "the relay of reports", relay_reports(residency.clone(), controller, pod, stop_leading.clone()));
+    spawn(&mut leading, "the folder of manifests", folder.run(stop_leading.clone()));
 
     let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
-    narrator.starting(&config, &memory, &disk, &info);
+    narrator.starting(config, &memory, &disk, &info);
     narrator.listening(&ports);
-    let narrator_done =
-        tokio::spawn(narrator.run(store.subscribe(), puller.progress(), config.manifests.clone(), rest_addr(&ports), leading.clone()));
+    let sources = Sources {
+        changes: store.subscribe(),
+        downloads: puller.progress(),
+        caught_up,
+        manifests: config.manifests.clone(),
+        rest: ports.rest.as_ref().map(|port| port.addr),
+    };
+    let narrator = tokio::spawn(narrator.run(sources, stop_inference.clone()));
 
     let ready: Ready = {
-        let views = views.clone();
-        Arc::new(move || if views.current().is_ready() { Ok(()) } else { Err("resources are still being read".to_owned()) })
+        let (views, stopping) = (views.clone(), stop_inference.clone());
+        Arc::new(move || match (stopping.is_cancelled(), views.current().is_ready()) {
+            (true, _) => Err("shutting down".to_owned()),
+            (false, false) => Err("resources are still being read".to_owned()),
+            (false, true) => Ok(()),
+        })
     };
-    let proxy_config = ProxyConfig { max_message: config.max_message, ..ProxyConfig::default() };
+    let usual = ProxyConfig::default();
+    // Several of the largest requests at a time, whatever their limit is.
+    let body_budget = usual.body_budget.max(config.max_message.percent(400));
+    let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
     let frontend = Frontend::new(Here::new(views.clone(), residency.clone()), engine, clock.clone(), &metrics, proxy_config, ready.clone());
-    let parts = Servers { ports, frontend, store: store.clone(), views, faults, metrics, clock: clock.clone(), ready };
-    let (inference, mut operations) = parts.start(&serving);
-
-    signals.first().await;
-    let draining = async {
-        drain(&config, &clock, serving, inference).await;
-        leading.cancel();
-        while background.join_next().await.is_some() {}
-        let _ = narrator_done.await;
-        end_residency(&config, &clock, &residency, owner).await;
-        operations.shutdown().await;
-    };
-    tokio::select! {
-        () = draining => {}
-        () = signals.first() => std::process::exit(INTERRUPTED),
+    let mut inference = JoinSet::new();
+    spawn(&mut inference, "the gRPC port", berth_proxy::serve_grpc(Arc::clone(&frontend), ports.grpc.listener, stop_inference.clone()));
+    if let Some(Port { listener, .. }) = ports.rest {
+        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, listener, stop_inference.clone()));
     }
-    // The last handle closes the database.
-    drop(store);
-    info!("ended");
-    Ok(())
+    let mut operations = JoinSet::new();
+    let never = CancellationToken::new();
+    let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), access: berth_api::Access::Loopback };
+    let api = berth_api::serve(ports.api.listener, api, never.clone());
+    spawn(&mut operations, "the resource API", async move {
+        if let Err(fault) = api.await {
+            error!(error = %fault, "the resource API failed");
+        }
+    });
+    spawn(&mut operations, "the metrics port", berth_proxy::serve_metrics(ports.metrics.listener, metrics, || {}, clock.clone(), never.clone()));
+    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, clock, never));
+    Ok(Running { leading, stop_leading, inference, stop_inference, operations, residency, owner, narrator })
+}
+
+/// Runs `part`; the set tells its name when it ends.
+fn spawn(set: &mut JoinSet<&'static str>, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+    let part = tokio::spawn(part);
+    set.spawn(async move {
+        // A panic is an end like another one; its message is on standard error already.
+        let _ = AbortOnDrop(part).await;
+        name
+    });
+}
+
+/// A task that ends with whoever waits for it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Future for AbortOnDrop {
+    type Output = Result<(), tokio::task::JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Running {
+    /// Completes when a part ends that never should, with its name.
+    async fn any_end(&mut self) -> &'static str {
+        let ended = |part: Option<Result<&'static str, tokio::task::JoinError>>| part.and_then(Result::ok).unwrap_or("a part");
+        tokio::select! {
+            part = self.leading.join_next() => ended(part),
+            part = self.inference.join_next() => ended(part),
+            part = self.operations.join_next() => ended(part),
+            _ = &mut self.owner => "the owner of the models",
+        }
+    }
+
+    /// Stops within the patience that the configuration asks for, and a few seconds at most after it: no new requests;
+    /// those in flight and those that wait for a model are answered; what is left then is told to try elsewhere.
+    async fn stop(&mut self, config: &Config, clock: &Clock) {
+        let deadline = clock.deadline_in(config.drain_timeout);
+        info!(patience = ?config.drain_timeout, "draining");
+        self.stop_inference.cancel();
+        let answered = async { while self.inference.join_next().await.is_some() {} };
+        let in_time = clock.until(deadline, answered).await.is_some();
+        self.stop_leading.cancel();
+        while self.leading.join_next().await.is_some() {}
+        if !in_time {
+            warn!(patience = ?config.drain_timeout, "requests were still in flight: they are told to try again");
+        }
+        // Whoever still waits or computes gets UNAVAILABLE from residency while its connection is still there.
+        self.residency.drain(deadline).await;
+        let last = async { while self.inference.join_next().await.is_some() {} };
+        if clock.until(clock.deadline_in(LAST_ANSWERS), last).await.is_none() {
+            self.inference.shutdown().await;
+        }
+        if !self.owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), &mut self.owner).await.is_none() {
+            warn!("models were still loaded when the drain ended");
+        }
+        self.operations.shutdown().await;
+        self.narrator.abort();
+    }
 }
 
 fn at_a_time(loads: NonZeroU32) -> NonZeroUsize {
     NonZeroUsize::try_from(loads).unwrap_or(NonZeroUsize::MIN)
-}
-
-fn rest_addr(ports: &Ports) -> Option<SocketAddr> {
-    ports.rest.as_ref().map(|port| port.addr)
 }
 
 fn host_name() -> String {
@@ -184,63 +300,6 @@ fn start_engine(config: &Config, clock: &Clock) -> Result<OnnxRuntime, OnnxStart
     OnnxRuntime::start(&onnx, clock.clone())
 }
 
-/// The servers of all ports.
-struct Servers {
-    ports: Ports,
-    frontend: Arc<Frontend>,
-    store: Arc<RedbStore>,
-    views: Views,
-    faults: Faults,
-    metrics: Metrics,
-    clock: Clock,
-    ready: Ready,
-}
-
-impl Servers {
-    /// Starts them: those of inference, which end when their last request has been answered, and the others, which
-    /// answer until the very end.
-    fn start(self, serving: &CancellationToken) -> (JoinSet<()>, JoinSet<()>) {
-        let Servers { ports, frontend, store, views, faults, metrics, clock, ready } = self;
-        let mut inference = JoinSet::new();
-        inference.spawn(berth_proxy::serve_grpc(Arc::clone(&frontend), ports.grpc.listener, serving.clone()));
-        if let Some(Port { listener, .. }) = ports.rest {
-            inference.spawn(berth_proxy::serve_rest(frontend, listener, serving.clone()));
-        }
-        let mut operations = JoinSet::new();
-        let never = CancellationToken::new();
-        let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults) };
-        let api = berth_api::serve(ports.api.listener, api, never.clone());
-        operations.spawn(async move {
-            if let Err(fault) = api.await {
-                warn!(error = %fault, "the resource API ended");
-            }
-        });
-        operations.spawn(berth_proxy::serve_metrics(ports.metrics.listener, metrics, || {}, clock.clone(), never.clone()));
-        let stopping = serving.clone();
-        let ready: Ready = Arc::new(move || if stopping.is_cancelled() { Err("shutting down".to_owned()) } else { ready() });
-        operations.spawn(berth_proxy::serve_probes(ports.probes.listener, ready, clock, never));
-        (inference, operations)
-    }
-}
-
-/// Stops accepting inference and waits, as long as the configuration says, for the requests in flight.
-async fn drain(config: &Config, clock: &Clock, serving: CancellationToken, mut inference: JoinSet<()>) {
-    info!(patience = ?config.drain_timeout, "draining");
-    serving.cancel();
-    let ended = async { while inference.join_next().await.is_some() {} };
-    if clock.until(clock.deadline_in(config.drain_timeout), ended).await.is_none() {
-        warn!(patience = ?config.drain_timeout, "requests were still in flight when the drain ended");
-    }
-}
-
-async fn end_residency(config: &Config, clock: &Clock, residency: &Residency, owner: JoinHandle<()>) {
-    let deadline = clock.deadline_in(config.drain_timeout);
-    residency.drain(deadline).await;
-    if clock.until(deadline, owner).await.is_none() {
-        warn!("models were still loaded when the drain ended");
-    }
-}
-
 /// SIGINT and SIGTERM.
 struct Signals {
     interrupt: Signal,
@@ -262,8 +321,26 @@ impl Signals {
     }
 }
 
-/// The path as people would type it: relative where it lies below the current folder.
+/// The path so that it can be pasted into a shell.
 pub(crate) fn shown(path: &Path) -> String {
     let text = path.display().to_string();
-    if text.contains([' ', '\'', '"']) { format!("'{}'", text.replace('\'', "'\\''")) } else { text }
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_can_be_pasted_into_a_shell() {
+        for (path, text) in [
+            ("examples/quickstart/m.json", "examples/quickstart/m.json"),
+            ("/with space/a", "'/with space/a'"),
+            ("/a;b", "'/a;b'"),
+            ("/it's", "'/it'\\''s'"),
+        ] {
+            assert_eq!(shown(Path::new(path)), text);
+        }
+    }
 }

@@ -13,12 +13,12 @@ use berth_plan::alias::{self, Copies, Effect, Next, Versions};
 use berth_plan::background::{self, Purpose, Standby};
 use berth_plan::resource::is_ours;
 use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
-use berth_plan::status::{self, ModelState, Observed, SpecState, Status, document};
+use berth_plan::status::{self, Observed, SpecState, Status, document};
 use berth_registry::{Alias, Change, Changes, Kind, NameEntry, Object, ObjectKey, Store, StoreError, Views};
 use berth_telemetry::{Clock, Counter, Gauge, Metrics};
 use berth_types::{Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis};
 use futures::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -44,8 +44,7 @@ const RETIRED_KEPT: usize = 256;
 /// A finished store write.
 struct Written {
     key: ObjectKey,
-    /// The object's version after a status write.
-    outcome: Result<Option<u64>, StoreError>,
+    outcome: Result<(), StoreError>,
 }
 
 /// The leader. Made by [`crate::Controller::new`]; does nothing until it is run.
@@ -83,6 +82,8 @@ pub struct Leader {
     heard_of: HashSet<PodId>,
     settled: bool,
     settle_by: Option<Instant>,
+    /// True once statuses say what is, for the first time in this life.
+    caught_up: watch::Sender<bool>,
 }
 
 /// What looking at a status came to.
@@ -96,7 +97,7 @@ enum StatusStep {
 }
 
 impl Leader {
-    pub(crate) fn new(deps: Deps, incoming: mpsc::Receiver<Report>) -> Self {
+    pub(crate) fn new(deps: Deps, incoming: mpsc::Receiver<Report>, caught_up: watch::Sender<bool>) -> Self {
         let Deps { store, views, agents, clock, metrics, config } = deps;
         Leader {
             store,
@@ -125,6 +126,7 @@ impl Leader {
             heard_of: HashSet::new(),
             settled: false,
             settle_by: None,
+            caught_up,
         }
     }
 
@@ -226,6 +228,17 @@ impl Leader {
                 self.agents.load(&pod, model.registration.clone(), may_evict).await;
             }
         }
+        if !*self.caught_up.borrow() && self.says_what_is() {
+            self.caught_up.send_replace(true);
+        }
+    }
+
+    /// True when no status has anything left to say. Looks at every resource: asked until it is true for the first time.
+    fn says_what_is(&self) -> bool {
+        self.settled
+            && self.writes.is_empty()
+            && self.write_backlog.is_empty()
+            && self.resources.values().all(|resource| resource.paused_until.is_none())
     }
 
     fn next_of_backlog(&mut self) -> Option<ObjectKey> {
@@ -258,10 +271,17 @@ impl Leader {
         let Some(object) = change.object.filter(|object| is_ours(owner, &object.annotations)) else {
             return self.drop_resource(&key);
         };
-        match self.resources.get(&key) {
-            Some(known) if known.uid != object.uid => self.drop_resource(&key),
-            Some(known) if object.resource_version <= known.own_version => return,
-            Some(_) | None => {}
+        match self.resources.get_mut(&key) {
+            Some(known) if known.object.uid != object.uid => self.drop_resource(&key),
+            Some(known) => {
+                let before = std::mem::replace(&mut known.object, object.clone());
+                // The echo of a status that we wrote. Not told by its version: an edit may have come with it, since a
+                // subscriber gets the newest state only. A store keeps the spec where it is when a status is written.
+                if Arc::ptr_eq(&before.spec, &object.spec) && before.annotations == object.annotations {
+                    return;
+                }
+            }
+            None => {}
         }
         let wanted = Resource::wanted(owner, &object);
         if let Err(fault) = &wanted
@@ -272,7 +292,7 @@ impl Leader {
         match self.resources.get_mut(&key) {
             Some(known) if known.wanted == wanted => {}
             Some(known) => known.wanted = wanted,
-            None => self.add_resource(&key, &object, wanted, at_start),
+            None => self.add_resource(&key, object, wanted, at_start),
         }
         self.to_look_at.insert(key);
     }
@@ -280,7 +300,7 @@ impl Leader {
     fn add_resource(
         &mut self,
         key: &ObjectKey,
-        object: &Object,
+        object: Arc<Object>,
         wanted: Result<Arc<Registration>, berth_plan::resource::InvalidSpec>,
         at_start: bool,
     ) {
@@ -288,17 +308,21 @@ impl Leader {
         self.names.claim(key, object.created);
         let published = object.status.as_deref().map_or_else(Status::default, |status| document::from_json(owner, status));
         let kept = self.store.alias(key);
-        let was_loaded = at_start && (wanted.is_ok() || kept.is_some()) && matches!(published.active, ModelState::Loaded | ModelState::Standby);
+        let was_loaded = match &kept {
+            Some(_) => published.active.was_loaded(),
+            None => wanted.is_ok() && published.shows_loaded(object.generation),
+        };
+        let was_loaded = at_start && was_loaded;
         let mut resource = Resource {
             owner,
-            uid: object.uid.clone(),
-            own_version: 0,
+            object,
             wanted,
             versions: Versions::default(),
             kept,
             published,
             told_target: None,
             was_loaded,
+            unproven: None,
             shown: None,
             writing: None,
             paused_until: None,
@@ -307,6 +331,7 @@ impl Leader {
         // An alias outlives a restart; a resource that was just made has none to go on from.
         if let Some(Alias { active, target }) = resource.kept.clone().filter(|_| at_start && self.names.other_holder(key).is_none()) {
             resource.told_target = target.as_ref().filter(|_| resource.published.target.is_some()).map(|target| target.id.clone());
+            resource.unproven = target.as_ref().filter(|_| was_loaded).map(|target| target.id.clone());
             resource.versions = Versions { active: Some(active.clone()), target: target.clone() };
             self.models.insert(active.id.clone(), Model::new(key.clone(), active, was_loaded));
             if let Some(target) = target {
@@ -390,12 +415,11 @@ impl Leader {
         // A resource made anew under the same key while its predecessor was being written has nothing pending.
         let Some(writing) = resource.writing.take() else { return };
         match (outcome, writing) {
-            (Ok(_), Writing::Alias { alias, next }) => {
+            (Ok(()), Writing::Alias { alias, next }) => {
                 resource.kept = alias;
                 self.commit(&key, next);
             }
-            (Ok(version), Writing::Status { status, target }) => {
-                resource.own_version = version.unwrap_or(resource.own_version);
+            (Ok(()), Writing::Status { status, target }) => {
                 resource.told_target = target.filter(|_| status.target.is_some());
                 resource.published = status;
                 self.metrics.add(Counter::StatusWrites, &[], 1);
@@ -450,8 +474,8 @@ impl Leader {
             let alias = resource.alias_for(&next.versions);
             if alias != resource.kept {
                 let write = Writing::Alias { alias: alias.clone(), next };
-                let (store, target) = (self.store.clone(), key.clone());
-                self.write(key, write, async move { store.set_alias(&target, alias).await.map(|()| None) });
+                let (store, of, uid) = (self.store.clone(), key.clone(), resource.object.uid.clone());
+                self.write(key, write, async move { store.set_alias(&of, &uid, alias).await });
                 return (None, false);
             }
             if next.effects.is_empty() && next.versions == resource.versions {
@@ -498,7 +522,7 @@ impl Leader {
         let failed = |model: &Model| {
             let hosts = self.hosts(key, &model.registration);
             let facts = model.facts(&self.pods, &hosts, now);
-            facts.loaded == 0 && !facts.on_the_way && (facts.exhausted || hosts.pods.is_empty())
+            facts.loaded == 0 && !facts.on_the_way && (facts.is_given_up() || hosts.pods.is_empty())
         };
         let target_loaded = target.loaded(&self.pods);
         // What the target will take is best guessed from what it replaces.
@@ -511,7 +535,7 @@ impl Leader {
             active_can_load: !failed(active),
             target_loaded,
             target_loaded_since: target.loaded_since(&self.pods),
-            target_failed: failed(target),
+            target_failed: failed(target) || resource.unproven.as_ref() == Some(&target.registration.id),
             target_room: target_loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
             // Before every pod has spoken, "no copy is loaded" is no evidence to switch on.
             shown: self.settled && resource.told_target.as_ref() == Some(&target.registration.id),
@@ -620,7 +644,7 @@ impl Leader {
     /// Publishes the next step of the status, if it is not what users read already.
     fn step_status(&mut self, key: &ObjectKey, now: UnixMillis) -> StatusStep {
         let Some(resource) = self.resources.get(key) else { return StatusStep::Rest };
-        let Some(object) = self.store.get(key).filter(|object| object.uid == resource.uid) else { return StatusStep::Rest };
+        let Some(object) = self.store.get(key).filter(|object| object.uid == resource.object.uid) else { return StatusStep::Rest };
         let observed = self.observed(key, resource, now);
         let mut moved = status::status(&resource.published, &observed, now);
         if object.status.is_none() {
@@ -643,9 +667,9 @@ impl Leader {
             return if news { StatusStep::Again } else { StatusStep::Rest };
         }
         debug!(name = %key.name, active = moved.status.active.as_str(), transition = moved.status.transition.as_str(), "status moves");
-        let (store, uid, of) = (self.store.clone(), resource.uid.clone(), key.clone());
+        let (store, of, uid) = (self.store.clone(), key.clone(), resource.object.uid.clone());
         let write = Writing::Status { status: moved.status, target };
-        self.write(key, write, async move { store.set_status(&of, &uid, document).await.map(|object| Some(object.resource_version)) });
+        self.write(key, write, async move { store.set_status(&of, &uid, document).await.map(drop) });
         StatusStep::Writing
     }
 
@@ -659,11 +683,17 @@ impl Leader {
             let model = self.models.get(&version.as_ref()?.id)?;
             Some(model.facts(&self.pods, &self.hosts(key, &model.registration), now))
         };
-        Observed { spec, active: facts(&resource.versions.active), target: facts(&resource.versions.target), settled: self.settled }
+        Observed {
+            generation: resource.object.generation,
+            spec,
+            active: facts(&resource.versions.active),
+            target: facts(&resource.versions.target),
+            settled: self.settled,
+        }
     }
 
     /// Starts a store write, or puts the resource into the backlog while too many are under way.
-    fn write(&mut self, key: &ObjectKey, what: Writing, how: impl Future<Output = Result<Option<u64>, StoreError>> + Send + 'static) {
+    fn write(&mut self, key: &ObjectKey, what: Writing, how: impl Future<Output = Result<(), StoreError>> + Send + 'static) {
         let Some(resource) = self.resources.get_mut(key).filter(|resource| resource.paused_until.is_none()) else { return };
         if self.writes.len() >= self.config.writes_at_a_time.get() {
             self.write_backlog.insert(key.clone());

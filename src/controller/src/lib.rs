@@ -43,7 +43,7 @@ use berth_plan::MayEvict;
 use berth_registry::{Store, Views};
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{CopyReport, Footprint, PodId, Registration};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use berth_plan::status::document::Endpoints;
 pub use leader::Leader;
@@ -124,6 +124,7 @@ struct Report {
 #[derive(Clone)]
 pub struct Controller {
     reports: mpsc::Sender<Report>,
+    caught_up: watch::Receiver<bool>,
 }
 
 impl Controller {
@@ -131,7 +132,15 @@ impl Controller {
     #[must_use]
     pub fn new(deps: Deps) -> (Controller, Leader) {
         let (sender, receiver) = mpsc::channel(REPORTS_WAITING);
-        (Controller { reports: sender }, Leader::new(deps, receiver))
+        let (caught_up, followed) = watch::channel(false);
+        (Controller { reports: sender, caught_up: followed }, Leader::new(deps, receiver, caught_up))
+    }
+
+    /// Turns true when, for the first time since the leader started, the statuses in the store say what is rather than
+    /// what the leader before it wrote.
+    #[must_use]
+    pub fn caught_up(&self) -> watch::Receiver<bool> {
+        self.caught_up.clone()
     }
 
     /// What changed on a pod. Its first call says everything that the pod holds, with an empty list where that is

@@ -23,6 +23,8 @@ struct CopyAt {
     pod: PodId,
     state: CopyState,
     failure: Option<Arc<Failure>>,
+    /// When the first of the failures in a row happened that end with this one and were all for want of storage.
+    away_since: Option<UnixMillis>,
     last_used: Option<UnixMillis>,
 }
 
@@ -108,8 +110,11 @@ impl Model {
                 }
             }
         }
+        let was_away_since = at.and_then(|at| self.copies[at].away_since);
+        let away = report.failure.as_ref().filter(|failure| background::storage_was_away(failure));
+        let away_since = away.map(|failure| was_away_since.unwrap_or(failure.time));
         let keep = report.state != CopyState::Absent || report.failure.is_some();
-        let copy = CopyAt { pod: pod.clone(), state: report.state, failure: report.failure, last_used: report.last_used };
+        let copy = CopyAt { pod: pod.clone(), state: report.state, failure: report.failure, away_since, last_used: report.last_used };
         match (at, keep) {
             (Some(at), true) => self.copies[at] = copy,
             (Some(at), false) => drop(self.copies.swap_remove(at)),
@@ -172,7 +177,13 @@ impl Model {
     pub(crate) fn due(&self, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> background::Due {
         let copies: Vec<PodCopy<'_>> = self
             .live(pods)
-            .map(|copy| PodCopy { pod: &copy.pod, held: copy.held(), leaving: copy.state == CopyState::Unloading, failure: copy.failure.as_deref() })
+            .map(|copy| PodCopy {
+                pod: &copy.pod,
+                held: copy.held(),
+                leaving: copy.state == CopyState::Unloading,
+                failure: copy.failure.as_deref(),
+                away_since: copy.away_since,
+            })
             .collect();
         let facts =
             LoadFacts { model: &self.registration.id, loaded_once: self.loaded_once, refused: self.refused, copies: &copies, pods: &hosts.pods };
@@ -201,6 +212,7 @@ impl Model {
         let tried_at_once = background::PODS_TRIED_AT_ONCE.min(hosts.pods.len().max(1));
         VersionFacts {
             id: self.registration.id.clone(),
+            loaded_once: self.loaded_once,
             loaded: self.loaded(pods),
             on_the_way: loading || (decided && !hosts.pods.is_empty()),
             exhausted: failures.len() >= tried_at_once,

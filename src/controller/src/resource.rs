@@ -37,10 +37,9 @@ pub(crate) struct Shown {
 /// One resource that is ours.
 pub(crate) struct Resource {
     pub(crate) owner: Owner,
-    pub(crate) uid: String,
-    /// The newest version of the object that we wrote ourselves: news up to it is none.
-    pub(crate) own_version: u64,
-    /// What the present spec asks for.
+    /// As last read.
+    pub(crate) object: Arc<Object>,
+    /// What its spec asks for.
     pub(crate) wanted: Result<Arc<Registration>, InvalidSpec>,
     /// What serves and what should.
     pub(crate) versions: Versions,
@@ -52,6 +51,9 @@ pub(crate) struct Resource {
     pub(crate) told_target: Option<ModelId>,
     /// A status of an earlier run says that the active version had been loaded.
     pub(crate) was_loaded: bool,
+    /// The target of an earlier run that had not taken over from an active version that worked. That nothing is loaded
+    /// after a restart is no reason to switch to it: it must load first.
+    pub(crate) unproven: Option<ModelId>,
     /// What the view says; `None` while the name is not ours.
     pub(crate) shown: Option<Shown>,
     pub(crate) writing: Option<Writing>,

@@ -87,6 +87,54 @@ async fn a_failed_load_is_reported_and_tried_again_after_about_ten_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_model_that_was_loaded_stays_available_while_the_storage_is_away_and_is_tried_again_soon() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.free(ByteSize::ZERO);
+    world.report("digits", CopyState::Absent).await;
+    world.answer("digits", Answer::StorageAway);
+    world.storage_was_away_for(&world.model("digits")).await;
+    assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    let status = world.status("digits")["modelStatus"].clone();
+    assert_eq!((&status["lastFailureInfo"]["message"], &status["copies"]["failedCopies"]), (&json!("connection refused"), &json!(1)));
+    // About 30 s, and again, then twice as long each time.
+    for (seconds, loads) in [(26, 1), (8, 2), (19, 2), (17, 3), (32, 3), (44, 4)] {
+        world.pass(secs(seconds)).await;
+        assert_eq!(world.loads().len(), loads, "{seconds} s later");
+        assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    }
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(200)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert_eq!(world.status("digits")["modelStatus"].get("lastFailureInfo"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_load_without_storage_has_failed_and_is_tried_again_soon() {
+    let world = World::start().await;
+    world.answer("digits", Answer::StorageAway);
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.history("digits"), ["Loading/ UpToDate True", "FailedToLoad/ UpToDate False"]);
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(34)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storage_that_is_away_for_both_versions_switches_nothing() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::StorageAway);
+    world.apply(isvc("digits", onnx("2"))).await;
+    assert_eq!(world.last("digits"), "Loaded/FailedToLoad BlockedByFailedLoad True");
+    world.report_of(&old, CopyState::Absent).await;
+    world.storage_was_away_for(&old).await;
+    assert_eq!(world.last("digits"), "Standby/FailedToLoad BlockedByFailedLoad True");
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_load_without_room_is_asked_for_again_later_and_less_often() {
     let world = World::start().await;
     world.answer("digits", Answer::NoRoom);
@@ -163,6 +211,25 @@ async fn a_bad_update_is_blocked_while_the_old_version_keeps_serving_even_when_e
     assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
     let retired = world.retired();
     assert!(retired.contains(&old.to_string()) && retired.len() == 2, "{retired:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_update_stays_blocked_over_a_crash_and_the_old_version_serves() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::Fails);
+    world.apply(isvc("digits", onnx("2"))).await;
+    // Nothing is loaded after a crash, and the failure is forgotten with the process.
+    let world = world.restart().await;
+    world.answer("digits", Answer::Silence);
+    world.pass(secs(1)).await;
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "the name went to a version that never loaded");
+    // Once it can be loaded it takes over.
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(1500)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert!(!matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old));
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,6 +335,36 @@ async fn a_restart_restores_what_was_and_loads_nothing_for_the_first_time_twice(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_version_from_an_edit_made_while_no_leader_ran_gets_its_first_load() {
+    for (edited, loads) in [(onnx("1"), vec![]), (onnx("2"), vec!["digits"])] {
+        let world = World::start().await;
+        world.apply(isvc("digits", onnx("1"))).await;
+        assert_eq!(world.status("digits")["observedGeneration"], 1);
+        // Without room nothing is warmed.
+        world.free(ByteSize::ZERO);
+        let world = world.restart_after(Some(isvc("digits", edited))).await;
+        world.controller.report(&world.pod(), Vec::new()).await;
+        world.pass(secs(1)).await;
+        assert_eq!(world.loads(), loads);
+        assert_eq!(world.status("digits")["observedGeneration"], 1 + loads.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_alias_does_not_reach_a_resource_made_anew() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.store.hold_aliases(true);
+    world.apply(isvc("digits", onnx("2"))).await;
+    world.delete("digits").await;
+    world.apply(isvc("digits", onnx("3"))).await;
+    world.store.hold_aliases(false);
+    world.pass(secs(1)).await;
+    assert_eq!(world.store.alias(&world.key("digits")), None);
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_restart_without_the_copies_models_are_warmed_while_there_is_room() {
     let world = World::start().await;
     world.apply(isvc("digits", onnx("1"))).await;
@@ -355,6 +452,37 @@ async fn a_status_that_cannot_be_written_is_written_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_that_lands_together_with_a_status_is_not_taken_for_an_echo() {
+    let world = World::start().await;
+    // Which of both messages the leader takes first is a matter of chance.
+    for number in 0..16 {
+        let name = format!("m{number}");
+        world.store.edit_with_the_next_status(isvc(&name, onnx("2")));
+        world.apply(isvc(&name, onnx("1"))).await;
+        let resolved = world.resolve(&name);
+        assert!(matches!(&resolved, Resolved::Model(model) if model.storage.path.contains("2.onnx")), "{resolved:?}");
+        assert_eq!(world.last(&name), "Loaded/ UpToDate True");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leader_has_not_caught_up_while_a_status_could_not_be_written() {
+    let world = World::start().await;
+    assert!(*world.controller.caught_up().borrow(), "there is nothing to write");
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.store.break_statuses(true);
+    world.free(ByteSize::ZERO);
+    let world = world.restart().await;
+    world.pass(secs(1)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True", "what the leader before it wrote");
+    assert!(!*world.controller.caught_up().borrow());
+    world.store.break_statuses(false);
+    world.pass(secs(6)).await;
+    assert_eq!(world.last("digits"), "Standby/ UpToDate True");
+    assert!(*world.controller.caught_up().borrow());
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_resources_come_to_rest_with_two_writes_each_and_statuses_then_stay() {
     let world = World::start().await;
     for number in 0..300 {
@@ -385,7 +513,8 @@ async fn a_change_looks_at_as_few_resources_among_many_as_among_few() {
         world.pass(secs(1)).await;
         looks.push(world.store.gets() - before);
     }
-    assert!(looks[0] == looks[1] && looks[0] < 20, "{looks:?}");
+    // Which of two messages is taken first decides about one look more or less.
+    assert!(looks[0].abs_diff(looks[1]) <= 2 && looks[0] < 10, "{looks:?}");
 }
 
 #[tokio::test(start_paused = true)]

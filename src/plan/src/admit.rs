@@ -58,8 +58,8 @@ pub struct Resident {
     pub footprint: Footprint,
     /// Last use, or the time of loading when it was never used.
     pub last_used: UnixMillis,
-    /// When it was loaded.
-    pub loaded: UnixMillis,
+    /// How long it has been loaded, by a clock that nobody sets.
+    pub held_for: Duration,
     /// False until the first request after loading.
     pub used_since_load: bool,
     /// Requests running on it, and callers that are about to.
@@ -125,8 +125,8 @@ pub fn admit(need: &Footprint, memory: &Memory, residents: impl IntoIterator<Ite
 /// As [`admit`] for a caller that waits, when all idle copies together do not suffice: copies in use count as well once
 /// they have been loaded for `turn`. They must be drained before they are unloaded.
 #[must_use]
-pub fn drain_for(need: &Footprint, memory: &Memory, residents: impl IntoIterator<Item = Resident>, turn: Duration, now: UnixMillis) -> Admission {
-    decide(need, memory, residents, |copy| copy.in_flight == 0 || now.since(copy.loaded) >= turn)
+pub fn drain_for(need: &Footprint, memory: &Memory, residents: impl IntoIterator<Item = Resident>, turn: Duration) -> Admission {
+    decide(need, memory, residents, |copy| copy.in_flight == 0 || copy.held_for >= turn)
 }
 
 /// The idle copies that must go because copies took more than was predicted and a pool is charged above its budget.
@@ -247,7 +247,7 @@ mod tests {
     /// An idle copy, used `age` ms ago.
     fn copy(name: &str, footprint: Footprint, age: u64) -> Resident {
         let last_used = UnixMillis(NOW.0 - age);
-        Resident { model: id(name), footprint, last_used, loaded: UnixMillis(0), used_since_load: true, in_flight: 0, pinned: false }
+        Resident { model: id(name), footprint, last_used, held_for: Duration::ZERO, used_since_load: true, in_flight: 0, pinned: false }
     }
 
     fn busy(copy: Resident) -> Resident {
@@ -333,11 +333,11 @@ mod tests {
     #[test]
     fn copies_in_use_are_drained_only_after_their_turn() {
         let second = Duration::from_secs(1);
-        let fresh = Resident { loaded: UnixMillis(NOW.0 - 999), ..busy(copy("fresh", host(5), 9)) };
-        let served = Resident { loaded: UnixMillis(NOW.0 - 1_000), ..busy(copy("served", host(5), 1)) };
+        let fresh = Resident { held_for: Duration::from_millis(999), ..busy(copy("fresh", host(5), 9)) };
+        let served = Resident { held_for: second, ..busy(copy("served", host(5), 1)) };
         let full = memory(host(10), host(10));
-        assert_eq!(drain_for(&host(5), &full, [fresh.clone(), served.clone()], second, NOW), evicts(&["served"]));
-        assert!(matches!(drain_for(&host(6), &full, [fresh, served], second, NOW), Admission::Refuse(Refusal::NoRoomNow { .. })));
+        assert_eq!(drain_for(&host(5), &full, [fresh.clone(), served.clone()], second), evicts(&["served"]));
+        assert!(matches!(drain_for(&host(6), &full, [fresh, served], second), Admission::Refuse(Refusal::NoRoomNow { .. })));
     }
 
     #[test]
@@ -455,7 +455,7 @@ mod tests {
             let (none, some, any) = (ask(MayEvict::Nothing), ask(MayEvict::UnusedFor(Duration::from_millis(idle))), ask(MayEvict::AnyIdle));
             prop_assert!(!none || some);
             prop_assert!(!some || any);
-            let drained = drain_for(&host(need), &memory, residents.clone(), Duration::ZERO, NOW);
+            let drained = drain_for(&host(need), &memory, residents.clone(), Duration::ZERO);
             prop_assert!(!any || !matches!(drained, Admission::Refuse(_)));
         }
     }

@@ -1,13 +1,14 @@
 //! Loads that nobody waits for: the first one after creation, retries after failures, and warming what was evicted.
 //!
 //! A version is loaded once after it was registered, tried again about ten minutes after each failure, and otherwise
-//! left alone until it is used or until room appears. When something is due next is computed from what pods report, never
+//! left alone until it is used or until room appears. A failure to reach the storage, or to find room on the disk, says
+//! nothing about the model and passes by itself: it is tried again sooner. When something is due next is computed from what pods report, never
 //! stored, so a new leader knows it as well and starts no storm. Queueing these loads, and how many run at a time, is the
 //! caller's business.
 
 use std::time::Duration;
 
-use berth_types::{Failure, Footprint, ModelId, PodId, UnixMillis};
+use berth_types::{Failure, Footprint, ModelId, PodId, Retry, Step, UnixMillis};
 
 use crate::admit::MayEvict;
 
@@ -15,6 +16,9 @@ use crate::admit::MayEvict;
 pub const FAILURE_COUNTS_FOR: Duration = Duration::from_secs(15 * 60);
 /// Between a failure and the next try on that pod, give or take a tenth.
 pub const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
+/// Between the first failures for want of storage and the next try; from then on as long as it has been away, so that
+/// waits double, up to [`RETRY_AFTER`].
+pub const AWAY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// After a failure, other pods are tried at once until this many have failed.
 pub const PODS_TRIED_AT_ONCE: usize = 3;
 /// First loads and retries may evict copies that nobody used for this long.
@@ -30,13 +34,21 @@ pub fn counts_until(failure: &Failure) -> UnixMillis {
     failure.time.after(FAILURE_COUNTS_FOR)
 }
 
-/// When `pod` may try again after this failure: ten minutes, give or take a tenth by a hash of model and pod, so that
-/// what failed together does not come back together.
+/// True when the files could not be had for a reason that passes by itself: the storage was away or busy, or the disk had
+/// no room. It says nothing about the model.
 #[must_use]
-pub fn retry_at(failure: &Failure, pod: &PodId) -> UnixMillis {
-    let spread = RETRY_AFTER / 5;
+pub fn storage_was_away(failure: &Failure) -> bool {
+    (failure.step, failure.retry) == (Step::Fetch, Retry::Later)
+}
+
+/// When `pod` may try again after this failure: ten minutes, or less where the storage has been away since `away_since`,
+/// give or take a tenth by a hash of model and pod, so that what failed together does not come back together.
+#[must_use]
+pub fn retry_at(failure: &Failure, away_since: Option<UnixMillis>, pod: &PodId) -> UnixMillis {
+    let wait = away_since.map_or(RETRY_AFTER, |since| failure.time.since(since).clamp(AWAY_AGAIN_AFTER, RETRY_AFTER));
+    let spread = wait / 5;
     let share = u32::try_from(hash(&failure.model, pod) % 1024).unwrap_or(0);
-    failure.time.after(RETRY_AFTER - spread / 2 + spread * share / 1024)
+    failure.time.after(wait - spread / 2 + spread * share / 1024)
 }
 
 /// FNV-1a over both names, mixed: the same on every machine and in every release, which std's hasher does not promise.
@@ -57,6 +69,9 @@ pub struct PodCopy<'a> {
     pub leaving: bool,
     /// The most recent failure there.
     pub failure: Option<&'a Failure>,
+    /// When the first of the failures in a row happened that end with this one and were all for want of storage; `None`
+    /// when this one was not.
+    pub away_since: Option<UnixMillis>,
 }
 
 /// A load that nobody waited for was refused for lack of room.
@@ -128,10 +143,10 @@ pub struct Due {
 pub fn due(facts: &LoadFacts<'_>, now: UnixMillis) -> Due {
     let failed = |pod: &PodId| {
         let copy = facts.copies.iter().find(|copy| copy.pod == pod)?;
-        copy.failure.filter(|failure| counts_until(failure) > now)
+        copy.failure.filter(|failure| counts_until(failure) > now).map(|failure| (failure, copy.away_since))
     };
-    let failures: Vec<(&PodId, &Failure)> = facts.copies.iter().filter_map(|copy| Some((copy.pod, failed(copy.pod)?))).collect();
-    let expiry = failures.iter().map(|(_, failure)| counts_until(failure)).min();
+    let failures: Vec<&Failure> = facts.copies.iter().filter_map(|copy| failed(copy.pod)).map(|(failure, _)| failure).collect();
+    let expiry = failures.iter().map(|failure| counts_until(failure)).min();
     if facts.copies.iter().any(|copy| copy.held) {
         return Due { ask: None, look_again: expiry };
     }
@@ -148,7 +163,7 @@ pub fn due(facts: &LoadFacts<'_>, now: UnixMillis) -> Due {
             return Due { ask: ask(pod, purpose), look_again: expiry };
         }
     }
-    let retry = open().filter_map(|pod| Some((retry_at(failed(pod)?, pod), pod))).min();
+    let retry = open().filter_map(|pod| failed(pod).map(|(failure, away_since)| (retry_at(failure, away_since, pod), pod))).min();
     match retry {
         Some((at, pod)) if at <= now => Due { ask: ask(pod, Purpose::Retry), look_again: expiry },
         Some((at, _)) => Due { ask: None, look_again: expiry.into_iter().chain([at]).min() },
@@ -226,11 +241,13 @@ mod tests {
         let (p, q) = (pod("p"), pod("q"));
         let at = |seconds: u64| T0.after(secs(seconds));
         let old = failure(&id, T0, Retry::AfterChange);
-        let retry_p = retry_at(&old, &p).since(T0).as_secs();
+        let retry_p = retry_at(&old, None, &p).since(T0).as_secs();
+        let soon_p = retry_at(&old, Some(T0), &p).since(T0).as_secs();
         let none: &[PodCopy] = &[];
-        let absent = |pod, failure| PodCopy { pod, held: false, leaving: false, failure };
-        let held = PodCopy { pod: &p, held: true, leaving: false, failure: None };
-        let leaving = PodCopy { pod: &p, held: false, leaving: true, failure: None };
+        let absent = |pod, failure| PodCopy { pod, held: false, leaving: false, failure, away_since: None };
+        let away = PodCopy { away_since: Some(T0), ..absent(&p, Some(&old)) };
+        let held = PodCopy { held: true, ..absent(&p, None) };
+        let leaving = PodCopy { leaving: true, ..absent(&p, None) };
         let refused = Some(Refused { at: T0, times: 1 });
         for (case, loaded_once, refused, copies, pods, now, expected) in [
             ("a new version is loaded once", false, None, none, &[&p][..], at(0), "First p".to_owned()),
@@ -246,6 +263,8 @@ mod tests {
             ("also when it was loaded before", true, None, &[absent(&p, Some(&old))], &[&p, &q], at(1), "Retry q, 900".to_owned()),
             ("the failure is forgotten: the first load is still due", false, None, &[absent(&p, Some(&old))], &[&p], at(900), "First p".to_owned()),
             ("the failure is forgotten: nothing is due", true, None, &[absent(&p, Some(&old))], &[&p], at(900), "-".to_owned()),
+            ("the storage was away", true, None, std::slice::from_ref(&away), &[&p], at(1), format!("-, {soon_p}")),
+            ("half a minute later", true, None, std::slice::from_ref(&away), &[&p], at(soon_p + 1), "Retry p, 900".to_owned()),
             ("the pod of the failure is gone", false, None, &[absent(&p, Some(&old))], &[&q], at(1), "Retry q, 900".to_owned()),
         ] {
             let facts = LoadFacts { model: &id, loaded_once, refused, copies, pods };
@@ -258,7 +277,8 @@ mod tests {
         let id = model("m");
         let pods: Vec<PodId> = ["a", "b", "c", "d"].map(pod).into();
         let failed = failure(&id, T0, Retry::Later);
-        let copies: Vec<PodCopy> = pods[..3].iter().map(|pod| PodCopy { pod, held: false, leaving: false, failure: Some(&failed) }).collect();
+        let copies: Vec<PodCopy> =
+            pods[..3].iter().map(|pod| PodCopy { pod, held: false, leaving: false, failure: Some(&failed), away_since: None }).collect();
         let pods: Vec<&PodId> = pods.iter().collect();
         let facts = LoadFacts { model: &id, loaded_once: false, refused: None, copies: &copies, pods: &pods };
         let waiting = due(&facts, T0.after(secs(1)));
@@ -266,6 +286,29 @@ mod tests {
         let at = waiting.look_again.expect("a time");
         assert!((540..=660).contains(&at.since(T0).as_secs()));
         assert_eq!(due(&facts, at).ask.map(|ask| ask.purpose), Some(Purpose::Retry));
+    }
+
+    #[test]
+    fn while_the_storage_is_away_the_tries_come_less_and_less_often() {
+        let (id, p) = (model("m"), pod("p"));
+        let mut failed = failure(&id, T0, Retry::Later);
+        let mut tries = Vec::new();
+        for _ in 0..9 {
+            let again = retry_at(&failed, Some(T0), &p);
+            let (wait, away) = (again.since(failed.time).as_secs(), failed.time.since(T0).as_secs().clamp(30, 600));
+            assert!(wait.abs_diff(away) <= away / 10 + 1, "{wait} s after {away} s");
+            failed.time = again;
+            tries.push(again.since(T0).as_secs());
+        }
+        assert!(tries[0] <= 33 && tries[8] - tries[7] >= 540, "{tries:?}");
+        for (step, retry, away) in [
+            (Step::Fetch, Retry::Later, true),
+            (Step::Fetch, Retry::AfterChange, false),
+            (Step::Load, Retry::Later, false),
+            (Step::Admit, Retry::AfterChange, false),
+        ] {
+            assert_eq!(storage_was_away(&Failure { step, retry, ..failed.clone() }), away, "{step} {retry:?}");
+        }
     }
 
     #[test]
@@ -309,7 +352,7 @@ mod tests {
         #[test]
         fn retries_come_within_a_tenth_of_ten_minutes_and_apart(names in prop::collection::btree_set("[a-z]{1,8}", 20)) {
             let p = pod("p");
-            let times: Vec<u64> = names.iter().map(|name| retry_at(&failure(&model(name), T0, Retry::Later), &p).since(T0).as_secs()).collect();
+            let times: Vec<u64> = names.iter().map(|name| retry_at(&failure(&model(name), T0, Retry::Later), None, &p).since(T0).as_secs()).collect();
             prop_assert!(times.iter().all(|seconds| (540..=660).contains(seconds)));
             let (first, last) = (times.iter().min().expect("some"), times.iter().max().expect("some"));
             prop_assert!(last - first > 20, "spread: {:?}", times);
@@ -318,14 +361,17 @@ mod tests {
         #[test]
         fn what_is_not_due_now_says_when_and_is_due_then(
             loaded_once in any::<bool>(),
-            failed in prop::collection::vec(prop::option::of(0u64..2_000), 1..5),
+            failed in prop::collection::vec(prop::option::of((0u64..2_000, prop::option::of(0u64..2_000))), 1..5),
             refused in prop::option::of((0u64..2_000, 1u32..9)),
             now in 2_000u64..4_000,
         ) {
             let id = model("m");
             let pods: Vec<PodId> = (0..failed.len()).map(|at| pod(&format!("p{at}"))).collect();
-            let failures: Vec<Option<Failure>> = failed.iter().map(|at| at.map(|at| failure(&id, T0.after(secs(at)), Retry::Later))).collect();
-            let copies: Vec<PodCopy> = pods.iter().zip(&failures).map(|(pod, failure)| PodCopy { pod, held: false, leaving: false, failure: failure.as_ref() }).collect();
+            let failures: Vec<Option<Failure>> = failed.iter().map(|at| at.map(|(at, _)| failure(&id, T0.after(secs(at)), Retry::Later))).collect();
+            let away = failed.iter().map(|at| at.and_then(|(at, away)| Some(T0.after(secs(at.saturating_sub(away?))))));
+            let copies: Vec<PodCopy> = pods.iter().zip(&failures).zip(away)
+                .map(|((pod, failure), away_since)| PodCopy { pod, held: false, leaving: false, failure: failure.as_ref(), away_since })
+                .collect();
             let pods: Vec<&PodId> = pods.iter().collect();
             let facts = LoadFacts { model: &id, loaded_once, refused: refused.map(|(at, times)| Refused { at: T0.after(secs(at)), times }), copies: &copies, pods: &pods };
             let mut now = T0.after(secs(now));

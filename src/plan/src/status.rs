@@ -4,6 +4,11 @@
 //! a load that takes a millisecond still shows `Pending`, `Loading`, `Loaded`, and an update still shows `InProgress`,
 //! provided that the caller publishes each answer before it asks for the next. The same observation twice gives the same
 //! status twice; no time in it changes unless the fact that it belongs to does. Writing it as JSON is [`document`]'s.
+//!
+//! Bad model, runtime down and storage away are told apart. A version that was loaded once does not become
+//! `FailedToLoad` because the storage cannot be reached or the disk is full: it stays `Standby` and available,
+//! `lastFailureInfo` and `failedCopies` tell of the failed load, and it is tried again soon. One that never was loaded
+//! has shown nothing yet that says it ever can be: its creation ends in `FailedToLoad`, as every first load that fails.
 
 pub mod document;
 
@@ -11,6 +16,7 @@ use std::sync::Arc;
 
 use berth_types::{Failure, Location, ModelId, Reason, UnixMillis};
 
+use crate::background;
 use crate::runtime::{NoRuntime, WAITING_FOR_POD};
 
 /// The message when another resource holds the name; who holds it follows.
@@ -30,6 +36,17 @@ pub enum ModelState {
     Loaded,
     /// It could not be loaded.
     FailedToLoad,
+}
+
+impl ModelState {
+    /// Only what was loaded is, or is on standby.
+    #[must_use]
+    pub const fn was_loaded(self) -> bool {
+        match self {
+            ModelState::Loaded | ModelState::Standby => true,
+            ModelState::Pending | ModelState::Loading | ModelState::FailedToLoad => false,
+        }
+    }
 }
 
 /// How the version that serves relates to the resource.
@@ -64,6 +81,8 @@ pub struct FailureInfo {
 /// The status of an InferenceService or a Predictor, both alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
+    /// The generation of the resource that all of this is about; `None` before the first write.
+    pub observed_generation: Option<u64>,
     /// The version that serves.
     pub active: ModelState,
     /// The version that should serve, while it is another one.
@@ -82,6 +101,15 @@ pub struct Status {
     pub ready_since: Option<UnixMillis>,
 }
 
+impl Status {
+    /// True when this, the last word of an earlier run, says that what generation `generation` asks for was loaded: it
+    /// is about that generation, and the version in question, the target where there was one, had come that far.
+    #[must_use]
+    pub fn shows_loaded(&self, generation: u64) -> bool {
+        self.observed_generation == Some(generation) && self.target.unwrap_or(self.active).was_loaded()
+    }
+}
+
 /// Whether there is anything that could load a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosting {
@@ -98,6 +126,8 @@ pub enum Hosting {
 pub struct VersionFacts {
     /// Which.
     pub id: ModelId,
+    /// It reached Loaded since it was registered.
+    pub loaded_once: bool,
     /// Loaded copies.
     pub loaded: u32,
     /// A copy is loading, or its first load is queued.
@@ -124,6 +154,8 @@ pub enum SpecState {
 /// All that a status is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
+    /// The generation of the resource whose spec this is.
+    pub generation: u64,
     /// The present spec.
     pub spec: SpecState,
     /// The version that serves; `None` while none was registered.
@@ -192,6 +224,13 @@ impl VersionFacts {
         self.failures.clear();
     }
 
+    /// It cannot be loaded as things stand, and no wait for the storage will change that.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        let spared = self.loaded_once && self.failures.iter().all(|failure| background::storage_was_away(failure));
+        self.exhausted && !spared
+    }
+
     /// What it is doing, and what is wrong with it.
     fn decoded(&self) -> (ModelState, Option<Wrong<'_>>) {
         let in_pod = self.failures.first().map(|failure| Wrong::InPod(failure));
@@ -206,7 +245,7 @@ impl VersionFacts {
             (Hosting::NoPod, _) => (ModelState::Loading, Some(Wrong::NoPod)),
             // The runtime is down, not the model: it goes on when the runtime is back.
             (Hosting::Pods, Some(Wrong::InPod(failure))) if failure.reason == Reason::RuntimeUnhealthy => (ModelState::Loading, in_pod),
-            (Hosting::Pods, Some(_)) if self.exhausted => (ModelState::FailedToLoad, in_pod),
+            (Hosting::Pods, Some(_)) if self.is_given_up() => (ModelState::FailedToLoad, in_pod),
             (Hosting::Pods, _) => (ModelState::Standby, in_pod),
         }
     }
@@ -281,7 +320,17 @@ fn folded(before: &Status, observed: &Observed, now: UnixMillis) -> Status {
         || (target.is_none() && failure.as_ref().is_some_and(|info| info.reason == Reason::RuntimeUnhealthy));
     let available = !matches!(active_state, ModelState::Pending | ModelState::FailedToLoad) && !runtime_away;
     let ready_since = before.ready_since.filter(|_| before.available == available).or(Some(whole_seconds(now)));
-    Status { active: active_state, target: target_state, transition, available, failed_copies, total_copies, failure, ready_since }
+    Status {
+        observed_generation: Some(observed.generation),
+        active: active_state,
+        target: target_state,
+        transition,
+        available,
+        failed_copies,
+        total_copies,
+        failure,
+        ready_since,
+    }
 }
 
 fn last_failure(before: &Status, facts: &VersionFacts, state: ModelState, wrong: Option<&Wrong<'_>>, now: UnixMillis) -> Option<FailureInfo> {

@@ -11,24 +11,34 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
+use crate::budget::Share;
 use crate::codes::Fault;
 
 /// A body that a client sends.
 pub(crate) trait Incoming: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + Unpin + 'static {}
 impl<B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + Unpin + 'static> Incoming for B {}
 
-/// Bytes of a body that arrive one frame after the other.
-pub(crate) struct Reader<B> {
+/// Bytes of a body that arrive one frame after the other, each held by the share of its request.
+///
+/// What a client sends and nobody reads stays in the HTTP/2 window, which bounds it.
+pub(crate) struct Reader<'a, B> {
     body: B,
+    share: &'a mut Share,
 }
 
-impl<B: Incoming> Reader<B> {
-    pub(crate) fn new(body: B) -> Self {
-        Reader { body }
+impl<'a, B: Incoming> Reader<'a, B> {
+    pub(crate) fn new(body: B, share: &'a mut Share) -> Self {
+        Reader { body, share }
     }
 
     /// The next bytes; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        let data = self.frame().await?;
+        self.share.add(data.as_ref().map_or(0, |data| data.len() as u64))?;
+        Ok(data)
+    }
+
+    async fn frame(&mut self) -> Result<Option<Bytes>, Fault> {
         loop {
             match self.body.frame().await {
                 None => return Ok(None),
@@ -74,11 +84,12 @@ impl<B: Incoming> Reader<B> {
         Ok(whole.freeze())
     }
 
-    /// Reads on and throws away, up to `most` bytes: a client that is still sending reads no answer, and closing the
-    /// connection on it would lose the answer with the unread bytes.
+    /// Gives up what was read, reads on and throws away, up to `most` bytes: a client that is still sending reads no
+    /// answer, and closing the connection on it would lose the answer with the unread bytes.
     pub(crate) async fn discard(&mut self, most: ByteSize) {
+        self.share.give_back();
         let mut left = most.0;
-        while let Ok(Some(data)) = self.next().await {
+        while let Ok(Some(data)) = self.frame().await {
             match left.checked_sub(data.len() as u64) {
                 Some(less) => left = less,
                 None => return,

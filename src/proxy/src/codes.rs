@@ -5,9 +5,9 @@
 //! | the request is malformed or does not fit the model | INVALID_ARGUMENT | 400 | no |
 //! | unknown model, version or path | NOT_FOUND | 404 | no |
 //! | resources are still being read; shutting down; lost copy; storage or runtime away | UNAVAILABLE | 503 | yes |
-//! | no room now; too many callers wait; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
+//! | no room now, for the model or for the request; too many callers wait; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
 //! | bad model, invalid resource, no runtime for it, larger than the whole budget | FAILED_PRECONDITION | 400 | no |
-//! | message over the limit | RESOURCE_EXHAUSTED | 413 | no |
+//! | message over the limit, or decoded larger than the budget of all requests | RESOURCE_EXHAUSTED | 413 | no |
 //! | deadline passed | DEADLINE_EXCEEDED | 504 | no |
 //! | unknown gRPC method, compressed body | UNIMPLEMENTED | 501, 405, 415 | no |
 //! | the model failed while computing | UNKNOWN | 500 | no |
@@ -85,6 +85,24 @@ pub enum Fault {
         size: Option<u64>,
         /// The limit.
         limit: ByteSize,
+    },
+    /// The requests that are here leave no room for this one.
+    #[error("requests hold {taken} of {budget}, and this one needs {more} more: try again")]
+    NoBuffer {
+        /// What this one asked for beyond what it holds.
+        more: ByteSize,
+        /// What all of them hold, this one included.
+        taken: ByteSize,
+        /// What all of them may hold.
+        budget: ByteSize,
+    },
+    /// The request alone, with what it becomes when it is decoded, is more than all requests may hold.
+    #[error("the request needs {need} of memory when it is decoded, all requests together have {budget}")]
+    TooHeavy {
+        /// What it needs.
+        need: ByteSize,
+        /// What all requests may hold.
+        budget: ByteSize,
     },
     /// The deadline passed before the whole request had arrived.
     #[error("the deadline passed before the whole request had arrived")]
@@ -201,7 +219,8 @@ impl Fault {
                 InferError::Busy(_) => Verdict::retry(Code::ResourceExhausted, SOON),
                 InferError::Failed(_) => Verdict::last(Code::Unknown),
             },
-            Fault::TooLarge { .. } => Verdict::with_http(Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
+            Fault::NoBuffer { .. } => Verdict::retry(Code::ResourceExhausted, SOON),
+            Fault::TooLarge { .. } | Fault::TooHeavy { .. } => Verdict::with_http(Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
             Fault::SlowRequest => Verdict::last(Code::DeadlineExceeded),
             Fault::Unimplemented(_) => Verdict::last(Code::Unimplemented),
             Fault::WrongMethod { .. } => Verdict::with_http(Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED),
@@ -334,6 +353,8 @@ mod tests {
             (infer(InferError::Busy("x".into())), ResourceExhausted, 429, Some(1)),
             (infer(InferError::Failed("x".into())), Unknown, 500, None),
             (Fault::TooLarge { size: Some(2), limit: size }, ResourceExhausted, 413, None),
+            (Fault::NoBuffer { more: size, taken: size, budget: size }, ResourceExhausted, 429, Some(1)),
+            (Fault::TooHeavy { need: size, budget: size }, ResourceExhausted, 413, None),
             (Fault::SlowRequest, DeadlineExceeded, 504, None),
             (Fault::Unimplemented("x".into()), Unimplemented, 501, None),
             (Fault::WrongMethod { method: "PUT".into(), allow: "GET" }, Unimplemented, 405, None),
@@ -386,7 +407,8 @@ mod tests {
     #[test]
     fn what_a_client_may_try_again_says_so_in_its_code_and_internal_is_for_bugs_only() {
         for (fault, code, _, after) in table() {
-            let says_again = matches!(code, Code::Unavailable | Code::ResourceExhausted) && !matches!(fault, Fault::TooLarge { .. });
+            let says_again =
+                matches!(code, Code::Unavailable | Code::ResourceExhausted) && !matches!(fault, Fault::TooLarge { .. } | Fault::TooHeavy { .. });
             assert_eq!(after.is_some(), says_again, "{fault}");
             assert_eq!(code == Code::Internal, matches!(fault, Fault::Internal(_)), "{fault}");
         }

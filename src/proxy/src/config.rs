@@ -9,6 +9,10 @@ use berth_types::ByteSize;
 pub struct ProxyConfig {
     /// The largest request: a gRPC message or a REST body. Larger ones are refused before they are read.
     pub max_message: ByteSize,
+    /// What all requests of both inference ports may hold in memory together: bodies from their first bytes until they
+    /// are answered, and what they become when they are decoded. At least `max_message`; JSON and typed tensors need up to
+    /// several times their size.
+    pub body_budget: ByteSize,
     /// Deadline of a request that brings none.
     pub default_deadline: Duration,
     /// The longest deadline that a client gets, whatever it asks for.
@@ -20,6 +24,13 @@ pub struct ProxyConfig {
     /// Requests that one HTTP/2 connection may have open. Callers of cold models hold one each while they wait, so this
     /// is far above what runs at a time.
     pub max_streams: u32,
+    /// The most connections that a port has open. Further ones are closed as soon as they come.
+    pub max_connections: usize,
+    /// How long a client may take for the head of an HTTP/1 request, or for the preface of HTTP/2, from its first byte and
+    /// at first from the connection on. Who takes longer is cut off.
+    pub head_timeout: Duration,
+    /// How long an HTTP/1 connection may wait for its next request. (HTTP/2 connections are kept while they answer pings.)
+    pub idle_timeout: Duration,
     /// Name in the server's metadata.
     pub server_name: String,
     /// Version in the server's metadata.
@@ -30,12 +41,16 @@ impl Default for ProxyConfig {
     fn default() -> Self {
         ProxyConfig {
             max_message: ByteSize::mib(16),
+            body_budget: ByteSize::mib(256),
             default_deadline: Duration::from_secs(300),
             max_deadline: Duration::from_secs(3600),
             // Room for a few image-sized tensors in flight; the usual 64 KiB and 1 MiB stall them.
             stream_window: ByteSize::mib(4),
             connection_window: ByteSize::mib(16),
             max_streams: 4096,
+            max_connections: 16_384,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
             server_name: "berth".to_owned(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -53,7 +68,15 @@ impl ProxyConfig {
         if self.max_message == ByteSize::ZERO || self.max_message > ByteSize(u64::from(u32::MAX)) {
             faults.push(format!("max_message is {}, it must be between 1 B and 4 GiB - 1 B", self.max_message));
         }
-        for (name, value) in [("default_deadline", self.default_deadline), ("max_deadline", self.max_deadline)] {
+        if self.body_budget < self.max_message {
+            faults.push(format!("body_budget is {}, less than max_message of {}", self.body_budget, self.max_message));
+        }
+        for (name, value) in [
+            ("default_deadline", self.default_deadline),
+            ("max_deadline", self.max_deadline),
+            ("head_timeout", self.head_timeout),
+            ("idle_timeout", self.idle_timeout),
+        ] {
             if value.is_zero() || value > LONGEST {
                 faults.push(format!("{name} is {value:?}, it must be more than zero and at most 7 days"));
             }
@@ -69,6 +92,9 @@ impl ProxyConfig {
         if self.max_streams == 0 {
             faults.push("max_streams is 0, it must be at least 1".to_owned());
         }
+        if self.max_connections == 0 {
+            faults.push("max_connections is 0, it must be at least 1".to_owned());
+        }
         faults
     }
 }
@@ -80,6 +106,7 @@ mod tests {
     #[test]
     fn the_defaults_have_no_faults_and_every_fault_is_reported_together() {
         assert_eq!(ProxyConfig::default().faults(), Vec::<String>::new());
+        const LONG: Duration = Duration::from_secs(8 * 24 * 3600);
         let broken = ProxyConfig {
             max_message: ByteSize::ZERO,
             default_deadline: Duration::from_secs(2),
@@ -87,12 +114,26 @@ mod tests {
             stream_window: ByteSize(1),
             connection_window: ByteSize::MAX,
             max_streams: 0,
+            max_connections: 0,
+            head_timeout: Duration::ZERO,
+            idle_timeout: LONG,
             ..ProxyConfig::default()
         };
         let faults = broken.faults();
-        for field in ["max_message", "default_deadline", "stream_window", "connection_window", "max_streams"] {
+        for field in [
+            "max_message",
+            "default_deadline",
+            "stream_window",
+            "connection_window",
+            "max_streams",
+            "max_connections",
+            "head_timeout",
+            "idle_timeout",
+        ] {
             assert!(faults.iter().any(|fault| fault.starts_with(field)), "{field} in {faults:?}");
         }
-        assert_eq!(faults.len(), 5);
+        assert_eq!(faults.len(), 8);
+        let small = ProxyConfig { max_message: ByteSize::mib(2), body_budget: ByteSize::mib(1), ..ProxyConfig::default() };
+        assert_eq!(small.faults(), ["body_budget is 1 MiB, less than max_message of 2 MiB"]);
     }
 }

@@ -1,45 +1,98 @@
 //! Accepting connections and ending them: the same for every port.
 //!
+//! A connection is worth its descriptor while it asks for something: one that does not bring a whole head (or the preface
+//! of HTTP/2) in time is cut off, an HTTP/1 connection may rest between requests for a while, and an HTTP/2 connection
+//! stays while it answers pings. A port has so many connections and no more; further ones are closed as they come, so that
+//! their clients turn elsewhere at once instead of waiting in the system's queue.
+//!
 //! A port stops in order: it accepts no more, tells each connection, and ends when the last answer is out. Dropping the
 //! future of [`serve`] cuts what is left.
 
+use std::convert::Infallible;
 use std::pin::pin;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Listener};
-use http::Request;
+use berth_types::ByteSize;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProxyConfig;
-use crate::body::Answer;
+use crate::first::{self, Heads, Protocol};
+
+/// A body that goes out.
+pub(crate) trait Outbound: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static {}
+impl<B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static> Outbound for B {}
 
 /// Something that answers the requests of a port.
 pub(crate) trait Handler: Clone + Send + Sync + 'static {
-    fn answer(&self, request: Request<hyper::body::Incoming>) -> impl Future<Output = Answer> + Send;
+    type Body: Outbound;
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<Self::Body>, Infallible>> + Send;
 }
 
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection that is silent for so long is asked for a sign of life, so that dead clients free what they wait for.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// When the port stops, how long a connection that has said nothing yet may take to begin: its first bytes may be on
+/// their way.
+const LAST_HEAD: Duration = Duration::from_millis(500);
+/// How often it is said at most that connections are being turned away.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// Serves HTTP/1 and HTTP/2 with `answer`, under the connection limits of `config`, until `shutdown`, then until the last
+/// request has been answered. For ports beside those of this crate.
+pub async fn serve_http<F, R, B>(listener: Listener, answer: F, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken)
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
+{
+    serve(listener, Answers(answer), config, clock, shutdown).await;
+}
+
+#[derive(Clone)]
+struct Answers<F>(F);
+
+impl<F, R, B> Handler for Answers<F>
+where
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: Outbound,
+{
+    type Body = B;
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<B>, Infallible>> + Send {
+        (self.0)(request)
+    }
+}
 
 /// Serves until `shutdown`, then until the last request has been answered.
 pub(crate) async fn serve(listener: Listener, handler: impl Handler, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken) {
-    let builder = builder(config);
+    let terms = Arc::new(Terms::new(config, clock));
+    let mut turned_away = TurnedAway::default();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => break,
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _peer)) => {
-                    connections.spawn(connection(builder.clone(), stream, handler.clone(), shutdown.clone()));
+                Ok((stream, _peer)) if connections.len() < config.max_connections => {
+                    connections.spawn(connection(stream, handler.clone(), Arc::clone(&terms), shutdown.clone()));
+                }
+                Ok(_closed) => {
+                    if let Some(count) = turned_away.one_more(clock.now()) {
+                        tracing::warn!(limit = config.max_connections, count, "connections closed: the port has as many as it may have");
+                    }
                 }
                 Err(fault) => {
                     // Out of descriptors, or a client that was gone before it was accepted. The former lasts: do not spin.
@@ -49,41 +102,298 @@ pub(crate) async fn serve(listener: Listener, handler: impl Handler, config: &Pr
             },
         }
     }
+    // Clients whose connections the system has made for us already count as served: they are not reset.
+    while let Some(Ok((stream, _peer))) = listener.accept().now_or_never() {
+        connections.spawn(connection(stream, handler.clone(), Arc::clone(&terms), shutdown.clone()));
+    }
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-fn builder(config: &ProxyConfig) -> Builder<TokioExecutor> {
-    let window = |size: berth_types::ByteSize| u32::try_from(size.0).unwrap_or(u32::MAX >> 1);
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .initial_stream_window_size(window(config.stream_window))
-        .initial_connection_window_size(window(config.connection_window))
-        .max_concurrent_streams(config.max_streams)
-        .max_frame_size(64 * 1024);
-    builder
+/// Connections that were closed as they came, since that was last said.
+#[derive(Default)]
+struct TurnedAway {
+    count: u64,
+    said: Option<Instant>,
 }
 
-async fn connection(builder: Builder<TokioExecutor>, stream: TcpStream, handler: impl Handler, shutdown: CancellationToken) {
-    let service = service_fn(move |request| {
-        let handler = handler.clone();
-        async move { handler.answer(request).await }
-    });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+impl TurnedAway {
+    /// How many there were when it is time to say so.
+    fn one_more(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.said.is_some_and(|said| now.saturating_duration_since(said) < SAY_EVERY) {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
+/// What holds for every connection of a port.
+struct Terms {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    head_timeout: Duration,
+    clock: Clock,
+}
+
+impl Terms {
+    fn new(config: &ProxyConfig, clock: &Clock) -> Self {
+        let window = |size: ByteSize| u32::try_from(size.0).unwrap_or(u32::MAX >> 1);
+        let mut http1 = http1::Builder::new();
+        // Counted from the last answer to the end of the next head: how long a connection may rest. `Heads` cuts off sooner
+        // who has begun a head.
+        http1.timer(TokioTimer::new()).header_read_timeout(config.idle_timeout.saturating_add(config.head_timeout));
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .initial_stream_window_size(window(config.stream_window))
+            .initial_connection_window_size(window(config.connection_window))
+            .max_concurrent_streams(config.max_streams)
+            .max_frame_size(64 * 1024);
+        Terms { http1, http2, head_timeout: config.head_timeout, clock: clock.clone() }
+    }
+}
+
+async fn connection<S>(stream: S, handler: impl Handler, terms: Arc<Terms>, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let first_head = terms.clock.deadline_in(terms.head_timeout);
+    let told = tokio::select! {
+        told = terms.clock.until(first_head, first::protocol(stream)) => told,
+        () = async { shutdown.cancelled().await; terms.clock.sleep(LAST_HEAD).await } => return, // it asks for nothing
+    };
+    let Some(Ok((protocol, stream))) = told else {
+        tracing::debug!(late = told.is_none(), "connection ended before it said what it speaks");
+        return;
+    };
+    let ended = match protocol {
+        Protocol::Http1 => {
+            let (stream, requests) = Heads::new(stream, first_head, terms.head_timeout, &terms.clock);
+            let service = service_fn(move |request| {
+                let (handler, begun) = (handler.clone(), requests.begun());
+                async move { handler.answer(request).await.map(|response| response.map(|body| begun.answered(body))) }
+            });
+            let mut connection = pin!(terms.http1.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = shutdown.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+        Protocol::Http2 => {
+            let service = service_fn(move |request| {
+                let handler = handler.clone();
+                async move { handler.answer(request).await }
+            });
+            let mut connection = pin!(terms.http2.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = shutdown.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(fault) = ended {
-        // Clients that go away, or speak something else: their business.
+        // Clients that go away, come late, or speak something else: their business.
         tracing::debug!(error = %fault, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_telemetry::{HostNet, Net};
+    use http_body_util::{BodyExt as _, Empty, Full};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    /// Answers with the body that was sent.
+    async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let body = request.into_body().collect().await.map_or_else(|_| Bytes::from("broken"), http_body_util::Collected::to_bytes);
+        Ok(Response::new(Full::new(body)))
+    }
+
+    struct Connected {
+        client: DuplexStream,
+        clock: Clock,
+        since: Instant,
+        shutdown: CancellationToken,
+    }
+
+    fn connect() -> Connected {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (clock, shutdown) = (Clock::system(), CancellationToken::new());
+        let terms = Arc::new(Terms::new(&ProxyConfig::default(), &clock));
+        tokio::spawn(connection(server, Answers(echo), terms, shutdown.clone()));
+        Connected { client, since: clock.now(), clock, shutdown }
+    }
+
+    impl Connected {
+        async fn send(&mut self, bytes: &[u8]) {
+            self.client.write_all(bytes).await.unwrap();
+        }
+
+        /// What comes until the connection ends, and when that is, in seconds from the start.
+        async fn rest(mut self) -> (Vec<u8>, u64) {
+            let mut bytes = Vec::new();
+            let (clock, within) = (self.clock.clone(), self.clock.deadline_in(24 * 3600 * SECOND));
+            clock.until(within, self.client.read_to_end(&mut bytes)).await.expect("the connection ends").unwrap();
+            (bytes, (self.clock.now() - self.since).as_secs())
+        }
+
+        async fn asks(&mut self, body: &str) {
+            self.send(format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
+            self.is_answered(body).await;
+        }
+
+        async fn is_answered(&mut self, body: &str) {
+            let (mut answer, mut piece) = (Vec::new(), [0; 1024]);
+            while !answer.ends_with(format!("\r\n\r\n{body}").as_bytes()) {
+                let read = self.client.read(&mut piece).await.unwrap();
+                assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+                answer.extend_from_slice(&piece[..read]);
+            }
+            assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{:?}", String::from_utf8_lossy(&answer));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_brings_no_whole_head_or_preface_in_time_is_cut_off() {
+        for sent in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r", "G", "GET / HTTP/1.1", "POST / HTTP/1.1\r\nhost: h\r\n"] {
+            let mut connected = connect();
+            connected.send(sent.as_bytes()).await;
+            assert_eq!(connected.rest().await, (vec![], 10), "{sent:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sending_a_head_byte_by_byte_gains_no_time() {
+        for head in [&b"GET / HTTP/1.1\r\nx: yyyyyyyyyyyyyyyyyyyyyyyyyyy"[..], PREFACE] {
+            let mut connected = connect();
+            for byte in head {
+                if connected.client.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                connected.clock.sleep(SECOND).await;
+            }
+            let (_, seconds) = connected.rest().await;
+            assert!((10..=12).contains(&seconds), "{seconds}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http1_connection_may_rest_between_requests_for_the_idle_time() {
+        let mut connected = connect();
+        for _ in 0..3 {
+            connected.asks("one").await;
+            connected.clock.sleep(290 * SECOND).await;
+        }
+        connected.asks("").await;
+        let (rest, seconds) = connected.rest().await;
+        assert_eq!((rest, seconds), (vec![], 3 * 290 + 310), "idle_timeout and head_timeout after the last answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_head_has_its_time_from_its_first_byte_on() {
+        let mut connected = connect();
+        connected.asks("one").await;
+        connected.clock.sleep(100 * SECOND).await;
+        connected.send(b"POST / HTTP/1.1\r\n").await;
+        connected.clock.sleep(9 * SECOND).await;
+        connected.send(b"content-length: 3\r\n\r\ntwo").await;
+        connected.is_answered("two").await;
+        connected.send(b"P").await;
+        assert_eq!(connected.rest().await, (vec![], 119));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_longer_than_a_head() {
+        let mut connected = connect();
+        connected.send(b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\n").await;
+        for byte in b"slow" {
+            connected.clock.sleep(20 * SECOND).await;
+            connected.send(&[*byte]).await;
+        }
+        connected.is_answered("slow").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_connection_stays_while_it_answers_pings() {
+        let Connected { client, clock, .. } = connect();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        clock.sleep(3600 * SECOND).await;
+        let answer = sender.send_request(Request::new(Empty::<Bytes>::new())).await.unwrap();
+        assert_eq!(answer.status(), 200);
+
+        let mut silent = connect();
+        silent.send(PREFACE).await;
+        silent.send(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await; // no settings
+        let (_, seconds) = silent.rest().await;
+        assert_eq!(seconds, 50, "a ping after 30 s, no answer for 20 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_waits_for_no_client_that_has_asked_for_nothing() {
+        for (sent, seconds) in [("", 1), ("PRI", 1), ("POST / HT", 10)] {
+            let mut connected = connect();
+            connected.send(sent.as_bytes()).await;
+            connected.clock.sleep(SECOND).await;
+            connected.shutdown.cancel();
+            assert_eq!(connected.rest().await, (vec![], seconds), "{sent:?}");
+        }
+        let mut resting = connect();
+        resting.asks("one").await;
+        resting.shutdown.cancel();
+        assert_eq!(resting.rest().await, (vec![], 0));
+    }
+
+    #[tokio::test]
+    async fn a_port_closes_connections_beyond_its_limit_and_serves_again_when_one_has_ended() {
+        let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let config = ProxyConfig { max_connections: 1, ..ProxyConfig::default() };
+        let stop = shutdown.clone();
+        let server = tokio::spawn(async move { serve_http(listener, echo, &config, &Clock::system(), stop).await });
+        let ask = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nhi";
+        let mut answer = vec![0; 1024];
+
+        let mut first = TcpStream::connect(addr).await.unwrap();
+        first.write_all(ask).await.unwrap();
+        assert!(first.read(&mut answer).await.unwrap() > 0);
+        let mut second = TcpStream::connect(addr).await.unwrap();
+        assert!(matches!(second.read(&mut answer).await, Ok(0) | Err(_)), "closed at once");
+        first.write_all(ask).await.unwrap();
+        assert!(first.read(&mut answer).await.unwrap() > 0, "the first is not touched");
+        drop(first);
+        // The port notices the end of the first when it notices it: until then a client meets what the second one met.
+        loop {
+            let mut third = TcpStream::connect(addr).await.unwrap();
+            if third.write_all(ask).await.is_ok() && matches!(third.read(&mut answer).await, Ok(1..)) {
+                break;
+            }
+        }
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+
+    #[test]
+    fn that_connections_are_turned_away_is_said_once_a_minute_with_their_number() {
+        let (clock, mut turned_away) = (Clock::system(), TurnedAway::default());
+        let start = clock.now();
+        let said: Vec<_> = [0, 1, 59, 60, 61, 200].into_iter().map(|at| turned_away.one_more(start + at * SECOND)).collect();
+        assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 }

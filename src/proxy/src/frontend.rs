@@ -8,11 +8,12 @@ use berth_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ServerMetadataResponse, model_infer_request::InferInputTensor,
 };
 use berth_residency::WaitError;
-use berth_telemetry::{Clock, Metrics};
+use berth_telemetry::{Clock, Gauge, Metrics};
 use berth_types::{Deadline, ModelId};
 use http::HeaderMap;
 use tonic::Code;
 
+use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
 use crate::health::Ready;
 use crate::id::Asked;
@@ -26,6 +27,8 @@ const REROUTES: u32 = 2;
 const LOOK: Duration = Duration::from_secs(1);
 /// Larger typed contents are not kept for a second try. (Raw contents are shared, not copied, and do not count.)
 const KEPT: usize = 256 * 1024;
+/// What a runtime that counts no versions calls the one it has.
+const FIRST_VERSION: &str = "1";
 
 /// The inference service of this process, whatever the protocol.
 pub struct Frontend<M = Here> {
@@ -35,12 +38,15 @@ pub struct Frontend<M = Here> {
     pub(crate) config: ProxyConfig,
     pub(crate) meters: Meters,
     pub(crate) ready: Ready,
+    /// What the requests of both ports may hold.
+    pub(crate) bodies: Budget,
 }
 
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready })
+        let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies })
     }
 
     /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the
@@ -157,10 +163,16 @@ impl<M: Models> Frontend<M> {
     /// Whether the model can serve: it is registered, some runtime takes it, and its last load did not fail. A model that
     /// is not loaded now is ready: its first request loads it.
     ///
+    /// Only a runtime knows which versions a model has, and nothing is loaded to answer this: known are the first, and the
+    /// id of the model, which is a version of its name.
+    ///
     /// # Errors
-    /// Unknown models, and what keeps the others from serving.
-    pub(crate) fn model_ready(&self, asked: &Asked<'_>) -> Result<(), Fault> {
+    /// Unknown models and versions, and what keeps the others from serving.
+    pub(crate) fn model_ready(&self, asked: &Asked<'_>, version: &str) -> Result<(), Fault> {
         let registration = route::registration(&self.models, asked)?;
+        if !["", FIRST_VERSION, registration.id.as_str()].contains(&version) {
+            return Err(unknown_version(asked, version, FIRST_VERSION.to_owned()));
+        }
         match self.models.failure(&registration.id) {
             Some(failure) => Err(Fault::Unservable(failure)),
             None => Ok(()),
@@ -187,10 +199,14 @@ fn infer_fault(model: &ModelId, error: InferError) -> Fault {
 fn known_version(asked: &Asked<'_>, version: &str, metadata: &ModelMetadataResponse) -> Result<(), Fault> {
     // The id of the version itself always names it, and a runtime that counts no versions has the first.
     let named = version == metadata.name || metadata.versions.iter().any(|known| known == version);
-    if version.is_empty() || named || (metadata.versions.is_empty() && version == "1") {
+    if version.is_empty() || named || (metadata.versions.is_empty() && version == FIRST_VERSION) {
         return Ok(());
     }
-    Err(Fault::UnknownVersion { model: Quoted::new(asked.as_str()), version: Quoted::new(version), known: metadata.versions.join(", ") })
+    Err(unknown_version(asked, version, metadata.versions.join(", ")))
+}
+
+fn unknown_version(asked: &Asked<'_>, version: &str, known: String) -> Fault {
+    Fault::UnknownVersion { model: Quoted::new(asked.as_str()), version: Quoted::new(version), known }
 }
 
 /// Bytes of typed contents, roughly: what a copy of the request would cost.
@@ -424,11 +440,18 @@ mod tests {
     async fn a_model_is_ready_unless_its_last_load_failed() {
         let rig = rig();
         rig.models.load.lock().push_back(Load::Never);
-        assert_eq!(rig.frontend.model_ready(&DIGITS), Ok(()), "not loaded, and one request away");
+        assert_eq!(rig.frontend.model_ready(&DIGITS, ""), Ok(()), "not loaded, and one request away");
+        for (version, known) in [("1", true), ("digits__isvc-1111111111", true), ("99", false), ("digits", false)] {
+            let outcome = rig.frontend.model_ready(&DIGITS, version);
+            assert_eq!(outcome.is_ok(), known, "{version}");
+            if let Err(fault) = outcome {
+                assert_eq!(fault.to_string(), format!("model \"digits\" has no version \"{version}\", it has 1"));
+            }
+        }
         let bad = failure(Reason::ModelLoadFailed, Retry::Later);
         rig.models.failures.lock().insert(registration("digits__isvc-1111111111").id.clone(), bad);
-        assert!(matches!(rig.frontend.model_ready(&DIGITS), Err(Fault::Unservable(_))));
-        assert!(matches!(rig.frontend.model_ready(&Asked::Name("x".into())), Err(Fault::UnknownModel(_))));
+        assert!(matches!(rig.frontend.model_ready(&DIGITS, "1"), Err(Fault::Unservable(_))));
+        assert!(matches!(rig.frontend.model_ready(&Asked::Name("x".into()), "99"), Err(Fault::UnknownModel(_))));
     }
 
     #[tokio::test(start_paused = true)]

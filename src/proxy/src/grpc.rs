@@ -7,6 +7,7 @@ use berth_proto::inference::{
     ServerLiveResponse, ServerMetadataRequest, ServerReadyRequest, ServerReadyResponse,
 };
 use berth_telemetry::Listener;
+use berth_types::ByteSize;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version, header};
 use prost::Message;
@@ -22,14 +23,18 @@ use crate::frontend::Frontend;
 use crate::health::HealthService;
 use crate::id::asked;
 use crate::route::Models;
-use crate::wire;
+use crate::{weight, wire};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
+/// Messages other than inferences are a name and a version.
+pub(crate) const SMALL_MESSAGE: ByteSize = ByteSize::kib(64);
+
 /// Serves gRPC on `listener` until `shutdown`, then until the last request has been answered.
 pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, listener: Listener, shutdown: CancellationToken) {
     let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone()));
+    let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
     connections::serve(listener, GrpcPort { frontend, health }, &config, &clock, shutdown).await;
 }
@@ -46,6 +51,7 @@ impl<M> Clone for GrpcPort<M> {
 }
 
 impl<M: Models> Handler for GrpcPort<M> {
+    type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
         if let Some(refusal) = not_grpc(&request) {
             return Ok(refusal);
@@ -89,10 +95,11 @@ fn not_grpc<B>(request: &Request<B>) -> Option<Response<Outgoing>> {
 }
 
 impl<M: Models> Frontend<M> {
-    /// The message of a call, within its deadline.
+    /// The message of a small call, within its deadline.
     async fn read<T: Message + Default>(&self, head: &Parts, body: impl Incoming) -> Result<T, Fault> {
-        let deadline = self.deadline(&head.headers)?;
-        self.clock.until(deadline, wire::read(body, self.config.max_message)).await.unwrap_or(Err(Fault::SlowRequest))
+        let (deadline, mut share) = (self.deadline(&head.headers)?, self.bodies.share());
+        let received = self.clock.until(deadline, wire::receive(body, SMALL_MESSAGE.min(self.config.max_message), &mut share)).await;
+        wire::decode(received.unwrap_or(Err(Fault::SlowRequest))?)
     }
 
     async fn grpc_infer(&self, head: &Parts, body: impl Incoming) -> Response<Outgoing> {
@@ -112,8 +119,12 @@ impl<M: Models> Frontend<M> {
     async fn grpc_inferred(&self, head: &Parts, body: impl Incoming) -> Result<ModelInferResponse, Fault> {
         // One deadline for all of it, counted from the head of the request.
         let deadline = self.deadline(&head.headers)?;
-        let read = self.clock.until(deadline, wire::read(body, self.config.max_message)).await;
-        let request: ModelInferRequest = read.unwrap_or(Err(Fault::SlowRequest))?;
+        // Held until the inference has been answered, or its caller has gone.
+        let mut share = self.bodies.share();
+        let received = self.clock.until(deadline, wire::receive(body, self.config.max_message, &mut share)).await;
+        let message = received.unwrap_or(Err(Fault::SlowRequest))?;
+        share.add(weight::of_infer_request(&message).map_err(Fault::BadRequest)?)?;
+        let request: ModelInferRequest = wire::decode(message)?;
         let in_message = request.model_name.clone();
         self.infer(&asked(&head.headers, &in_message)?, request, deadline).await
     }
@@ -124,10 +135,10 @@ impl<M: Models> Frontend<M> {
         self.metadata(&asked(&head.headers, &request.name)?, &request.version, deadline).await
     }
 
-    /// "Not ready" is an answer; only an unknown model is a fault.
+    /// "Not ready" is an answer; only an unknown model or version is a fault.
     async fn grpc_ready(&self, head: &Parts, body: impl Incoming) -> Result<ModelReadyResponse, Fault> {
         let request: ModelReadyRequest = self.read(head, body).await?;
-        match self.model_ready(&asked(&head.headers, &request.name)?) {
+        match self.model_ready(&asked(&head.headers, &request.name)?, &request.version) {
             Ok(()) => Ok(ModelReadyResponse { ready: true }),
             Err(Fault::Unservable(_) | Fault::NotReady(_)) => Ok(ModelReadyResponse { ready: false }),
             Err(fault) => Err(fault),
@@ -146,7 +157,7 @@ mod tests {
     use berth_registry::Resolved;
     use berth_residency::WaitError;
     use berth_telemetry::{Counter, HostNet, Net};
-    use berth_types::{ByteSize, Reason, Refusal, Retry};
+    use berth_types::{Reason, Refusal, Retry};
     use bytes::Bytes;
     use http_body_util::{Full, StreamBody};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -211,6 +222,10 @@ mod tests {
         let named = |name: &str| ModelReadyRequest { name: name.to_owned(), version: String::new() };
         assert!(client.model_ready(named("digits")).await.unwrap().into_inner().ready);
         assert_eq!(client.model_ready(named("other")).await.unwrap_err().code(), Code::NotFound);
+        let version = |version: &str| ModelReadyRequest { name: "digits".to_owned(), version: version.to_owned() };
+        assert!(client.model_ready(version("1")).await.unwrap().into_inner().ready);
+        let status = client.model_ready(version("99")).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::NotFound, "model \"digits\" has no version \"99\", it has 1"));
         let metadata = ModelMetadataRequest { name: "digits".to_owned(), version: String::new() };
         let metadata = client.model_metadata(metadata).await.unwrap().into_inner();
         assert_eq!((metadata.name.as_str(), metadata.inputs[0].name.as_str()), ("digits__isvc-1111111111", "x"));
@@ -276,6 +291,57 @@ mod tests {
         assert!(status.details().is_empty(), "trying again does not help");
         assert!(server.client().model_infer(digits()).await.is_ok());
         assert_eq!(rig.metrics.count(Counter::Requests, &[("protocol", "grpc"), ("code", "RESOURCE_EXHAUSTED")]), 1);
+    }
+
+    fn framed(message: &[u8]) -> Full<Bytes> {
+        Full::new(Bytes::from([&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), message].concat()))
+    }
+
+    async fn infer(rig: &Rig, message: &[u8]) -> tonic::Status {
+        let (head, ()) = Request::new(()).into_parts();
+        let response = rig.frontend.grpc_infer(&head, framed(message)).await;
+        tonic::Status::from_header_map(response.headers()).unwrap_or_else(|| tonic::Status::ok(""))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_count_until_they_are_answered_and_those_without_room_are_refused_with_numbers() {
+        let rig = rig_with(ProxyConfig { max_message: ByteSize::kib(64), body_budget: ByteSize::kib(64), ..ProxyConfig::default() });
+        let shown = || rig.metrics.render().lines().find(|line| line.starts_with("berth_buffer_bytes")).map(str::to_owned);
+        let nothing = Some("berth_buffer_bytes{class=\"requests\"} 0".to_owned());
+        assert_eq!(shown(), nothing);
+        let message = ModelInferRequest { raw_input_contents: vec![Bytes::from(vec![0; 40_000])], ..digits() }.encode_to_vec();
+        rig.models.load.lock().push_back(Load::Never);
+        let mut waiting = Box::pin(infer(&rig, &message));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        let held = message.len() as u64 + 5 + weight::of_infer_request(&message).unwrap();
+        assert_eq!(shown(), Some(format!("berth_buffer_bytes{{class=\"requests\"}} {held}")));
+
+        let status = infer(&rig, &message).await;
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().starts_with("requests hold 39") && status.message().ends_with(" more: try again"), "{status}");
+        assert!(status.message().contains(" of 64 KiB, and this one needs 39"), "{status}");
+        let details = rpc::Status::decode(status.details()).unwrap();
+        assert_eq!(details.details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
+        assert_eq!(rig.metrics.count(Counter::Requests, &[("protocol", "grpc"), ("code", "RESOURCE_EXHAUSTED")]), 1);
+        assert_eq!(infer(&rig, &digits().encode_to_vec()).await.code(), Code::Ok, "a small one still fits");
+
+        drop(waiting); // its client went away
+        assert_eq!(shown(), nothing);
+        assert_eq!(infer(&rig, &message).await.code(), Code::Ok);
+        assert_eq!(infer(&rig, &message[..100]).await.code(), Code::InvalidArgument);
+        assert_eq!(shown(), nothing);
+    }
+
+    #[tokio::test]
+    async fn what_decoding_makes_of_a_message_counts_before_it_is_made() {
+        let rig = rig_with(ProxyConfig { max_message: ByteSize::kib(64), body_budget: ByteSize::kib(64), ..ProxyConfig::default() });
+        let parameters = [0x22, 0].repeat(2000);
+        let status = infer(&rig, &parameters).await;
+        assert_eq!((status.code(), status.details()), (Code::ResourceExhausted, &[][..]), "there will never be room");
+        assert!(status.message().ends_with("of memory when it is decoded, all requests together have 64 KiB"), "{status}");
+        let status = infer(&rig, &[0x2a, 0].repeat(1025)).await;
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the request has more than 1024 inputs, that is the most"));
+        assert!(rig.infer.requests.lock().is_empty());
     }
 
     #[tokio::test]

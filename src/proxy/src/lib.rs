@@ -6,14 +6,17 @@
 //! can run into is one enum, [`Fault`], and its codes are one table ([`codes`]).
 //!
 //! Kept here: a request waits only under its own deadline; the copy that serves it stays guarded until the runtime has
-//! answered; message sizes are bounded before they are read; a caller that goes away takes its wait with it. Left to
-//! others: loading and eviction (`berth-residency`), what a name stands for (`berth-registry`), checking tensors against
-//! the model (the runtime).
+//! answered; message sizes are bounded before they are read, and what all requests hold together by one budget; a client
+//! that connects and says nothing is cut off; a caller that goes away takes its wait with it. Left to others: loading and
+//! eviction (`berth-residency`), what a name stands for (`berth-registry`), checking tensors against the model (the
+//! runtime).
 
 mod body;
+mod budget;
 pub mod codes;
 mod config;
 mod connections;
+mod first;
 mod frontend;
 mod grpc;
 mod health;
@@ -24,10 +27,12 @@ mod rest;
 pub mod route;
 #[cfg(test)]
 mod scripted;
+mod weight;
 mod wire;
 
 pub use codes::{Fault, Verdict};
 pub use config::ProxyConfig;
+pub use connections::serve_http;
 pub use frontend::Frontend;
 pub use grpc::serve_grpc;
 pub use health::Ready;

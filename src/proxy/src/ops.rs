@@ -73,6 +73,7 @@ impl Small {
 }
 
 impl Handler for Small {
+    type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
         Ok(self.page(&request))
     }

@@ -10,17 +10,18 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use prost::Message;
 
 use crate::body::{Incoming, Outgoing, Reader};
+use crate::budget::Share;
 use crate::codes::Fault;
 
 /// Before each message: one byte that says whether it is compressed, and its length in four.
 const PREFIX: usize = 5;
 
-/// The one message of a unary call.
+/// The one message of a unary call, as it came; `share` holds its bytes.
 ///
 /// # Errors
-/// [`Fault`]: over `limit`, compressed, cut short, followed by another message, or not a message.
-pub(crate) async fn read<M: Message + Default>(body: impl Incoming, limit: ByteSize) -> Result<M, Fault> {
-    let mut reader = Reader::new(body);
+/// [`Fault`]: over `limit`, no room for it, compressed, cut short, or followed by another message.
+pub(crate) async fn receive(body: impl Incoming, limit: ByteSize, share: &mut Share) -> Result<Bytes, Fault> {
+    let mut reader = Reader::new(body, share);
     let Some(mut first) = reader.next().await? else {
         return Err(Fault::BadRequest("the call brought no message".to_owned()));
     };
@@ -46,10 +47,18 @@ pub(crate) async fn read<M: Message + Default>(body: impl Incoming, limit: ByteS
     if whole.len() > size || reader.next().await?.is_some() {
         return Err(Fault::Unimplemented("more than one message was sent: streaming is not supported".to_owned()));
     }
-    M::decode(whole).map_err(|fault| Fault::BadRequest(format!("the message cannot be read: {fault}")))
+    Ok(whole)
 }
 
-async fn gather<B: Incoming>(reader: &mut Reader<B>, first: Bytes, size: usize) -> Result<Bytes, Fault> {
+/// Reads a message; raw contents stay slices of `bytes`.
+///
+/// # Errors
+/// It is no such message.
+pub(crate) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Fault> {
+    M::decode(bytes).map_err(|fault| Fault::BadRequest(format!("the message cannot be read: {fault}")))
+}
+
+async fn gather<B: Incoming>(reader: &mut Reader<'_, B>, first: Bytes, size: usize) -> Result<Bytes, Fault> {
     // A client may announce much and send little: start with a part and grow as it arrives.
     const AT_ONCE: usize = 1 << 20;
     let mut whole = BytesMut::with_capacity(size.min(AT_ONCE).max(first.len()));
@@ -95,10 +104,14 @@ mod tests {
     use http_body_util::StreamBody;
 
     use super::*;
+    use crate::budget::Budget;
 
     async fn read_frames(frames: Vec<&[u8]>, limit: ByteSize) -> Result<ModelReadyRequest, Fault> {
         let frames: Vec<_> = frames.into_iter().map(|frame| Ok::<_, std::io::Error>(Frame::data(Bytes::copy_from_slice(frame)))).collect();
-        read(StreamBody::new(futures::stream::iter(frames)), limit).await
+        let budget = Budget::of(ByteSize::MAX);
+        let read = receive(StreamBody::new(futures::stream::iter(frames)), limit, &mut budget.share()).await.and_then(decode);
+        assert_eq!(budget.taken(), 0, "nothing outlives its share");
+        read
     }
 
     fn framed(name: &str) -> Vec<u8> {
@@ -143,5 +156,25 @@ mod tests {
             let fault = read_frames(frames, limit).await.expect_err(case);
             assert!(fault.to_string().starts_with(expected), "{case}: {fault}");
         }
+    }
+    #[tokio::test]
+    async fn a_message_is_held_as_far_as_it_has_arrived_and_refused_when_there_is_no_room() {
+        let (bytes, budget) = (framed("digits"), Budget::of(ByteSize(20)));
+        let (frames, body) = futures::channel::mpsc::unbounded();
+        let mut share = budget.share();
+        let frame = |bytes: &[u8]| Ok::<_, std::io::Error>(Frame::data(Bytes::copy_from_slice(bytes)));
+        let mut reading = Box::pin(receive(StreamBody::new(body), ByteSize(1000), &mut share));
+        for (at, end) in [(0, 5), (5, 9)] {
+            frames.unbounded_send(frame(&bytes[at..end])).unwrap();
+            assert!(futures::poll!(&mut reading).is_pending());
+            assert_eq!(budget.taken(), end as u64, "the announced length is not taken, what came is");
+        }
+        let mut other = budget.share();
+        other.add(10).unwrap();
+        frames.unbounded_send(frame(&bytes[9..])).unwrap();
+        let fault = reading.await.unwrap_err();
+        assert_eq!(fault.to_string(), "requests hold 19 B of 20 B, and this one needs 7 B more: try again");
+        drop(share);
+        assert_eq!(budget.taken(), 10);
     }
 }

@@ -8,7 +8,11 @@
 //!
 //! A folder under `models` appears by one rename, complete and on stable storage, its manifest included. What is not so
 //! (a crash, another hand) is removed at start, or when it is asked for and a file does not have its length. All of
-//! `staging` is removed at start. The folders under `models` and the ledger change together, under the ledger's lock.
+//! `staging` is removed at start.
+//!
+//! What goes is decided under the ledger's lock; files are touched after that, by threads that may block. So a folder may
+//! be in its place for a moment after its content left the ledger, and the next content of that model waits for it. Bytes
+//! are given back when the files are gone; files that cannot be removed keep theirs, and each claim tries again.
 
 use std::fs::File;
 use std::io;
@@ -23,10 +27,11 @@ use berth_types::{ByteSize, ModelId, UnixMillis};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::PullError;
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{ClaimId, Entry, Extent, Ledger, Room};
 
 const MANIFEST: &str = "manifest.json";
 const FILES: &str = "files";
@@ -34,6 +39,9 @@ const FORMAT: u32 = 1;
 
 /// Up to this many files are flushed one by one; beyond it the whole file system is flushed once, which is cheaper.
 const FLUSHED_SINGLY: usize = 64;
+
+/// How often a folder is emptied that gets a new file meanwhile, from a write that had begun when its download failed.
+const EMPTIED: u32 = 16;
 
 /// What a content folder holds. Written last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +143,8 @@ struct Shared {
     clock: Clock,
     metrics: Metrics,
     ledger: Mutex<Ledger<Arc<Content>>>,
+    /// What could not be removed. Locked while it is tried again, so only by threads that may block.
+    stuck: Mutex<Vec<Removed>>,
     /// Told when bytes were given back.
     freed: Notify,
     sequence: AtomicU64,
@@ -143,12 +153,12 @@ struct Shared {
 /// Bytes of the tier that belong to a download until it lands or is dropped.
 pub(crate) struct Claim {
     tier: Tier,
-    size: ByteSize,
+    id: ClaimId,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.tier.0.ledger.lock().unclaim(self.size);
+        self.tier.0.ledger.lock().unclaim(self.id);
         self.tier.told();
     }
 }
@@ -164,16 +174,39 @@ impl Stage {
     pub(crate) fn files(&self) -> PathBuf {
         self.folder.join(FILES)
     }
+
+    /// What to tell the bytes that files in here have come to occupy.
+    pub(crate) fn growth(&self) -> impl Fn(u64) + Send + Sync + 'static {
+        let claim = self.claim.as_ref().map(|claim| (claim.tier.clone(), claim.id));
+        move |bytes| {
+            if let Some((tier, id)) = &claim {
+                tier.0.ledger.lock().wrote(*id, bytes);
+            }
+        }
+    }
+
+    /// Removes the folder and gives the bytes back, before it returns.
+    pub(crate) async fn discard(mut self) {
+        if let Some((tier, left)) = self.leave() {
+            tier.erase(left).await;
+        }
+    }
+
+    /// From here on the bytes are on their way out: another claim may count on them and waits until they are gone.
+    fn leave(&mut self) -> Option<(Tier, Removed)> {
+        let claim = self.claim.take()?;
+        let tier = claim.tier.clone();
+        let bytes = tier.0.ledger.lock().abandon(claim.id);
+        let folder = std::mem::take(&mut self.folder);
+        bytes.map(|bytes| (tier, Removed { folder, place_of: None, bytes }))
+    }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let Some(claim) = self.claim.take() else { return };
-        let folder = std::mem::take(&mut self.folder);
-        aside(move || {
-            remove(&folder);
-            drop(claim); // the bytes are given back when they are gone
-        });
+        if let Some((tier, left)) = self.leave() {
+            drop(tier.erase_aside(left));
+        }
     }
 }
 
@@ -193,25 +226,30 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let now = self.tier.0.clock.wall();
-        let model = &self.content.manifest.model;
-        let removed = {
-            let mut ledger = self.tier.0.ledger.lock();
-            let removed = ledger.unpin(model, self.generation, now).map(|entry| self.tier.move_away(entry));
-            if removed.is_none() && ledger.get(model).is_some_and(|entry| entry.generation == self.generation) {
-                self.content.touch(now);
+        let last = self.tier.0.ledger.lock().unpin(&self.content.manifest.model, self.generation, now);
+        match last {
+            Some(entry) => drop(self.tier.erase_aside(Removed::content(&entry))),
+            None => {
+                let (tier, content, generation) = (self.tier.clone(), Arc::clone(&self.content), self.generation);
+                drop(aside(move || tier.remember(&content, generation)));
             }
-            removed
-        };
-        if let Some(removed) = removed {
-            self.tier.erase_aside(removed);
         }
     }
 }
 
-/// Content off the ledger whose files are still to be deleted.
+/// Files off the ledger that are still to be deleted.
 struct Removed {
     folder: PathBuf,
-    size: ByteSize,
+    /// Set while `folder` is the place where content of that model belongs.
+    place_of: Option<ModelId>,
+    bytes: Extent,
+}
+
+impl Removed {
+    fn content(entry: &Entry<Arc<Content>>) -> Self {
+        let content = &entry.content;
+        Removed { folder: content.folder.clone(), place_of: Some(content.manifest.model.clone()), bytes: entry.extent() }
+    }
 }
 
 impl Tier {
@@ -224,6 +262,7 @@ impl Tier {
             clock,
             metrics,
             ledger: Mutex::new(Ledger::new(budget)),
+            stuck: Mutex::default(),
             freed: Notify::new(),
             sequence: AtomicU64::new(0),
         };
@@ -253,7 +292,7 @@ impl Tier {
                 Ok(whole) => found.push(whole),
                 Err(why) => {
                     info!(path = %folder.display(), error = %why, "content of the disk tier is not whole and is removed");
-                    remove(&folder);
+                    remove_or_warn(&folder);
                 }
             }
         }
@@ -264,12 +303,14 @@ impl Tier {
             let size = content.manifest.total();
             if held + size > self.0.budget {
                 info!(model = %content.manifest.model, size = %size, "content is removed from the disk tier, the budget has become smaller");
-                remove(&content.folder);
+                remove_or_warn(&content.folder);
                 continue;
             }
             held += size;
             ledger.add(content.manifest.model.clone(), Arc::new(content), size, last_use);
         }
+        drop(ledger);
+        self.free()?;
         Ok(())
     }
 
@@ -281,7 +322,7 @@ impl Tier {
             let mut ledger = self.0.ledger.lock();
             let content = Arc::clone(&ledger.get(model)?.content);
             if source.is_some_and(|source| source != content.manifest.source) {
-                Err(ledger.take(model).map(|entry| self.move_away(entry))?)
+                Err(ledger.take(model).map(|entry| Removed::content(&entry))?)
             } else {
                 Ok(Hold { tier: self.clone(), generation: ledger.pin(model, now)?, content })
             }
@@ -304,7 +345,7 @@ impl Tier {
         let removed = {
             let mut ledger = self.0.ledger.lock();
             let same = ledger.get(model).is_some_and(|entry| entry.generation == hold.generation);
-            if same { ledger.take(model).map(|entry| self.move_away(entry)) } else { None }
+            if same { ledger.take(model).map(|entry| Removed::content(&entry)) } else { None }
         };
         if let Some(removed) = removed {
             self.erase(removed).await;
@@ -320,10 +361,16 @@ impl Tier {
 
     /// Claims `need` bytes, removing the least recently used content where that takes it. Returns once they are free.
     pub(crate) async fn claim(&self, need: ByteSize) -> Result<Claim, PullError> {
-        let free = free_bytes(&self.0.models).map_err(|fault| PullError::Disk(format!("{}: {fault}", self.0.models.display())))?;
-        let (claim, removed) = {
-            let mut ledger = self.0.ledger.lock();
-            let victims = ledger.claim(need, free).map_err(|short| {
+        loop {
+            let tier = self.clone();
+            let looked = on_disk(&self.0.models, move || {
+                tier.retry_stuck();
+                let held = tier.0.ledger.lock().on_disk();
+                tier.free().map(|free| (free, held + free))
+            });
+            let (free, by_disk) = looked.await?;
+            let decided = self.0.ledger.lock().claim(need, by_disk);
+            let (id, victims) = decided.map_err(|short| {
                 if short.file_system && need <= self.0.budget {
                     let of = self.0.models.display();
                     PullError::Disk(format!(
@@ -334,29 +381,26 @@ impl Tier {
                     PullError::DiskFull { need, free: short.free, budget: short.limit }
                 }
             })?;
-            let removed: Vec<Removed> = victims
-                .into_iter()
-                .map(|(model, entry)| {
-                    info!(model = %model, size = %entry.size, "content is removed from the disk tier to make room");
-                    self.move_away(entry)
-                })
-                .collect();
-            (Claim { tier: self.clone(), size: need }, removed)
-        };
-        for victim in removed {
-            self.erase(victim).await;
-        }
-        loop {
-            let freed = self.0.freed.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable(); // a notice between the look and the wait must not be missed
-            if self.0.ledger.lock().settled() {
-                break;
+            let claim = Claim { tier: self.clone(), id };
+            let start = |(model, entry): (ModelId, Entry<_>)| {
+                info!(model = %model, size = %entry.size, "content is removed from the disk tier to make room");
+                self.erase_aside(Removed::content(&entry))
+            };
+            // All are begun before one is waited for: they go on when nobody waits for this claim any more.
+            let removals: Vec<_> = victims.into_iter().filter_map(start).collect();
+            futures::future::join_all(removals).await;
+            let mut room = Room::NotYet;
+            self.wait_until(|ledger| {
+                room = ledger.room();
+                room != Room::NotYet
+            })
+            .await;
+            self.told();
+            if room == Room::Yes {
+                return Ok(claim);
             }
-            freed.await;
+            // What was to make room cannot be removed: decide again, with it counted.
         }
-        self.told();
-        Ok(claim)
     }
 
     /// A fresh folder for a download.
@@ -364,8 +408,13 @@ impl Tier {
         let folder = self.aside_name(&folder_name(model));
         let stage = Stage { folder: folder.clone(), claim: Some(claim) };
         let files = stage.files();
-        on_disk(&folder, move || std::fs::create_dir_all(files)).await?;
-        Ok(stage)
+        match on_disk(&folder, move || std::fs::create_dir_all(files)).await {
+            Ok(()) => Ok(stage),
+            Err(fault) => {
+                stage.discard().await;
+                Err(fault)
+            }
+        }
     }
 
     /// Makes the staged files read-only, writes the manifest, and brings all of it to stable storage.
@@ -374,47 +423,64 @@ impl Tier {
         on_disk(&stage.folder, move || seal(&folder, &manifest)).await
     }
 
-    /// Gives sealed content its final name and pins it.
+    /// Gives sealed content its final name and pins it. There is one download per model, so nothing else takes the name.
     pub(crate) async fn land(&self, mut stage: Stage, manifest: Manifest) -> Result<Hold, PullError> {
-        let tier = self.clone();
-        let shown = stage.folder.clone();
-        on_disk(&shown, move || {
-            let target = tier.0.models.join(folder_name(&manifest.model));
-            let content = Arc::new(Content { folder: target.clone(), manifest });
-            let (model, size, now) = (&content.manifest.model, content.manifest.total(), tier.0.clock.wall());
-            let (generation, before) = {
-                let mut ledger = tier.0.ledger.lock();
-                let before = ledger.take(model).map(|entry| tier.move_away(entry));
-                if target.exists() {
-                    std::fs::rename(&target, tier.aside_name("stray"))?;
-                }
-                std::fs::rename(&stage.folder, &target)?;
-                ledger.add(model.clone(), Arc::clone(&content), size, now);
-                if let Some(claim) = &mut stage.claim {
-                    ledger.unclaim(std::mem::take(&mut claim.size));
-                }
-                (ledger.pin(model, now).unwrap_or_default(), before)
-            };
-            // The folder is content now: nothing is left for the stage to remove.
-            drop(stage.claim.take());
-            let hold = Hold { tier: tier.clone(), generation, content };
-            if let Some(before) = before {
-                tier.erase_aside(before);
+        let before = self.0.ledger.lock().take(&manifest.model);
+        if let Some(before) = before {
+            drop(self.erase_aside(Removed::content(&before)));
+        }
+        self.wait_until(|ledger| !ledger.in_place(&manifest.model)).await;
+        let (tier, shown) = (self.clone(), stage.folder.clone());
+        let landed = on_disk(&shown, move || Ok(tier.put(&mut stage, manifest).map_err(|fault| (stage, fault)))).await?;
+        match landed {
+            Ok(hold) => Ok(hold),
+            Err((stage, fault)) => {
+                stage.discard().await;
+                Err(PullError::Disk(format!("disk tier, {}: {fault}", shown.display())))
             }
-            flush(&tier.0.models)?;
-            Ok(hold)
-        })
-        .await
+        }
+    }
+
+    /// Moves the staged folder into its place, which is free, and makes content of it.
+    fn put(&self, stage: &mut Stage, manifest: Manifest) -> io::Result<Hold> {
+        let now = self.0.clock.wall();
+        let folder = self.0.models.join(folder_name(&manifest.model));
+        self.retry_stuck();
+        if self.0.stuck.lock().iter().any(|left| left.folder == folder) {
+            return Err(io::Error::other(format!("what was in {} before cannot be removed", folder.display())));
+        }
+        if folder.exists() {
+            let stray = self.aside_name("stray"); // another hand put it there
+            std::fs::rename(&folder, &stray)?;
+            remove_or_warn(&stray);
+        }
+        let staged = Content { folder: stage.folder.clone(), manifest };
+        staged.touch(now);
+        std::fs::rename(&staged.folder, &folder)?;
+        let content = Arc::new(Content { folder, manifest: staged.manifest });
+        let (model, size) = (&content.manifest.model, content.manifest.total());
+        let generation = {
+            let mut ledger = self.0.ledger.lock();
+            ledger.add(model.clone(), Arc::clone(&content), size, now);
+            if let Some(claim) = &stage.claim {
+                ledger.unclaim(claim.id);
+            }
+            ledger.pin(model, now).unwrap_or_default()
+        };
+        // The folder is content now: nothing is left for the stage to remove.
+        drop(stage.claim.take());
+        let hold = Hold { tier: self.clone(), generation, content };
+        flush(&self.0.models)?;
+        // Only a gauge hangs on it.
+        let _ = self.free();
+        Ok(hold)
     }
 
     /// Removes the content of `model`, at once or with its last pin.
     pub(crate) fn forget(&self, model: &ModelId) {
-        let removed = {
-            let mut ledger = self.0.ledger.lock();
-            ledger.doom(model).map(|entry| self.move_away(entry))
-        };
-        if let Some(removed) = removed {
-            self.erase_aside(removed);
+        let removed = self.0.ledger.lock().doom(model);
+        if let Some(entry) = removed {
+            drop(self.erase_aside(Removed::content(&entry)));
         }
     }
 
@@ -424,45 +490,106 @@ impl Tier {
         self.0.ledger.lock().used()
     }
 
-    /// Takes content out of sight; called under the ledger's lock, so that ledger and folders say the same.
-    fn move_away(&self, entry: Entry<Arc<Content>>) -> Removed {
-        let folder = self.aside_name("gone");
-        match std::fs::rename(&entry.content.folder, &folder) {
-            Ok(()) => {}
-            // Somebody removed it already: there is nothing to erase.
-            Err(fault) if fault.kind() == io::ErrorKind::NotFound => {}
-            Err(fault) => {
-                let model = &entry.content.manifest.model;
-                warn!(model = %model, path = %entry.content.folder.display(), error = %fault, "content cannot be moved away");
-            }
+    /// Writes down when content was last used. It may have left the ledger meanwhile.
+    fn remember(&self, content: &Content, generation: u64) {
+        let last_use = {
+            let ledger = self.0.ledger.lock();
+            ledger.get(&content.manifest.model).filter(|entry| entry.generation == generation).map(|entry| entry.last_use)
+        };
+        if let Some(last_use) = last_use {
+            content.touch(last_use);
         }
-        Removed { folder, size: entry.size }
     }
 
     async fn erase(&self, removed: Removed) {
-        let tier = self.clone();
-        // Fails only when the runtime is shutting down; the next start sweeps what is left.
-        let _ = tokio::task::spawn_blocking(move || tier.erase_now(&removed)).await;
+        if let Some(erased) = self.erase_aside(removed) {
+            // Fails only when the runtime is shutting down; the next start sweeps what is left.
+            let _ = erased.await;
+        }
     }
 
-    fn erase_aside(&self, removed: Removed) {
+    fn erase_aside(&self, removed: Removed) -> Option<JoinHandle<()>> {
         let tier = self.clone();
-        aside(move || tier.erase_now(&removed));
+        aside(move || tier.erase_now(removed))
     }
 
-    fn erase_now(&self, removed: &Removed) {
-        remove(&removed.folder);
-        self.0.ledger.lock().gone(removed.size);
+    fn erase_now(&self, mut removed: Removed) {
+        let place_of = removed.place_of.clone();
+        let outcome = self.try_erase(&mut removed);
+        match &outcome {
+            Ok(()) => self.0.ledger.lock().gone(removed.bytes),
+            Err(fault) => {
+                warn!(path = %removed.folder.display(), error = %fault, "cannot be removed: its bytes stay counted, the next download tries again");
+                let bytes = removed.bytes;
+                // In this order: whoever finds the place cleared must find what is stuck there.
+                let mut stuck = self.0.stuck.lock();
+                stuck.push(removed);
+                self.0.ledger.lock().stick(bytes);
+            }
+        }
+        if let Some(model) = &place_of {
+            self.0.ledger.lock().cleared(model);
+        }
         self.told();
+        // Only a gauge hangs on it.
+        let _ = self.free();
     }
 
-    /// Bytes moved: wakes claims that wait and sets the gauges.
+    /// Out of sight first, so that what is half removed is never in the place of content.
+    fn try_erase(&self, removed: &mut Removed) -> io::Result<()> {
+        if removed.place_of.is_some() {
+            let hidden = self.aside_name("gone");
+            // Where it cannot be moved it is removed in its place, which takes a folder that is gone already for removed.
+            if std::fs::rename(&removed.folder, &hidden).is_ok() {
+                removed.folder = hidden;
+                removed.place_of = None;
+            }
+        }
+        remove(&removed.folder)
+    }
+
+    /// Tries once more what could not be removed.
+    fn retry_stuck(&self) {
+        let mut freed = false;
+        self.0.stuck.lock().retain_mut(|removed| {
+            let gone = self.try_erase(removed).is_ok();
+            if gone {
+                info!(path = %removed.folder.display(), "removed at last");
+                self.0.ledger.lock().unstick(removed.bytes);
+                freed = true;
+            }
+            !gone
+        });
+        if freed {
+            self.told();
+        }
+    }
+
+    /// Waits until the ledger says so, which only what [`Tier::told`] tells can change.
+    async fn wait_until(&self, mut so: impl FnMut(&Ledger<Arc<Content>>) -> bool) {
+        loop {
+            let freed = self.0.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable(); // a notice between the look and the wait must not be missed
+            if so(&self.0.ledger.lock()) {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Bytes moved: wakes claims that wait and sets the gauge.
     fn told(&self) {
         self.0.freed.notify_waiters();
-        self.0.metrics.set(Gauge::DiskUsedBytes, &[], self.0.ledger.lock().used().0);
-        if let Ok(free) = free_bytes(&self.0.models) {
-            self.0.metrics.set(Gauge::DiskFreeBytes, &[], free.0);
-        }
+        let used = self.0.ledger.lock().used();
+        self.0.metrics.set(Gauge::DiskUsedBytes, &[], used.0);
+    }
+
+    /// What the file system has left. May block.
+    fn free(&self) -> io::Result<ByteSize> {
+        let free = free_bytes(&self.0.models)?;
+        self.0.metrics.set(Gauge::DiskFreeBytes, &[], free.0);
+        Ok(free)
     }
 
     fn aside_name(&self, what: &str) -> PathBuf {
@@ -471,10 +598,13 @@ impl Tier {
 }
 
 /// Runs `work` off the async threads where there is a runtime, here otherwise.
-fn aside(work: impl FnOnce() + Send + 'static) {
+fn aside(work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
     match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(work)),
-        Err(_) => work(),
+        Ok(runtime) => Some(runtime.spawn_blocking(work)),
+        Err(_) => {
+            work();
+            None
+        }
     }
 }
 
@@ -487,11 +617,22 @@ async fn on_disk<T: Send + 'static>(path: &Path, work: impl FnOnce() -> io::Resu
     }
 }
 
-fn remove(folder: &Path) {
-    match std::fs::remove_dir_all(folder) {
-        Ok(()) => {}
-        Err(fault) if fault.kind() == io::ErrorKind::NotFound => {}
-        Err(fault) => warn!(path = %folder.display(), error = %fault, "cannot be removed, the next start tries again"),
+/// What is gone already counts as removed.
+fn remove(folder: &Path) -> io::Result<()> {
+    let mut times = 1;
+    loop {
+        match std::fs::remove_dir_all(folder) {
+            Err(fault) if fault.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(fault) if fault.kind() == io::ErrorKind::DirectoryNotEmpty && times < EMPTIED => times += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// For what no bytes are counted for.
+fn remove_or_warn(folder: &Path) {
+    if let Err(fault) = remove(folder) {
+        warn!(path = %folder.display(), error = %fault, "cannot be removed, the next start tries again");
     }
 }
 
@@ -722,6 +863,103 @@ mod tests {
         let tier = tier(folder.path(), 65).await;
         assert_eq!(names(folder.path(), "models"), ["b", "c"]);
         assert_eq!(tier.used(), ByteSize(60));
+    }
+
+    async fn staged(tier: &Tier, name: &str, bytes: u64) -> Stage {
+        tier.stage(&id(name), tier.claim(ByteSize(bytes)).await.expect("fits")).await.expect("a folder")
+    }
+
+    /// A claim, which would wait for ever if bytes had been lost.
+    async fn claim_soon(tier: &Tier, need: u64) -> Result<Claim, PullError> {
+        let clock = &tier.0.clock;
+        clock.until(clock.deadline_in(Duration::from_secs(60)), tier.claim(ByteSize(need))).await.expect("bytes that nobody holds are waited for")
+    }
+
+    /// Something that is no folder, which [`remove`] refuses.
+    fn spoil(folder: &Path) {
+        std::fs::remove_dir_all(folder).expect("there");
+        std::fs::write(folder, b"no folder").expect("written");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_given_up_download_is_in_nobody_s_way() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tier = tier(folder.path(), 100).await;
+        drop(put(&tier, "idle", 40).await.expect("fits"));
+        let first = staged(&tier, "m", 60).await;
+        std::fs::write(first.files().join("x"), b"half").expect("written");
+        first.discard().await;
+        assert_eq!((names(folder.path(), "staging").len(), tier.used()), (0, ByteSize(40)), "all of it is gone when discard returns");
+        drop(staged(&tier, "m", 60).await);
+        let third = claim_soon(&tier, 60).await.expect("one that was only dropped is waited for");
+        assert_eq!(names(folder.path(), "staging").len(), 0);
+        assert!(tier.has(&id("idle"), None), "nothing had to go");
+        drop(third);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_cannot_be_removed_keep_their_bytes_until_they_can_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tier = tier(folder.path(), 100).await;
+        drop(put(&tier, "a", 30).await.expect("fits"));
+        let stage = staged(&tier, "b", 30).await;
+        spoil(&folder.path().join("models/a"));
+        spoil(&stage.folder);
+        stage.discard().await;
+        assert_eq!(tier.used(), ByteSize(60));
+        let refused = claim_soon(&tier, 50).await.map(|_| ()).expect_err("30 stay and 30 cannot be removed");
+        assert_eq!(refused, PullError::DiskFull { need: ByteSize(50), free: ByteSize(40), budget: ByteSize(100) });
+        assert_eq!((tier.used(), names(folder.path(), "staging").len()), (ByteSize(60), 2));
+        for left in names(folder.path(), "staging") {
+            std::fs::remove_file(folder.path().join("staging").join(left)).expect("there");
+        }
+        let claim = claim_soon(&tier, 100).await.expect("all of it is gone");
+        assert_eq!(tier.used(), ByteSize(100));
+        drop(claim);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn content_that_cannot_be_moved_is_removed_where_it_is_and_its_successor_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tier = tier(folder.path(), 100).await;
+        drop(put(&tier, "a", 60).await.expect("fits"));
+        let staging = folder.path().join("staging");
+        std::fs::remove_dir_all(&staging).expect("there"); // no folder can be moved there
+        drop(claim_soon(&tier, 100).await.expect("removed in its place"));
+        assert_eq!(names(folder.path(), "models").len(), 0);
+        std::fs::create_dir(&staging).expect("made");
+        let held = put(&tier, "a", 60).await.expect("fits");
+        drop(claim_soon(&tier, 40).await.expect("fits beside it"));
+        assert!(held.content().model().join("x").exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_landing_that_fails_gives_all_bytes_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tier = tier(folder.path(), 100).await;
+        drop(put(&tier, "a", 30).await.expect("fits"));
+        let stage = staged(&tier, "a", 30).await;
+        std::fs::remove_dir_all(&stage.folder).expect("there");
+        let fault = tier.land(stage, manifest("a", 30, 2)).await.map(|_| ()).expect_err("nothing was staged");
+        assert!(matches!(&fault, PullError::Disk(text) if text.contains("staging/a.")), "{fault:?}");
+        drop(claim_soon(&tier, 100).await.expect("nothing is held"));
+        assert_eq!(tier.used(), ByteSize(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn content_forgotten_and_fetched_again_at_once_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tier = tier(folder.path(), 100).await;
+        for _ in 0..20 {
+            let held = put(&tier, "a", 30).await.expect("fits");
+            assert!(held.content().model().join("x").exists());
+            tier.forget(&id("a"));
+            drop(held); // its files go while the next ones land
+        }
+        let held = put(&tier, "a", 30).await.expect("fits");
+        drop(claim_soon(&tier, 70).await.expect("all that went is gone"));
+        assert!(held.content().model().join("x").exists());
+        assert_eq!((names(folder.path(), "staging").len(), tier.used()), (0, ByteSize(30)));
     }
 
     #[test]

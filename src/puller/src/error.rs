@@ -41,6 +41,8 @@ impl PullError {
     pub const fn retry(&self) -> Retry {
         match self {
             PullError::Config(_) | PullError::NotFound(_) | PullError::Denied(_) => Retry::AfterChange,
+            // Larger than the whole budget: no removal helps.
+            PullError::DiskFull { need, budget, .. } if need.0 > budget.0 => Retry::AfterChange,
             PullError::Unavailable(_) | PullError::Corrupt(_) | PullError::DiskFull { .. } | PullError::Disk(_) => Retry::Later,
         }
     }

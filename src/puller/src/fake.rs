@@ -214,22 +214,37 @@ impl FakeFetch {
     }
 }
 
+impl Landed {
+    fn pinned(self, model: &Registration) -> Pinned {
+        Pinned {
+            model: PathBuf::from("/fake").join(model.id.as_str()),
+            schema: model.storage.schema_path.as_ref().map(|_| PathBuf::from("/fake").join(format!("{}.schema", model.id))),
+            size: self.size,
+            from_disk: self.from_disk,
+            hold: Some(self.hold),
+        }
+    }
+}
+
 #[async_trait]
 impl Fetch for FakeFetch {
     async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError> {
         self.shared.state.lock().forgotten.remove(&model.id);
         let work = || Self::bring(Arc::clone(&self.shared), model.id.clone());
-        let landed = match self.flights.join(&model.id, work).await {
-            Some(outcome) => outcome?,
-            None => return Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
+        match self.flights.join(&model.id, work).await {
+            Some(outcome) => outcome.map(|landed| landed.pinned(model)),
+            None => Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
+        }
+    }
+
+    async fn reuse(&self, model: &Registration) -> Option<Pinned> {
+        let size = {
+            let mut state = self.shared.state.lock();
+            let size = *state.disk.get(&model.id)?;
+            state.forgotten.remove(&model.id);
+            size
         };
-        Ok(Pinned {
-            model: PathBuf::from("/fake").join(model.id.as_str()),
-            schema: model.storage.schema_path.as_ref().map(|_| PathBuf::from("/fake").join(format!("{}.schema", model.id))),
-            size: landed.size,
-            from_disk: landed.from_disk,
-            hold: Some(landed.hold),
-        })
+        Some(Landed { size, from_disk: true, hold: FakeHold::on(&self.shared, &model.id) }.pinned(model))
     }
 
     fn on_disk(&self, model: &Registration) -> bool {

@@ -73,6 +73,12 @@ pub trait Fetch: Send + Sync + 'static {
     /// [`PullError`] names store, bucket, path and status, and whether trying again may help.
     async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError>;
 
+    /// The files of `model` when they were fetched earlier and are still whole on disk: quick, without a store. `None`
+    /// says nothing but that [`fetch`](Fetch::fetch) has to find out.
+    async fn reuse(&self, _model: &Registration) -> Option<Pinned> {
+        None
+    }
+
     /// True when the files of `model` are on disk, checked.
     fn on_disk(&self, model: &Registration) -> bool;
 

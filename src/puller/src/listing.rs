@@ -64,11 +64,8 @@ impl Lister<'_> {
     }
 
     async fn page(&self, prefix: &str, after: Option<&str>) -> Result<Page, Fault> {
-        let work = || async {
-            let _one_request = self.requests.acquire().await;
-            self.client.list(self.source, prefix, after).await
-        };
-        Patience::new(self.config, self.clock, seed(prefix, 0)).hold(work).await
+        let work = || self.client.list(self.source, prefix, after);
+        Patience::new(self.config, self.clock, seed(prefix, 0)).hold(self.requests, work).await
     }
 }
 

@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use berth_telemetry::Clock;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::s3::Fault;
 use crate::{PullError, PullerConfig};
 
-/// Counts tries and time since the last byte of progress. Both are limited; progress renews both.
+/// Counts tries and time since the last byte of progress. Both are limited; progress renews both. Time in our own queue
+/// for requests is not counted: it says nothing about the store.
 pub(crate) struct Patience {
     clock: Clock,
     tries_left: u32,
@@ -43,10 +45,24 @@ impl Patience {
         self.config.give_up_after.saturating_sub(self.clock.now().saturating_duration_since(self.since))
     }
 
-    /// `work`, tried again while the store is away and patience lasts.
-    pub(crate) async fn hold<T, F: Future<Output = Result<T, Fault>>>(mut self, mut work: impl FnMut() -> F) -> Result<T, Fault> {
+    /// A permit for one request. The clock stands still meanwhile; nothing is renewed.
+    pub(crate) async fn turn<'a>(&mut self, requests: &'a Semaphore) -> Option<SemaphorePermit<'a>> {
+        let queued = self.clock.now();
+        let permit = requests.acquire().await.ok(); // `None` never comes: nobody closes it
+        self.since += self.clock.now().saturating_duration_since(queued);
+        permit
+    }
+
+    /// `work`, with a permit of `requests`, tried again while the store is away and patience lasts.
+    pub(crate) async fn hold<T, F: Future<Output = Result<T, Fault>>>(
+        mut self,
+        requests: &Semaphore,
+        mut work: impl FnMut() -> F,
+    ) -> Result<T, Fault> {
         loop {
+            let one_request = self.turn(requests).await;
             let outcome = self.clock.until(self.clock.deadline_in(self.left()), work()).await;
+            drop(one_request); // others go on while this one pauses
             match outcome.unwrap_or_else(|| Err(Fault::Away(format!("no answer within {:?}", self.config.give_up_after)))) {
                 Err(Fault::Away(why)) => self.pause(why).await?,
                 settled => return settled,
@@ -104,7 +120,7 @@ mod tests {
             let tries = AtomicU32::new(0);
             let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
             let outcome: Result<(), Fault> = patience
-                .hold(|| async {
+                .hold(&Semaphore::new(1), || async {
                     tries.fetch_add(1, Ordering::Relaxed);
                     if hang {
                         clock.sleep(Duration::from_secs(10)).await;
@@ -119,6 +135,47 @@ mod tests {
             assert_eq!(tries.into_inner(), expected);
             assert!(clock.now() - begin <= Duration::from_secs(15), "{:?}", clock.now() - begin);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_our_own_turn_is_not_the_store_s_fault() {
+        let clock = Clock::starting_at(UnixMillis(0));
+        let requests = Semaphore::new(1);
+        let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
+        let busy = async {
+            let _others = requests.acquire().await;
+            clock.sleep(Duration::from_secs(60)).await;
+        };
+        let queued = async {
+            tokio::task::yield_now().await;
+            let begin = clock.now();
+            let answer = || async {
+                clock.sleep(Duration::from_secs(14)).await;
+                Ok(())
+            };
+            (patience.hold(&requests, answer).await, clock.now() - begin)
+        };
+        let (_, outcome) = tokio::join!(busy, queued);
+        assert_eq!(outcome, (Ok(()), Duration::from_secs(74)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_our_own_turn_renews_nothing() {
+        let clock = Clock::starting_at(UnixMillis(0));
+        let requests = Semaphore::new(0);
+        let mut patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
+        for _ in 0..3 {
+            patience.pause("away".to_owned()).await.expect("there are tries left");
+        }
+        let left = patience.left();
+        let serve = async {
+            clock.sleep(Duration::from_secs(60)).await;
+            requests.add_permits(1);
+        };
+        let ((), permit) = tokio::join!(serve, patience.turn(&requests));
+        assert!(permit.is_some());
+        assert_eq!(patience.left(), left);
+        patience.pause("away".to_owned()).await.expect_err("no try is left");
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast};
 use tracing::{info, warn};
 
-use crate::disk::{FileRecord, Hold, Manifest, Tier};
+use crate::disk::{self, FileRecord, Hold, Manifest, Tier};
 use crate::flights::Flights;
 use crate::folder;
 use crate::listing::Lister;
@@ -66,6 +66,16 @@ impl Landed {
         let content = hold.content();
         Landed { model: content.model(), schema: content.schema(), size: content.size(), from_disk, hold: Some(Arc::new(hold)) }
     }
+
+    fn pinned(self) -> Pinned {
+        Pinned {
+            model: self.model,
+            schema: self.schema,
+            size: self.size,
+            from_disk: self.from_disk,
+            hold: self.hold.map(|hold| hold as Arc<dyn std::any::Any + Send + Sync>),
+        }
+    }
 }
 
 impl Puller {
@@ -95,6 +105,12 @@ impl Puller {
     pub fn progress(&self) -> broadcast::Receiver<Progress> {
         self.inner.progress.subscribe()
     }
+
+    /// Models that were forgotten while their download was under way.
+    #[cfg(test)]
+    pub(crate) fn unwanted(&self) -> usize {
+        self.inner.unwanted.lock().len()
+    }
 }
 
 #[async_trait]
@@ -102,17 +118,16 @@ impl Fetch for Puller {
     async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError> {
         self.inner.unwanted.lock().remove(&model.id);
         let work = || Inner::bring(Arc::clone(&self.inner), model.id.clone(), model.storage.clone());
-        let landed = match self.flights.join(&model.id, work).await {
-            Some(outcome) => outcome?,
-            None => return Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
-        };
-        Ok(Pinned {
-            model: landed.model,
-            schema: landed.schema,
-            size: landed.size,
-            from_disk: landed.from_disk,
-            hold: landed.hold.map(|hold| hold as Arc<dyn std::any::Any + Send + Sync>),
-        })
+        match self.flights.join(&model.id, work).await {
+            Some(outcome) => outcome.map(Landed::pinned),
+            None => Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
+        }
+    }
+
+    async fn reuse(&self, model: &Registration) -> Option<Pinned> {
+        self.inner.unwanted.lock().remove(&model.id);
+        let source = self.inner.source_of(&model.storage).await;
+        self.inner.reuse(&model.id, &model.storage, &source).await.map(Landed::pinned)
     }
 
     fn on_disk(&self, model: &Registration) -> bool {
@@ -157,19 +172,39 @@ impl Inner {
         }
     }
 
-    async fn bring(self: Arc<Self>, model: ModelId, storage: StorageRef) -> Result<Landed, PullError> {
+    async fn source_of(self: &Arc<Self>, storage: &StorageRef) -> Result<Source, PullError> {
+        let (this, wanted) = (Arc::clone(self), storage.clone());
+        self.reading("the storage config", move || this.resolve_now(&wanted)).await
+    }
+
+    /// The files of the disk tier, if they are whole and are those of `source`.
+    async fn reuse(&self, model: &ModelId, storage: &StorageRef, source: &Result<Source, PullError>) -> Option<Landed> {
         let started = self.clock.now();
-        let (this, wanted) = (Arc::clone(&self), storage.clone());
-        let source = self.reading("the storage config", move || this.resolve_now(&wanted)).await;
-        let identity = source.as_ref().ok().map(|source| source.identity(&storage));
-        if let Some(hold) = self.tier.reuse(&model, identity.as_deref()).await {
-            if let Err(fault) = &source {
-                warn!(model = %model, step = "fetch", error = %fault, "the storage of this model cannot be resolved, its files on disk are used");
-            }
-            self.metrics.add(Counter::DiskHits, &[], 1);
-            let took = field::took(self.clock.now() - started);
-            info!(model = %model, step = "fetch", size = %hold.content().size(), took, "model found on disk");
-            return Ok(Landed::held(hold, true));
+        let identity = source.as_ref().ok().map(|source| source.identity(storage));
+        let hold = self.tier.reuse(model, identity.as_deref()).await?;
+        if let Err(fault) = source {
+            warn!(model = %model, step = "fetch", error = %fault, "the storage of this model cannot be resolved, its files on disk are used");
+        }
+        self.metrics.add(Counter::DiskHits, &[], 1);
+        let took = field::took(self.clock.now() - started);
+        info!(model = %model, step = "fetch", size = %hold.content().size(), took, "model found on disk");
+        Some(Landed::held(hold, true))
+    }
+
+    async fn bring(self: Arc<Self>, model: ModelId, storage: StorageRef) -> Result<Landed, PullError> {
+        let outcome = self.find_or_fetch(model.clone(), storage).await;
+        // However it ended: what was forgotten meanwhile goes, and nothing remembers it.
+        if self.unwanted.lock().remove(&model) {
+            self.tier.forget(&model);
+        }
+        outcome
+    }
+
+    async fn find_or_fetch(self: &Arc<Self>, model: ModelId, storage: StorageRef) -> Result<Landed, PullError> {
+        let started = self.clock.now();
+        let source = self.source_of(&storage).await;
+        if let Some(landed) = self.reuse(&model, &storage, &source).await {
+            return Ok(landed);
         }
         match source? {
             Source::InPlace(place) => self.in_place(model, &storage, place).await,
@@ -229,24 +264,29 @@ impl Inner {
             halt::at(Point::Listed, model.as_str());
             let claim = self.tier.claim(total).await?;
             let stage = self.tier.stage(model, claim).await?;
-            let transfer = self.transfer(model, &client, &source, stage.files(), reporter);
-            let checked = match transfer.run(Arc::clone(&items)).await {
-                Err(Fault::Changed(why)) => {
-                    changed = why;
-                    continue;
-                }
-                Err(fault) => return Err(settled(fault)),
-                Ok(checked) => checked,
-            };
+            let transfer = self.transfer(model, &client, &source, &stage, reporter);
             let files = items.iter().map(|item| FileRecord { path: item.file.clone(), bytes: item.object.size, etag: item.object.etag.clone() });
             let manifest = Manifest::new(model.clone(), identity.clone(), names.clone(), size, self.clock.wall(), files.collect());
-            self.tier.seal(&stage, &manifest).await?;
+            let fill = async {
+                let checked = transfer.run(Arc::clone(&items)).await?;
+                self.tier.seal(&stage, &manifest).await.map_err(Fault::Final)?;
+                Ok(checked)
+            };
+            let checked = match fill.await {
+                Ok(checked) => checked,
+                Err(fault) => {
+                    // Before whatever comes next, which must not find its own bytes still taken.
+                    stage.discard().await;
+                    match fault {
+                        Fault::Changed(why) => changed = why,
+                        fault => return Err(settled(fault)),
+                    }
+                    continue;
+                }
+            };
             reporter.stage(Stage::Verified);
             halt::at(Point::Verified, model.as_str());
             let hold = self.tier.land(stage, manifest).await?;
-            if self.unwanted.lock().remove(model) {
-                self.tier.forget(model);
-            }
             halt::at(Point::Renamed, model.as_str());
             self.metrics.add(Counter::FetchedObjects, &[], hold.content().objects() as u64);
             return Ok((hold, checked));
@@ -281,7 +321,14 @@ impl Inner {
         Ok((items, size))
     }
 
-    fn transfer(&self, model: &ModelId, client: &Arc<S3Client>, source: &Arc<S3Source>, folder: PathBuf, reporter: &Arc<Reporter>) -> Arc<Transfer> {
+    fn transfer(
+        &self,
+        model: &ModelId,
+        client: &Arc<S3Client>,
+        source: &Arc<S3Source>,
+        stage: &disk::Stage,
+        reporter: &Arc<Reporter>,
+    ) -> Arc<Transfer> {
         let (reporter, metrics, model) = (Arc::clone(reporter), self.metrics.clone(), model.clone());
         let first = AtomicBool::new(true);
         Arc::new(Transfer {
@@ -290,7 +337,8 @@ impl Inner {
             config: Arc::clone(&self.config),
             clock: self.clock.clone(),
             requests: Arc::clone(&self.requests),
-            folder,
+            folder: stage.files(),
+            occupied: Box::new(stage.growth()),
             received: Box::new(move |bytes| {
                 metrics.add(Counter::FetchedBytes, &[], bytes);
                 reporter.received(bytes);

@@ -28,6 +28,7 @@ async fn conforms(fetch: Arc<dyn Fetch>, copies: bool) {
     assert!(matches!(fetch.fetch(&absent).await, Err(PullError::NotFound(_))), "what is not there is not found");
     assert!(!fetch.on_disk(&absent));
     assert_eq!(fetch.on_disk(&present), !copies);
+    assert!(fetch.reuse(&present).await.is_none() && fetch.reuse(&absent).await.is_none(), "nothing was fetched");
 
     let first = fetch.fetch(&present).await.expect("there");
     assert_eq!((first.size, first.from_disk), (ByteSize(1000), !copies));
@@ -35,6 +36,11 @@ async fn conforms(fetch: Arc<dyn Fetch>, copies: bool) {
     let again = fetch.fetch(&present).await.expect("there");
     assert!(again.from_disk, "the second time it is on disk");
     assert_eq!((&again.model, again.size), (&first.model, first.size));
+    let reused = fetch.reuse(&present).await;
+    assert_eq!(reused.is_some(), copies, "what is used in place was never fetched");
+    if let Some(reused) = reused {
+        assert_eq!((reused.from_disk, &reused.model, reused.size, reused.hold.is_some()), (true, &first.model, first.size, true));
+    }
 
     fetch.forget(&present);
     assert_eq!(again.hold.is_some(), copies);

@@ -2,13 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{ByteSize, Registration};
+use tokio::sync::Semaphore;
 
+use crate::listing::Lister;
+use crate::paths::{StorePath, lay_out};
+use crate::s3::S3Client;
+use crate::storage::{Entries, Source, resolve};
 use crate::store::{BUCKET, KEY_ID, SECRET, Store, Trouble, etag};
 use crate::suite::model;
+use crate::transfer::Transfer;
 use crate::{Fetch, PullError, Puller, PullerConfig, Stage};
 
 /// A configuration with these storage keys, short waits and small parts.
@@ -162,6 +169,41 @@ async fn a_folder_of_objects_arrives_byte_for_byte_and_is_not_asked_for_again() 
     assert!(again.from_disk && files(&again.model) == expected);
     assert_eq!(bench.store.requests().len(), requests, "the store was asked again");
     assert_eq!(bench.metrics.count(Counter::DiskHits, &[]), 2);
+}
+
+#[tokio::test]
+async fn each_byte_is_said_to_occupy_the_disk_once() {
+    let (folder, store) = (tempfile::tempdir().expect("a folder"), Store::start().await);
+    let sizes = [0_usize, 1000, 65_536, 65_537, 300_000];
+    for (n, size) in sizes.iter().enumerate() {
+        store.put(&format!("m/{n}"), noise(*size, n as u64));
+    }
+    store.trouble("m/4", Trouble::Truncate(40_000), 2); // what is asked for again is not counted again
+    let config = Arc::new(config(folder.path(), &[("k", &s3_entry(&store))]));
+    let (clock, requests) = (Clock::system(), Arc::new(Semaphore::new(8)));
+    let entries = Entries::read(config.storage_config.as_deref()).expect("sound");
+    let Ok(Source::S3(source)) = resolve(&entries, &config.pvc_mounts, &model("m", "k", "m").storage) else { panic!("no store") };
+    let client = Arc::new(S3Client::new(&source, &config, clock.clone()).expect("sound"));
+    let path = StorePath::parse("m").expect("sound");
+    let lister = Lister { client: &client, source: &source, config: &config, clock: &clock, requests: &requests };
+    let items = lay_out(&path, "m", lister.list(&path).await.expect("there")).expect("sound");
+    let occupied = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&occupied);
+    let transfer = Transfer {
+        client,
+        source: Arc::new(source),
+        config,
+        clock,
+        requests,
+        folder: folder.path().join("files"),
+        received: Box::new(|_| {}),
+        written: Box::new(|| {}),
+        occupied: Box::new(move |bytes| {
+            count.fetch_add(bytes, Ordering::Relaxed);
+        }),
+    };
+    Arc::new(transfer).run(items.into()).await.expect("arrives");
+    assert_eq!(occupied.load(Ordering::Relaxed), sizes.iter().sum::<usize>() as u64);
 }
 
 #[tokio::test]
@@ -365,6 +407,32 @@ async fn a_model_forgotten_while_it_is_fetched_does_not_stay() {
     assert!(pinned.model.exists());
     drop(pinned);
     assert!(!bench.puller.on_disk(&wanted));
+
+    bench.store.trouble("list-type", Trouble::Hold, 1);
+    bench.store.trouble("/m", Trouble::Status(403, "AccessDenied"), 1);
+    let mut waiting = Box::pin(bench.puller.fetch(&wanted));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    bench.puller.forget(&wanted);
+    assert_eq!(bench.puller.unwanted(), 1);
+    bench.store.let_go(1);
+    waiting.await.map(|_| ()).expect_err("denied");
+    assert_eq!(bench.puller.unwanted(), 0, "a download that failed is remembered");
+}
+
+#[tokio::test]
+async fn a_download_that_starts_over_is_not_in_its_own_way() {
+    let bench = Bench::with(|config| config.disk_budget = ByteSize::kib(100)).await;
+    let idle = model("idle", "k", "idle");
+    bench.store.put("idle", noise(30 << 10, 1));
+    drop(bench.puller.fetch(&idle).await.expect("fits"));
+    bench.store.put("m/large", noise(60 << 10, 2));
+    bench.store.put("m/small", noise(1 << 10, 2));
+    for n in 3..5 {
+        bench.store.trouble("/large", Trouble::Replace(noise(60 << 10, n)), 1);
+    }
+    let pinned = bench.fetch("m").await.expect("the third time it is at rest");
+    assert!(files(&pinned.model)[0].1 == noise(60 << 10, 4));
+    assert!(bench.puller.on_disk(&idle), "nothing had to go for it");
 }
 
 #[tokio::test]

@@ -48,6 +48,8 @@ pub(crate) struct Transfer {
     pub(crate) received: Box<dyn Fn(u64) + Send + Sync>,
     /// Told each time that a batch is in its file.
     pub(crate) written: Box<dyn Fn() + Send + Sync>,
+    /// Told bytes of the files once they surely occupy room on disk, each byte once.
+    pub(crate) occupied: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 /// What was checked beyond the lengths.
@@ -73,7 +75,13 @@ impl std::fmt::Display for Checked {
 struct Large {
     path: PathBuf,
     size: u64,
-    file: OnceCell<Arc<File>>,
+    file: OnceCell<Allocated>,
+}
+
+struct Allocated {
+    file: Arc<File>,
+    /// True when all of its bytes are taken from the file system already.
+    in_full: bool,
 }
 
 enum Part {
@@ -146,15 +154,22 @@ impl Transfer {
 
     /// Fetches one part; true when its digest was checked.
     async fn part(&self, part: Part) -> Result<bool, Fault> {
-        let (item, range, target) = match part {
+        let (item, range, target, occupied) = match part {
             Part::Whole(item) => {
                 let range = 0..item.object.size.0;
                 let path = self.folder.join(&item.file);
-                (item, range, Target::New(path))
+                (item, range, Target::New(path), false)
             }
             Part::Range { item, range, large } => {
-                let file = large.file.get_or_try_init(|| preallocate(large.path.clone(), large.size)).await?;
-                (item, range, Target::Open(Arc::clone(file)))
+                let make = || async {
+                    let allocated = preallocate(large.path.clone(), large.size).await?;
+                    if allocated.in_full {
+                        (self.occupied)(large.size);
+                    }
+                    Ok(allocated)
+                };
+                let Allocated { file, in_full } = large.file.get_or_try_init(make).await?;
+                (item, range, Target::Open(Arc::clone(file)), *in_full)
             }
         };
         let whole = range.end - range.start == item.object.size.0;
@@ -173,6 +188,9 @@ impl Transfer {
             }
         }
         let digest = sink.finish(&self.written).await?;
+        if !occupied {
+            (self.occupied)(range.end - range.start);
+        }
         match (expected, digest) {
             (Some(expected), Some(digest)) if digest_means_something => {
                 let got = digest.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
@@ -203,7 +221,7 @@ impl Transfer {
         digest_means_something: &mut bool,
     ) -> Result<Option<String>, Fault> {
         let what = || format!("object {:?} of bucket {} at {}", item.object.key, self.source.bucket, self.source.address());
-        let _one_request = self.requests.acquire().await;
+        let _one_request = patience.turn(&self.requests).await;
         let mut body = match self.client.get(&self.source, &item.object, asked).await {
             Ok(body) => body,
             Err(Fault::Away(why)) => return Ok(Some(why)),
@@ -221,9 +239,9 @@ impl Transfer {
                         return Err(Fault::Final(PullError::Corrupt(format!("{}: more bytes came than were asked for", what()))));
                     }
                     *at += length;
-                    patience.progress();
                     (self.received)(length);
                     sink.push(bytes, &self.written).await?;
+                    patience.progress(); // after the push: a slow disk is not the store's fault either
                 }
             }
         }
@@ -263,17 +281,20 @@ fn create(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).open(path)
 }
 
-async fn preallocate(path: PathBuf, size: u64) -> Result<Arc<File>, Fault> {
+async fn preallocate(path: PathBuf, size: u64) -> Result<Allocated, Fault> {
     let shown = path.clone();
     blocking(&shown, move || {
         let file = create(&path)?;
         // Not every file system can; then the file grows as it is written, and the length is right all the same.
-        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size)?,
+        let in_full = match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                file.set_len(size)?;
+                false
+            }
             Err(fault) => return Err(fault.into()),
-        }
-        Ok(Arc::new(file))
+        };
+        Ok(Allocated { file: Arc::new(file), in_full })
     })
     .await
 }

@@ -5,14 +5,22 @@
 //! read says nothing new: the resources last read from it stay until it is fixed. Of two definitions of one resource the
 //! first file by name wins. The file system's events only say when to scan; a slow poll stands behind them, since some
 //! mounts send none.
+//!
+//! A file may be read while it is being written, and what is there by then may be valid by itself. So a file that changed
+//! within the last two seconds only adds resources: what it changes waits until the file has come to rest, and what is
+//! missing, in a file at rest or because its file is gone, must be missing for two seconds. An edit is seen about two
+//! seconds after the last write to its file, a file that is removed two seconds later, a resource that is removed from
+//! its file four seconds later. The first scan changes what files say at once, and removes at once what belongs to
+//! files that do not exist: nobody saw those being written.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_telemetry::Clock;
 use berth_types::{ByteSize, UnixMillis};
@@ -33,7 +41,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How often the folder is read when events come, and when the system gives none.
 const POLL_BEHIND_EVENTS: Duration = Duration::from_secs(15);
 const POLL_ALONE: Duration = Duration::from_secs(2);
-/// A file whose times are younger than this when it is read may change again without changing them.
+/// A file whose times are younger than this when it is read may change again without changing them, and may still be
+/// being written.
 const TIMES_SETTLE: Duration = Duration::from_secs(2);
 /// Writes handed to the store at once; it puts what waits into one disk write.
 const WRITES_AT_ONCE: usize = 256;
@@ -93,6 +102,8 @@ pub struct Scan {
     pub applied: usize,
     /// Resources removed.
     pub removed: usize,
+    /// Changes and removals that wait until their files have come to rest.
+    pub held_back: usize,
     /// Faults that stand now.
     pub faults: usize,
 }
@@ -140,9 +151,21 @@ impl Stamp {
 /// A file as it was last read.
 #[derive(Clone)]
 struct Known {
-    /// `None` when the file must be read again in any case.
+    /// `None` when nothing could be learned about it.
     stamp: Option<Stamp>,
+    /// When it was first seen with this stamp.
+    since: Instant,
+    /// False when the file must be read again in any case.
+    settled: bool,
     manifests: Arc<Manifests>,
+}
+
+impl Known {
+    /// Nobody seems to be writing it. Also true for a file whose times are in the future and never look settled, and for
+    /// one that is closed to us.
+    fn is_at_rest(&self, now: Instant) -> bool {
+        self.settled || self.stamp.is_none() || now.saturating_duration_since(self.since) >= TIMES_SETTLE
+    }
 }
 
 type Files = BTreeMap<PathBuf, Known>;
@@ -153,8 +176,13 @@ pub struct Folder {
     store: Arc<dyn Store>,
     clock: Clock,
     files: Files,
+    /// Since when objects have been missing from files at rest; `None` before the first scan.
+    missing: Option<Missing>,
     faults: watch::Sender<Arc<[Fault]>>,
 }
+
+/// When it was first seen that no file says anything of an object any more.
+type Missing = BTreeMap<ObjectKey, Instant>;
 
 impl Folder {
     /// A folder to be watched. Nothing is read yet: [`Folder::rescan`] reads it once, [`Folder::run`] keeps at it.
@@ -166,7 +194,7 @@ impl Folder {
         // Absolute, since origins are kept over restarts from other working directories.
         let absolute = dir.canonicalize().map_err(fault)?;
         std::fs::read_dir(&absolute).map_err(fault)?;
-        Ok(Folder { dir: absolute, store, clock, files: Files::new(), faults: watch::Sender::new(Arc::default()) })
+        Ok(Folder { dir: absolute, store, clock, files: Files::new(), missing: None, faults: watch::Sender::new(Arc::default()) })
     }
 
     /// The faults of this folder, now and later.
@@ -177,7 +205,7 @@ impl Folder {
 
     /// Reads what changed and brings the store to what the files say.
     pub async fn rescan(&mut self) -> Scan {
-        let (dir, known, now) = (self.dir.clone(), self.files.clone(), self.clock.wall());
+        let (dir, known, now) = (self.dir.clone(), self.files.clone(), Now { wall: self.clock.wall(), instant: self.clock.now() });
         let read = tokio::task::spawn_blocking(move || read_folder(&dir, &known, now)).await.map_err(io::Error::other).flatten();
         let files = match read {
             Ok(files) => files,
@@ -189,11 +217,12 @@ impl Folder {
             }
         };
         let stored: Vec<Arc<Object>> = self.store.list().into_iter().filter(|object| matches!(object.origin, Origin::Folder(_))).collect();
-        let Plan { apply, remove, mut faults } = plan(&files, &stored);
+        let Plan { apply, remove, missing, held_back, mut faults } = plan(&files, &stored, self.missing.as_ref(), now.instant);
         self.files = files;
+        self.missing = Some(missing);
 
         let store = &self.store;
-        let mut scan = Scan::default();
+        let mut scan = Scan { held_back, ..Scan::default() };
         let removals = futures::stream::iter(remove).map(|key| async move { (key.clone(), store.delete(&key).await) });
         let removed: Vec<_> = removals.buffered(WRITES_AT_ONCE).collect().await;
         for (key, outcome) in removed {
@@ -261,7 +290,8 @@ impl Folder {
         };
         let pause = if watcher.is_some() { POLL_BEHIND_EVENTS } else { POLL_ALONE };
         loop {
-            self.rescan().await;
+            let scan = self.rescan().await;
+            let pause = if scan.held_back > 0 { TIMES_SETTLE } else { pause };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.clock.sleep(pause) => {}
@@ -282,8 +312,15 @@ fn watch_folder(dir: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedW
     Ok(watcher)
 }
 
+/// When a scan began.
+#[derive(Clone, Copy)]
+struct Now {
+    wall: UnixMillis,
+    instant: Instant,
+}
+
 /// Every manifest file of the folder, those that did not change as they are known.
-fn read_folder(dir: &Path, known: &Files, now: UnixMillis) -> io::Result<Files> {
+fn read_folder(dir: &Path, known: &Files, now: Now) -> io::Result<Files> {
     let mut files = Files::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -296,18 +333,25 @@ fn read_folder(dir: &Path, known: &Files, now: UnixMillis) -> io::Result<Files> 
             Ok(_) => continue,
             Err(fault) if fault.kind() == io::ErrorKind::NotFound => continue,
             Err(fault) => {
-                files.insert(path.clone(), unreadable(&path, &fault.to_string()));
+                let manifests = Arc::new(unreadable(&path, &fault.to_string()));
+                files.insert(path, Known { stamp: None, since: now.instant, settled: false, manifests });
                 continue;
             }
         };
         let stamp = Stamp::of(&metadata);
-        match known.get(&path) {
-            Some(file) if file.stamp == Some(stamp) => drop(files.insert(path, file.clone())),
+        let same = known.get(&path).filter(|file| file.stamp == Some(stamp));
+        let file = match same {
+            Some(file) if file.settled => file.clone(),
             Some(_) | None => {
-                let file = read_file(&path, stamp, now);
-                files.insert(path, file);
+                let read = read_file(&path);
+                // Read in the middle of a write that began after the first look, it is neither the old nor the new file.
+                let unchanged = std::fs::metadata(&path).is_ok_and(|after| Stamp::of(&after) == stamp);
+                let since = same.filter(|_| unchanged).map_or(now.instant, |file| file.since);
+                let settled = read.is_ok() && unchanged && stamp.is_settled(now.wall);
+                Known { stamp: Some(stamp), since, settled, manifests: Arc::new(read.unwrap_or_else(|fault| unreadable(&path, &fault))) }
             }
-        }
+        };
+        files.insert(path, file);
     }
     Ok(files)
 }
@@ -318,30 +362,27 @@ fn is_manifest(path: &Path) -> bool {
     !hidden && matches!(ending.as_deref(), Some("yaml" | "yml" | "json"))
 }
 
-fn read_file(path: &Path, stamp: Stamp, now: UnixMillis) -> Known {
+/// What a file says, or why it cannot be read.
+fn read_file(path: &Path) -> Result<Manifests, String> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(LARGEST_FILE.0 + 1).read_to_end(&mut bytes));
-    if let Err(fault) = read {
-        return unreadable(path, &fault.to_string());
-    }
+    let file = std::fs::File::open(path).map_err(|fault| fault.to_string())?;
+    file.take(LARGEST_FILE.0 + 1).read_to_end(&mut bytes).map_err(|fault| fault.to_string())?;
     if bytes.len() as u64 > LARGEST_FILE.0 {
-        return unreadable(path, &format!("is larger than {LARGEST_FILE}: split it into several files"));
+        return Err(format!("is larger than {LARGEST_FILE}: split it into several files"));
     }
     if bytes.is_empty() {
-        // Most editors and `>` empty a file before they write it: read at that moment it must not remove anything.
-        return unreadable(path, "is empty: delete the file to remove its resources");
+        // Most editors and `>` empty a file before they write it, and nobody means to remove anything that way.
+        return Err("is empty: delete the file to remove its resources".to_owned());
     }
-    let manifests = match String::from_utf8(bytes) {
-        Ok(text) => manifest::read(path, &text),
-        Err(fault) => return unreadable(path, &format!("is not UTF-8 text at byte {}: save it as UTF-8", fault.utf8_error().valid_up_to())),
-    };
-    Known { stamp: stamp.is_settled(now).then_some(stamp), manifests: Arc::new(manifests) }
+    let text =
+        String::from_utf8(bytes).map_err(|fault| format!("is not UTF-8 text at byte {}: save it as UTF-8", fault.utf8_error().valid_up_to()))?;
+    Ok(manifest::read(path, &text))
 }
 
-fn unreadable(path: &Path, fault: &str) -> Known {
+fn unreadable(path: &Path, fault: &str) -> Manifests {
     let message = format!("cannot be read: {fault}");
     let fault = Fault { file: path.to_owned(), line: None, column: None, kind: FaultKind::Broken, message };
-    Known { stamp: None, manifests: Arc::new(Manifests { objects: Vec::new(), faults: vec![fault] }) }
+    Manifests { objects: Vec::new(), faults: vec![fault] }
 }
 
 /// A resource as a file wants it.
@@ -355,11 +396,18 @@ struct Wanted {
 struct Plan {
     apply: Vec<Wanted>,
     remove: Vec<ObjectKey>,
+    /// Objects that files at rest do not have, and since when.
+    missing: Missing,
+    /// Changes and removals left for a later scan.
+    held_back: usize,
     faults: Vec<Fault>,
 }
 
-/// What brings the store, whose objects that come from folders are `stored`, to what `files` say.
-fn plan(files: &Files, stored: &[Arc<Object>]) -> Plan {
+/// What brings the store, whose objects that come from folders are `stored`, to what `files` say. `missing` is what the
+/// scan before found missing; `None` at the first scan.
+fn plan(files: &Files, stored: &[Arc<Object>], missing: Option<&Missing>, now: Instant) -> Plan {
+    let at_start = missing.is_none();
+    let stored_by_key: BTreeMap<&ObjectKey, &Object> = stored.iter().map(|object| (&object.key, &**object)).collect();
     let mut stored_by_file: BTreeMap<&Path, Vec<&ObjectKey>> = BTreeMap::new();
     for object in stored {
         if let Origin::Folder(file) = &object.origin {
@@ -368,11 +416,18 @@ fn plan(files: &Files, stored: &[Arc<Object>]) -> Plan {
     }
     // Which place has the say over a key; the line is known where the file could be read.
     let mut claims: BTreeMap<&ObjectKey, (&Path, Option<u64>)> = BTreeMap::new();
-    let (mut apply, mut faults) = (Vec::new(), Vec::new());
+    // Claimed by a file that does not say so, but may before it has come to rest.
+    let mut awaited: BTreeSet<&ObjectKey> = BTreeSet::new();
+    let (mut apply, mut faults, mut held_back) = (Vec::new(), Vec::new(), 0);
     for (file, known) in files {
+        let being_written = !at_start && !known.is_at_rest(now);
         let Manifests { objects, faults: own } = &*known.manifests;
         faults.extend(own.iter().cloned());
         for (line, object) in objects {
+            if awaited.contains(&object.key) {
+                held_back += 1;
+                continue;
+            }
             if let Some((first, first_line)) = claims.get(&object.key) {
                 let place = first_line.map_or_else(|| first.display().to_string(), |line| format!("{}:{line}", first.display()));
                 let message = format!("{} is already defined in {place}, which holds: remove one of the two", object.key);
@@ -380,14 +435,36 @@ fn plan(files: &Files, stored: &[Arc<Object>]) -> Plan {
                 continue;
             }
             claims.insert(&object.key, (file, Some(*line)));
+            if being_written && stored_by_key.get(&object.key).is_some_and(|present| !present.is_as_desired(object)) {
+                held_back += 1;
+                continue;
+            }
             apply.push(Wanted { file: file.clone(), line: *line, object: object.clone() });
         }
-        if known.manifests.may_hide_objects() {
-            for key in stored_by_file.get(file.as_path()).into_iter().flatten() {
-                claims.entry(key).or_insert((file, None));
+        if being_written || known.manifests.may_hide_objects() {
+            for key in stored_by_file.get(file.as_path()).into_iter().flatten().copied() {
+                let Entry::Vacant(free) = claims.entry(key) else { continue };
+                free.insert((file, None));
+                if being_written {
+                    awaited.insert(key);
+                    held_back += 1;
+                }
             }
         }
     }
-    let remove = stored.iter().map(|object| &object.key).filter(|key| !claims.contains_key(key)).cloned().collect();
-    Plan { apply, remove, faults }
+    let (mut remove, mut still_missing) = (Vec::new(), Missing::new());
+    for object in stored.iter().filter(|object| !claims.contains_key(&object.key)) {
+        let Origin::Folder(file) = &object.origin else { continue };
+        let (at_rest, exists) = files.get(file).map_or((true, false), |known| (known.is_at_rest(now), true));
+        let since = missing.and_then(|missing| missing.get(&object.key)).copied().unwrap_or(now);
+        if (at_start && !exists) || (at_rest && now.saturating_duration_since(since) >= TIMES_SETTLE) {
+            remove.push(object.key.clone());
+            continue;
+        }
+        held_back += 1;
+        if at_rest {
+            still_missing.insert(object.key.clone(), since);
+        }
+    }
+    Plan { apply, remove, missing: still_missing, held_back, faults }
 }

@@ -4,6 +4,7 @@
 //!   on disk, [`MemoryStore`] for tests), one conformance suite. A write is durable when it returns and seen by nobody
 //!   before. [`Store::subscribe`] gives the newest state per key, [`Store::events_after`] every single state.
 //! - [`Folder`]: a watched folder of manifests that feeds the store; [`Faults`] says what is wrong with it.
+//! - [`yaml_document`], [`resource_name`], [`namespace_name`]: the rules of manifests, for the resource API.
 //! - [`bundled`]: the objects that come with the program.
 //! - [`View`]: one immutable numbered picture of names and registrations that every request reads; [`Views`] holds the
 //!   present one.
@@ -28,6 +29,7 @@ mod lock;
 mod manifest;
 mod map;
 mod memory_store;
+mod naming;
 mod object;
 mod pool;
 mod redb_store;
@@ -40,7 +42,9 @@ mod view;
 pub use bundled::{EMBEDDED_RUNTIME, bundled};
 pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
+pub use manifest::yaml_document;
 pub use memory_store::MemoryStore;
+pub use naming::{namespace_name, resource_name};
 pub use object::{Alias, Kind, Object, ObjectKey, Origin};
 pub use redb_store::{OpenError, RedbStore};
 pub use store::{Change, Changes, Snapshot, Store, StoreError};

@@ -6,9 +6,9 @@
 
 use std::path::Path;
 
-use berth_types::{Name, Namespace};
 use serde_json::{Map, Value};
 
+use crate::naming::{namespace_name, resource_name};
 use crate::{Fault, FaultKind, Kind, Object, ObjectKey, Origin};
 
 /// Documents nested deeper than this, or with more values than that, are refused.
@@ -73,6 +73,22 @@ fn without_position(text: &str) -> String {
     let cut = [" at line ", ": line ", " (line "].iter().filter_map(|mark| first_line.rfind(mark)).min().unwrap_or(first_line.len());
     let start = first_line.strip_prefix("error: ").map_or(0, |rest| first_line.len() - rest.len());
     first_line.get(start..cut).unwrap_or(first_line).trim_end_matches([':', ',', ' ']).to_owned()
+}
+
+/// Reads one YAML document that is not in a file, with the limits and the types of manifests.
+///
+/// # Errors
+/// What is wrong and where, as text.
+pub fn yaml_document(text: &str) -> Result<Value, String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match documents(text).len() {
+        0 => Err("the document is empty".to_owned()),
+        1 => yaml(text).map_err(|fault| {
+            let place = fault.location().map(|place| format!("line {}, column {}: ", place.line(), place.column())).unwrap_or_default();
+            format!("{place}{}", without_position(&fault.without_snippet().to_string()))
+        }),
+        many => Err(format!("{many} documents at once: send one at a time")),
+    }
 }
 
 fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
@@ -183,11 +199,9 @@ fn resource(file: &Path, mut fields: Map<String, Value>) -> Result<Object, Refus
     };
     let name = text(&metadata, "metadata.", "name").map_err(bad)?;
     let name = name.ok_or_else(|| bad("metadata.name is missing: give the resource a name".to_owned()))?;
-    check_dns(name, 253, true).map_err(|fault| bad(format!("metadata.name {name:?} {fault}")))?;
-    let name = Name::new(name).map_err(|fault| bad(format!("metadata.{fault}")))?;
+    let name = resource_name(name).map_err(|fault| bad(format!("metadata.name {name:?} {fault}")))?;
     let namespace = text(&metadata, "metadata.", "namespace").map_err(bad)?.filter(|namespace| !namespace.is_empty()).unwrap_or("default");
-    check_dns(namespace, 63, false).map_err(|fault| bad(format!("metadata.namespace {namespace:?} {fault}")))?;
-    let namespace = Namespace::new(namespace).map_err(|fault| bad(format!("metadata.{fault}")))?;
+    let namespace = namespace_name(namespace).map_err(|fault| bad(format!("metadata.namespace {namespace:?} {fault}")))?;
     let labels = texts(&mut metadata, "labels").map_err(bad)?;
     let annotations = texts(&mut metadata, "annotations").map_err(bad)?;
     let spec = match fields.remove("spec") {
@@ -251,26 +265,6 @@ fn what(value: &Value) -> &'static str {
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
         Value::Object(_) => "a mapping",
-    }
-}
-
-/// The rules of Kubernetes for names: labels (63 characters) and, with `dots`, labels joined by dots.
-fn check_dns(text: &str, longest: usize, dots: bool) -> Result<(), String> {
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if text.len() > longest {
-        return Err(format!("has {} characters, at most {longest} are allowed", text.len()));
-    }
-    let fine = if dots { text.split('.').all(label) } else { label(text) };
-    let dot = if dots { ", dots" } else { "" };
-    if fine {
-        Ok(())
-    } else {
-        Err(format!("is not a DNS name: use lower-case letters, digits{dot} and dashes, beginning and ending with a letter or digit"))
     }
 }
 
@@ -376,6 +370,21 @@ mod tests {
         assert!(faults(&second)[0].starts_with("m.yaml:7:6: "), "{:?}", faults(&second));
         let json = read(Path::new("m.json"), "{\n  \"kind\": }");
         assert_eq!(faults(&json), ["m.json:2:11: expected value: correct it here, what was last read from this file stays as it was until then"]);
+    }
+
+    #[test]
+    fn a_document_of_its_own_is_read_as_in_a_file() {
+        assert_eq!(yaml_document("# one\n---\na: yes\nb: 0755\n"), Ok(json!({"a": true, "b": 493})));
+        assert_eq!(yaml_document(&json!({"a": [1, "x"]}).to_string()), Ok(json!({"a": [1, "x"]})));
+        for (text, expected) in [
+            ("", "the document is empty"),
+            ("# nothing\n---\n", "the document is empty"),
+            ("a: 1\n---\nb: 2\n", "2 documents at once: send one at a time"),
+            ("# one\na: [\n", "line "),
+        ] {
+            let fault = yaml_document(text).expect_err(text);
+            assert!(fault.starts_with(expected), "{fault}");
+        }
     }
 
     #[test]

@@ -79,15 +79,19 @@ impl Store for MemoryStore {
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Delete { key: key.clone() }))
+        object(self.write(Write::Delete { key: key.clone(), expected: None }))
+    }
+
+    async fn delete_version(&self, key: &ObjectKey, version: u64) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Delete { key: key.clone(), expected: Some(version) }))
     }
 
     fn alias(&self, key: &ObjectKey) -> Option<Alias> {
         self.shelf.alias(key)
     }
 
-    async fn set_alias(&self, key: &ObjectKey, alias: Option<Alias>) -> Result<(), StoreError> {
-        self.write(Write::Alias { key: key.clone(), alias }).map(drop)
+    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError> {
+        self.write(Write::Alias { key: key.clone(), uid: uid.to_owned(), alias }).map(drop)
     }
 
     fn subscribe(&self) -> Changes {

@@ -21,8 +21,8 @@ use crate::{Alias, Change, Changes, Event, EventKind, Expired, Object, ObjectKey
 pub(crate) enum Write {
     Apply { object: Box<Object>, expected: Option<u64> },
     Status { key: ObjectKey, uid: String, status: Value },
-    Delete { key: ObjectKey },
-    Alias { key: ObjectKey, alias: Option<Alias> },
+    Delete { key: ObjectKey, expected: Option<u64> },
+    Alias { key: ObjectKey, uid: String, alias: Option<Alias> },
 }
 
 /// The object as a write left it; `None` for writes of aliases.
@@ -152,8 +152,9 @@ impl Shelf {
                 let written = Object { status: Some(Arc::new(status)), resource_version: next, ..Object::clone(&present) };
                 Ok(Some(draft.put(EventKind::Modified, written, Some(present))))
             }
-            Write::Delete { key } => {
+            Write::Delete { key, expected } => {
                 let present = object(draft, &key).ok_or_else(|| StoreError::NotFound(key.clone()))?;
+                check_expected(&key, Some(&present), expected)?;
                 let gone = Object { resource_version: next, ..Object::clone(&present) };
                 // An alias left behind would bring an old version back when a resource of that name is made again.
                 if state.aliases.contains_key(&key) || draft.aliases.contains_key(&key) {
@@ -161,8 +162,8 @@ impl Shelf {
                 }
                 Ok(Some(draft.put(EventKind::Deleted, gone, Some(present))))
             }
-            Write::Alias { key, alias } => {
-                if alias.is_some() && object(draft, &key).is_none() {
+            Write::Alias { key, uid, alias } => {
+                if object(draft, &key).is_none_or(|present| present.uid != uid) {
                     return Err(StoreError::NotFound(key));
                 }
                 let present = draft.aliases.get(&key).map_or_else(|| state.aliases.get(&key), Option::as_ref);

@@ -87,14 +87,20 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::NotFound`].
     async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError>;
 
+    /// As [`Store::delete`], but only if the object still has this resource version.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]; [`StoreError::Conflict`] when it has another version by now.
+    async fn delete_version(&self, key: &ObjectKey, version: u64) -> Result<Arc<Object>, StoreError>;
+
     /// The alias of a resource's name.
     fn alias(&self, key: &ObjectKey) -> Option<Alias>;
 
-    /// Keeps or (with `None`) forgets the alias of a resource's name.
+    /// Keeps or (with `None`) forgets the alias of a resource's name, if the object still has this uid.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] when an alias is given for an object that is gone; [`StoreError::Broken`].
-    async fn set_alias(&self, key: &ObjectKey, alias: Option<Alias>) -> Result<(), StoreError>;
+    /// [`StoreError::NotFound`] when it is gone.
+    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError>;
 
     /// Completes with the keys that changed since the last call of this subscription (at first: every key).
     fn subscribe(&self) -> Changes;

@@ -5,12 +5,15 @@
 //! strictly in that order: nobody overtakes a load that waits for memory which is coming, so it cannot starve. Only a
 //! load that even the end of all requests could not help is passed over.
 //!
+//! Files that are on disk already do not stand in the line of the downloads. What waits for memory pins its files, so
+//! no more is fetched ahead than can keep the loads going, and a load that finds the disk full of such files waits.
+//!
 //! Copies in use are never evicted. When all idle ones together do not suffice, copies in use that had their turn
 //! ([`Config::turn`](crate::Config::turn)) take no new requests and are drained: so two models on room for one take
 //! turns under any load, instead of one starving.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_plan::{Admission, Event, Phase, Resident, admit, drain_for, relieve};
 use berth_telemetry::Counter;
@@ -33,14 +36,14 @@ enum Turn {
 }
 
 /// The loaded copies as eviction sees them, least recently used first.
-fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>) -> impl Iterator<Item = Resident> + 'a {
+fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>, now: Instant) -> impl Iterator<Item = Resident> + 'a {
     lru.walk(move |model| last_used_of(entries, model)).filter_map(move |model| {
         let entry = entries.get(&model)?;
         let (slot, lease) = (entry.slot.as_ref()?, entry.lease.as_ref()?);
         Some(Resident {
             footprint: lease.bytes().clone(),
             last_used: slot.last_used().unwrap_or(slot.loaded),
-            loaded: slot.loaded,
+            held_for: now.saturating_duration_since(slot.loaded_at),
             used_since_load: slot.used_since_load(),
             in_flight: slot.in_flight(),
             pinned: false,
@@ -51,16 +54,46 @@ fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>) -
 
 impl Owner {
     pub(crate) fn start_what_can_start(&mut self) {
-        self.start_fetches();
         if std::mem::take(&mut self.reconsider) {
             self.give_out_memory();
         }
+        self.start_reuses();
+        self.start_fetches();
         self.start_loads();
     }
 
+    /// Whether enough wait for memory with their files on disk before a load of this class: fetching more would only fill
+    /// the disk. Those that nothing can help at present do not count.
+    fn enough_ahead(&self, class: Class) -> bool {
+        let enough = self.config.fetches.max(1) + self.work.runtime.info().load_concurrency.get() as usize + self.passed_over;
+        self.to_fit.iter().take_while(|ticket| ticket.class <= class).take(enough).count() == enough
+    }
+
+    fn start_reuses(&mut self) {
+        while self.reusing.len() < self.config.fetches.max(1) {
+            let Some(next) = self.to_reuse.first().cloned() else { break };
+            if self.enough_ahead(next.class) {
+                break;
+            }
+            self.to_reuse.remove(&next);
+            let Some(entry) = self.entries.get_mut(&next.model) else { continue };
+            let Some(registration) = entry.registration.clone() else { continue };
+            entry.task = Some(self.work.reuse(registration, entry.life));
+            self.reusing.insert(next.model);
+        }
+    }
+
     fn start_fetches(&mut self) {
+        // One try for each chance: the first one decides whether the next has one too.
+        if self.let_go_seen != self.let_go {
+            self.let_go_seen = self.let_go;
+            self.to_fetch.extend(self.awaiting_disk.pop_first());
+        }
         while self.fetching.len() < self.config.fetches.max(1) {
             let Some(next) = self.to_fetch.first().cloned() else { break };
+            if self.enough_ahead(next.class) {
+                break;
+            }
             // One place stays free for those who wait, where there is more than one.
             let background = |model: &ModelId| self.entries.get(model).is_some_and(|entry| entry.ticket.class == Class::Background);
             let taken = self.fetching.iter().filter(|model| background(model)).count();
@@ -70,6 +103,7 @@ impl Owner {
             self.to_fetch.remove(&next);
             let Some(entry) = self.entries.get_mut(&next.model) else { continue };
             let Some(registration) = entry.registration.clone() else { continue };
+            entry.let_go_before = self.let_go;
             entry.task = Some(self.work.fetch(registration, entry.life));
             self.fetching.insert(next.model);
         }
@@ -89,6 +123,7 @@ impl Owner {
 
     fn give_out_memory(&mut self) {
         self.turn_ends = None;
+        self.passed_over = 0;
         self.relieve_pools_in_debt();
         // What the runtime held before us takes memory that the ledger does not know.
         let mut starving = false;
@@ -103,7 +138,10 @@ impl Owner {
                 match self.fit(&next.model, &mut starving) {
                     Turn::Settled => {}
                     Turn::Blocks => break,
-                    Turn::PassedOver => passed = Some(next),
+                    Turn::PassedOver => {
+                        self.passed_over += 1;
+                        passed = Some(next);
+                    }
                 }
             }
         }
@@ -129,7 +167,7 @@ impl Owner {
         let (may, need, waited_for) = (entry.may_evict(), entry.need.clone().unwrap_or_default(), !entry.waiters.is_empty());
         loop {
             let memory = self.ledger.sums().memory;
-            match admit(&need, &memory, residents(&mut self.lru, &self.entries), may, self.clock.wall()) {
+            match admit(&need, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall()) {
                 Admission::Fits => {
                     // The ledger asks the same question again; both must say yes.
                     let Some(lease) = self.ledger.lease(model, &need) else {
@@ -179,8 +217,8 @@ impl Owner {
     /// Idle copies do not suffice for a load that somebody waits for.
     fn take_turns(&mut self, model: &ModelId, need: &berth_types::Footprint) -> Turn {
         let memory = self.ledger.sums().memory;
-        let now = self.clock.wall();
-        match drain_for(need, &memory, residents(&mut self.lru, &self.entries), self.config.turn, now) {
+        let now = self.clock.now();
+        match drain_for(need, &memory, residents(&mut self.lru, &self.entries, now), self.config.turn) {
             Admission::Evict(victims) => {
                 for victim in victims {
                     self.log_eviction(&victim, model, "its turn is over");
@@ -191,14 +229,14 @@ impl Owner {
             }
             Admission::Fits | Admission::AwaitReturning => Turn::Blocks,
             Admission::Refuse(_) => {
-                let ever = drain_for(need, &memory, residents(&mut self.lru, &self.entries), Duration::ZERO, now);
+                let ever = drain_for(need, &memory, residents(&mut self.lru, &self.entries, now), Duration::ZERO);
                 if matches!(ever, Admission::Refuse(_)) {
                     return Turn::PassedOver;
                 }
                 let turn = self.config.turn;
-                let left = residents(&mut self.lru, &self.entries).map(|copy| turn.saturating_sub(now.since(copy.loaded)));
+                let left = residents(&mut self.lru, &self.entries, now).map(|copy| turn.saturating_sub(copy.held_for));
                 let left = left.filter(|left| !left.is_zero()).min().unwrap_or(turn);
-                self.turn_ends = Some(self.clock.now() + left.max(Duration::from_millis(1)));
+                self.turn_ends = Some(now + left.max(Duration::from_millis(1)));
                 Turn::Blocks
             }
         }
@@ -234,7 +272,7 @@ impl Owner {
             if memory.charged.fits(&memory.budget) {
                 return;
             }
-            let victims = relieve(&memory, residents(&mut self.lru, &self.entries));
+            let victims = relieve(&memory, residents(&mut self.lru, &self.entries, self.clock.now()));
             let Some(first) = victims.first().cloned() else { return };
             if self.evict(&victims, &first) {
                 return;
@@ -245,7 +283,7 @@ impl Owner {
     /// Evicts the least recently used idle copy, so that `model` can be tried once more. False when there is none.
     pub(crate) fn evict_one_for(&mut self, model: &ModelId) -> bool {
         loop {
-            let victim = residents(&mut self.lru, &self.entries).find(|copy| copy.in_flight == 0).map(|copy| copy.model);
+            let victim = residents(&mut self.lru, &self.entries, self.clock.now()).find(|copy| copy.in_flight == 0).map(|copy| copy.model);
             let Some(victim) = victim else { return false };
             if self.evict(std::slice::from_ref(&victim), model) {
                 if let Some(entry) = self.entries.get_mut(model) {

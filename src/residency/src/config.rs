@@ -6,7 +6,8 @@ use std::time::Duration;
 /// Limits and waiting times of one pod's residency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Downloads at a time. All but one of them may be for loads that nobody waits for.
+    /// Downloads at a time. All but one of them may be for loads that nobody waits for. Beside them as many looks for
+    /// files that are on disk already, so that no reload waits for a download.
     pub fetches: usize,
     /// Callers that may wait for one model.
     pub waiters_per_model: usize,

@@ -23,8 +23,9 @@ impl Owner {
         if let Some(ending) = &mut self.ending {
             ending.until = ending.until.min(until);
             ending.done.extend(done);
-            return;
+            return self.end_drains_by(until);
         }
+        self.end_drains_by(until);
         self.ending = Some(Ending { until, done: done.into_iter().collect() });
         let left = until.saturating_duration_since(self.clock.now());
         for model in self.entries.keys().cloned().collect::<Vec<_>>() {
@@ -38,6 +39,19 @@ impl Owner {
                 self.drain_within(&model, left);
                 self.step(&model, Event::Evict);
             }
+        }
+    }
+
+    /// Cuts drains short that would go on past `until`: nobody would be left to revoke their requests.
+    fn end_drains_by(&mut self, until: Instant) {
+        let now = self.clock.now();
+        for entry in self.entries.values_mut().filter(|entry| entry.phase == Phase::Draining) {
+            let (Some(slot), Some(task)) = (entry.slot.clone(), entry.task.take_if(|_| entry.drain_until.is_none_or(|at| at > until))) else {
+                continue;
+            };
+            task.abort();
+            entry.drain_until = Some(until);
+            entry.task = Some(self.work.drain(slot, until.saturating_duration_since(now), self.config.revoke_grace, entry.life));
         }
     }
 
@@ -67,6 +81,10 @@ impl Owner {
         }
         let bytes = self.bring_history_up_to_date();
         self.shared.copies.clear();
+        // The tasks that would revoke them end with this one.
+        for slot in self.entries.values().filter_map(|entry| entry.slot.as_ref()) {
+            slot.revoked.cancel();
+        }
         if let (Some(bytes), Some(folder)) = (bytes, self.config.state.clone()) {
             // A write that is under way would rename the older state over this one.
             while self.saving {

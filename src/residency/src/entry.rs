@@ -81,6 +81,8 @@ pub(crate) struct Entry {
     pub(crate) proof: Option<Unloaded>,
     /// Set while stuck.
     pub(crate) stuck: Option<Arc<Failure>>,
+    /// How often files had been let go of when its fetch began ([`crate::owner::Owner::let_go`]).
+    pub(crate) let_go_before: u64,
     /// Its registration went away: forget the files when it is gone.
     pub(crate) retired: bool,
     /// The runtime ran out of memory for it once, and this copy goes first.
@@ -109,6 +111,7 @@ impl Entry {
             leaving: Leaving::default(),
             proof: None,
             stuck: None,
+            let_go_before: 0,
             retired: false,
             after_out_of_memory: None,
             drain_until: None,

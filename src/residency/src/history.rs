@@ -107,11 +107,12 @@ impl History {
         let surplus = times.len() - limit;
         let (_, oldest_kept, _) = times.select_nth_unstable(surplus);
         let oldest_kept = *oldest_kept;
-        let mut to_go = surplus;
+        // All that are older go, and as many of its own age as are too many.
+        let mut equals_to_go = surplus - self.models.values().filter(|known| known.last_used < oldest_kept).count();
         self.models.retain(|_, known| {
-            let goes = to_go > 0 && known.last_used <= oldest_kept;
-            to_go -= usize::from(goes);
-            !goes
+            let equal_goes = known.last_used == oldest_kept && equals_to_go > 0;
+            equals_to_go -= usize::from(equal_goes);
+            known.last_used >= oldest_kept && !equal_goes
         });
         self.changed = true;
     }
@@ -209,9 +210,9 @@ mod tests {
         history.keep_within(100);
         assert_eq!(history.models.len(), 100);
         assert_eq!(history.last_used("m110"), Some(UnixMillis(1_110)));
-        assert_eq!(history.last_used("m11"), None);
+        assert_eq!(history.last_used("m10"), None);
         assert!(history.measured(&id("never-used")).is_none());
-        assert_eq!(history.last_used("m12"), Some(UnixMillis(1_012)));
+        assert_eq!(history.last_used("m11"), Some(UnixMillis(1_011)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::ending::Ending;
 use crate::entry::{Class, Entry, Ticket, Waiter};
-use crate::failures::Failures;
+use crate::failures::{Failures, Kind};
 use crate::ledger::Ledger;
 use crate::lru::ByLastUse;
 use crate::slot::Slot;
@@ -58,11 +58,21 @@ pub(crate) struct Owner {
     pub(crate) lru: ByLastUse,
     pub(crate) failures: Failures,
 
-    /// In Pulling, not begun.
+    /// In Pulling, not begun: nobody has looked yet whether the files are on disk.
+    pub(crate) to_reuse: BTreeSet<Ticket>,
+    pub(crate) reusing: HashSet<ModelId>,
+    /// In Pulling, to be fetched.
     pub(crate) to_fetch: BTreeSet<Ticket>,
     pub(crate) fetching: HashSet<ModelId>,
+    /// In Pulling, waiting for files that others hold to go from the disk.
+    pub(crate) awaiting_disk: BTreeSet<Ticket>,
+    /// How often something happened that may have made room on disk, and how often that was answered with a try.
+    pub(crate) let_go: u64,
+    pub(crate) let_go_seen: u64,
     /// In Fitting.
     pub(crate) to_fit: BTreeSet<Ticket>,
+    /// How many of them nothing could help when memory was given out last.
+    pub(crate) passed_over: usize,
     /// In Loading, not begun.
     pub(crate) to_load: VecDeque<ModelId>,
     pub(crate) loading: HashSet<ModelId>,
@@ -111,9 +121,15 @@ impl Owner {
             ledger: Ledger::new(budget),
             entries: HashMap::new(),
             lru: ByLastUse::default(),
+            to_reuse: BTreeSet::new(),
+            reusing: HashSet::new(),
             to_fetch: BTreeSet::new(),
             fetching: HashSet::new(),
+            awaiting_disk: BTreeSet::new(),
+            let_go: 0,
+            let_go_seen: 0,
             to_fit: BTreeSet::new(),
+            passed_over: 0,
             to_load: VecDeque::new(),
             loading: HashSet::new(),
             leaving: BTreeSet::new(),
@@ -183,6 +199,11 @@ impl Owner {
 
     fn on_done(&mut self, done: Done) {
         match done {
+            Done::Reused { model, life, found } => {
+                if self.is_current(&model, life) {
+                    self.on_reused(&model, found);
+                }
+            }
             Done::Fetched { model, life, result } => {
                 if self.is_current(&model, life) {
                     self.on_fetched(&model, result);
@@ -240,6 +261,8 @@ impl Owner {
             self.next_tick = now + self.config.audit;
             self.audit_due = true;
             self.reconsider = true;
+            // Room on disk may also come from what this owner does not see, such as a download that was given up.
+            self.let_go += u64::from(!self.awaiting_disk.is_empty());
             self.work.look_now.notify_one();
             self.drop_callers_that_left();
             for model in self.failures.expire(now) {
@@ -330,7 +353,7 @@ impl Owner {
             && let Some(refusal) = self.never_fits(&model)
         {
             let failure = self.failure(&id, Reason::ModelLoadFailed, Step::Admit, refusal.to_string(), Retry::AfterChange);
-            self.record(failure);
+            self.record(failure, Kind::Plain);
             return self.report(&id);
         }
         self.want(model, Class::Background);
@@ -359,11 +382,11 @@ impl Owner {
                         entry.asked = self.clock.now();
                         entry.since = self.clock.wall();
                     }
-                    if self.to_fetch.remove(&before) {
-                        self.to_fetch.insert(ticket);
-                    } else if self.to_fit.remove(&before) {
-                        self.to_fit.insert(ticket);
-                        self.reconsider = true;
+                    for queue in [&mut self.to_reuse, &mut self.to_fetch, &mut self.awaiting_disk, &mut self.to_fit] {
+                        if queue.remove(&before) {
+                            queue.insert(ticket.clone());
+                            self.reconsider = true;
+                        }
                     }
                 }
             }
@@ -372,7 +395,7 @@ impl Owner {
 
     fn enter_pulling(&mut self, entry: Entry) {
         let id = entry.ticket.model.clone();
-        self.to_fetch.insert(entry.ticket.clone());
+        self.to_reuse.insert(entry.ticket.clone());
         self.insert(entry);
         self.report(&id);
     }
@@ -417,6 +440,24 @@ impl Owner {
         self.entries.get(model).is_some_and(|entry| entry.life == life)
     }
 
+    fn on_reused(&mut self, model: &ModelId, found: Option<Fetched>) {
+        if !self.reusing.remove(model) {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        entry.task = None;
+        match found {
+            Some(fetched) => self.arrived(model, fetched),
+            None => {
+                self.to_fetch.insert(entry.ticket.clone());
+                self.waiting -= entry.drop_waiters_that_left();
+                if !entry.wanted() {
+                    self.abandon(model);
+                }
+            }
+        }
+    }
+
     fn on_fetched(&mut self, model: &ModelId, result: Result<Fetched, PullError>) {
         if !self.fetching.remove(model) {
             return;
@@ -424,21 +465,55 @@ impl Owner {
         let Some(entry) = self.entries.get_mut(model) else { return };
         entry.task = None;
         match result {
-            Ok(Fetched { files, estimate }) => {
-                let registration = entry.registration.clone();
-                let on_disk = Footprint::host(files.size.percent(self.config.disk_factor_percent));
-                let known = registration.and_then(|registration| self.known_need(&registration, estimate.as_ref()));
-                if let Some(entry) = self.entries.get_mut(model) {
-                    entry.need = Some(known.or(estimate).unwrap_or(on_disk));
-                    entry.files = Some(files);
-                }
-                self.step(model, Event::Pulled);
+            Ok(fetched) => {
+                // Where there was room for one there may be room for the next.
+                self.let_go += u64::from(!self.awaiting_disk.is_empty());
+                self.arrived(model, fetched);
+            }
+            Err(PullError::DiskFull { need, free, budget }) if need <= budget && self.others_let_go(model) => {
+                debug!(model = %model, size = %need, free = %free, budget = %budget, "no room on disk until others let go of their files, the load waits");
+                self.await_disk(model);
             }
             Err(fault) => {
+                self.let_go += 1;
                 let failure = self.failure(model, Reason::ModelLoadFailed, Step::Fetch, fault.to_string(), fault.retry());
-                self.fail(model, failure, true);
+                self.fail(model, failure, Some(Kind::Plain));
                 self.step(model, Event::Broke);
             }
+        }
+    }
+
+    /// The files are here.
+    fn arrived(&mut self, model: &ModelId, Fetched { files, estimate }: Fetched) {
+        let registration = self.entries.get(model).and_then(|entry| entry.registration.clone());
+        let on_disk = Footprint::host(files.size.percent(self.config.disk_factor_percent));
+        let known = registration.and_then(|registration| self.known_need(&registration, estimate.as_ref()));
+        if let Some(entry) = self.entries.get_mut(model) {
+            entry.need = Some(known.or(estimate).unwrap_or(on_disk));
+            entry.files = Some(files);
+        }
+        self.step(model, Event::Pulled);
+    }
+
+    /// Whether files were let go of since the fetch of `model` began, or will be: those of copies that stay loaded are
+    /// not.
+    fn others_let_go(&self, model: &ModelId) -> bool {
+        let did = self.entries.get(model).is_some_and(|entry| entry.let_go_before != self.let_go);
+        let passing = |phase| matches!(phase, Phase::Fitting | Phase::Loading | Phase::Draining | Phase::Unloading);
+        did || !self.fetching.is_empty() || self.entries.values().any(|entry| entry.files.is_some() && passing(entry.phase))
+    }
+
+    /// Waits its turn for room on disk.
+    fn await_disk(&mut self, model: &ModelId) {
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        if entry.let_go_before == self.let_go {
+            self.awaiting_disk.insert(entry.ticket.clone());
+        } else {
+            self.to_fetch.insert(entry.ticket.clone());
+        }
+        self.waiting -= entry.drop_waiters_that_left();
+        if !entry.wanted() {
+            self.abandon(model);
         }
     }
 
@@ -467,16 +542,19 @@ impl Owner {
             }
             Err((step, error)) => {
                 entry.leaving.nothing_attempted = error.nothing_attempted;
-                if error.fault == LoadFault::OutOfMemory && entry.after_out_of_memory.is_none() && self.evict_one_for(model) {
+                let out_of_memory = error.fault == LoadFault::OutOfMemory;
+                let after_eviction = entry.after_out_of_memory.is_some();
+                if out_of_memory && !after_eviction && !self.failures.eviction_was_no_help(model) && self.evict_one_for(model) {
                     info!(model = %model, error = %error, "the runtime ran out of memory, trying once more with one copy less");
                     return self.step(model, Event::Broke);
                 }
-                let (reason, marks_model) = match error.fault {
-                    LoadFault::RuntimeDown => (Reason::RuntimeUnhealthy, false),
-                    LoadFault::BadModel | LoadFault::OutOfMemory | LoadFault::TimedOut => (Reason::ModelLoadFailed, true),
+                let (reason, counts_as) = match error.fault {
+                    LoadFault::RuntimeDown => (Reason::RuntimeUnhealthy, None),
+                    LoadFault::BadModel | LoadFault::TimedOut => (Reason::ModelLoadFailed, Some(Kind::Plain)),
+                    LoadFault::OutOfMemory => (Reason::ModelLoadFailed, Some(Kind::OutOfMemory { after_eviction })),
                 };
                 let failure = self.failure(model, reason, step, error.message.clone(), error.retry());
-                self.fail(model, failure, marks_model);
+                self.fail(model, failure, counts_as);
                 self.step(model, Event::Broke);
             }
         }
@@ -484,14 +562,15 @@ impl Owner {
 
     // Sizes.
 
-    /// What the model takes as far as that is known without its files: declared, else as measured last time.
+    /// What the model takes as far as that is known without its files: declared, or as measured last time where that was
+    /// more. A declaration that is too small would otherwise have a model that cannot fit loaded again and again.
     pub(crate) fn known_need(&self, model: &Registration, estimate: Option<&Footprint>) -> Option<Footprint> {
-        if let Some(declared) = model.declared_size {
-            // A declaration is one number: it counts for the pool that the runtime would mostly use.
-            let pool = estimate.and_then(|estimate| estimate.iter().max_by_key(|part| part.1)).map(|part| part.0);
-            return Some(pool.map_or_else(|| Footprint::host(declared), |pool| Footprint::of([(pool, declared)])));
-        }
-        self.shared.history.lock().measured(&model.id)
+        let measured = self.shared.history.lock().measured(&model.id);
+        let Some(declared) = model.declared_size else { return measured };
+        // A declaration is one number: it counts for the pool that the runtime would mostly use.
+        let likely = measured.as_ref().or(estimate).and_then(|like| like.iter().max_by_key(|part| part.1));
+        let declared = likely.map_or_else(|| Footprint::host(declared), |(pool, _)| Footprint::of([(pool, declared)]));
+        Some(declared.max(&measured.unwrap_or_default()))
     }
 
     fn never_fits(&self, model: &Registration) -> Option<Refusal> {
@@ -505,23 +584,23 @@ impl Owner {
         Arc::new(Failure { reason, step, location: self.location.clone(), model: model.clone(), message, time: self.clock.wall(), retry })
     }
 
-    fn record(&mut self, failure: Arc<Failure>) {
+    fn record(&mut self, failure: Arc<Failure>, kind: Kind) {
         let step = failure.step.as_str();
         self.metrics.add(Counter::Loads, &[("step", step), ("outcome", "failed")], 1);
         warn!(model = %failure.model, step, reason = %failure.reason, error = %failure.message, "model failed");
-        self.failures.note(failure, self.clock.now());
+        self.failures.note(failure, kind, self.clock.now());
     }
 
-    /// The load is over: everybody who waits learns why. `marks_model`: it also counts against the model.
-    fn fail(&mut self, model: &ModelId, failure: Arc<Failure>, marks_model: bool) {
+    /// The load is over: everybody who waits learns why. `counts_as`: it also counts against the model.
+    fn fail(&mut self, model: &ModelId, failure: Arc<Failure>, counts_as: Option<Kind>) {
         if let Some(entry) = self.entries.get_mut(model) {
             entry.background = None;
         }
         for waiter in self.take_waiters(model) {
             let _ = waiter.send(Err(WaitError::Failed(Arc::clone(&failure))));
         }
-        if marks_model {
-            self.record(failure);
+        if let Some(kind) = counts_as {
+            self.record(failure, kind);
         } else {
             let step = failure.step.as_str();
             self.metrics.add(Counter::Loads, &[("step", step), ("outcome", "runtime-down")], 1);
@@ -541,7 +620,7 @@ impl Owner {
         }
         if asked_by_leader {
             let failure = self.failure(model, Reason::ModelLoadFailed, Step::Admit, refusal.to_string(), Retry::AfterChange);
-            self.record(failure);
+            self.record(failure, Kind::Plain);
         }
     }
 
@@ -563,9 +642,14 @@ impl Owner {
             }
         }
         for model in abandoned {
-            self.metrics.add(Counter::Loads, &[("step", Step::Fetch.as_str()), ("outcome", "abandoned")], 1);
-            self.step(&model, Event::Evict);
+            self.abandon(&model);
         }
+    }
+
+    /// Nobody wants a load that has not begun.
+    fn abandon(&mut self, model: &ModelId) {
+        self.metrics.add(Counter::Loads, &[("step", Step::Fetch.as_str()), ("outcome", "abandoned")], 1);
+        self.step(model, Event::Evict);
     }
 
     // The life of a model.
@@ -618,8 +702,12 @@ impl Owner {
         }
         match phase {
             Phase::Pulling => {
+                self.to_reuse.remove(&entry.ticket);
+                self.reusing.remove(model);
                 self.to_fetch.remove(&entry.ticket);
                 self.fetching.remove(model);
+                // Those behind it may be smaller.
+                self.let_go += u64::from(self.awaiting_disk.remove(&entry.ticket));
             }
             Phase::Fitting => {
                 self.to_fit.remove(&entry.ticket);
@@ -642,7 +730,7 @@ impl Owner {
         entry.background = None;
         entry.after_out_of_memory = None;
         if !self.work.runtime.info().reads_files_while_loaded {
-            entry.files = None;
+            self.let_go += u64::from(entry.files.take().is_some());
         }
         entry.since = slot.loaded;
         entry.announced = self.work.sequence.next();
@@ -659,7 +747,7 @@ impl Owner {
             let _ = waiter.send(Ok(guard));
         }
         self.metrics.add(Counter::Loads, &[("step", Step::Load.as_str()), ("outcome", "loaded")], 1);
-        info!(model = %model, size = %size, took = field::took(took), "model loaded");
+        info!(model = %model, step = %Step::Load, size = %size, took = field::took(took), "model loaded");
         self.report(model);
     }
 
@@ -672,7 +760,7 @@ impl Owner {
         if let Some(left_over) = &mut self.left_over {
             left_over.remove(model);
         }
-        entry.files = None;
+        self.let_go += u64::from(entry.files.take().is_some());
         if entry.retired
             && let Some(registration) = &entry.registration
         {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use berth_telemetry::Clock;
 use berth_types::{ModelId, UnixMillis};
@@ -38,6 +39,8 @@ pub(crate) struct Slot {
     last_used: AtomicU64,
     /// When the runtime had loaded it.
     pub(crate) loaded: UnixMillis,
+    /// The same on the monotonic clock.
+    pub(crate) loaded_at: Instant,
     /// Rung by the last request of a drain.
     pub(crate) drained: Notify,
     /// Cancelled when requests in flight must end.
@@ -53,6 +56,7 @@ impl Slot {
             gate: Gate::open(),
             last_used: AtomicU64::new(last_used.map_or(0, |time| time.0)),
             loaded: bell.clock.wall(),
+            loaded_at: bell.clock.now(),
             drained: Notify::new(),
             revoked: CancellationToken::new(),
             bell,

@@ -21,6 +21,11 @@ use crate::slot::Slot;
 /// How a piece of work ended.
 #[derive(Debug)]
 pub(crate) enum Done {
+    Reused {
+        model: ModelId,
+        life: u64,
+        found: Option<Fetched>,
+    },
     Fetched {
         model: ModelId,
         life: u64,
@@ -62,6 +67,13 @@ pub(crate) struct Fetched {
     pub(crate) estimate: Option<Footprint>,
 }
 
+impl Fetched {
+    fn of(files: Pinned, runtime: &dyn Runtime) -> Self {
+        let estimate = runtime.estimate(&artifacts_of(&files));
+        Fetched { files, estimate }
+    }
+}
+
 /// Counts moments, so that "asked after" can be told without a clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sequence(Arc<AtomicU64>);
@@ -99,16 +111,29 @@ impl Work {
         })
     }
 
+    /// Looks for files that were fetched earlier.
+    pub(crate) fn reuse(&mut self, model: Arc<Registration>, life: u64) -> AbortHandle {
+        let (fetch, runtime, metrics, clock) = (Arc::clone(&self.fetch), Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
+        let id = model.id.clone();
+        let work = async move {
+            let began = clock.now();
+            let found = fetch.reuse(&model).await.map(|files| Fetched::of(files, &*runtime));
+            if found.is_some() {
+                metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
+            }
+            Done::Reused { model: model.id.clone(), life, found }
+        };
+        // The fetch that follows says what is wrong.
+        self.spawn(work, move |_| Done::Reused { model: id, life, found: None })
+    }
+
     /// Gets the files. No deadline of ours: a stall is the puller's time-out, a long download is none.
     pub(crate) fn fetch(&mut self, model: Arc<Registration>, life: u64) -> AbortHandle {
         let (fetch, runtime, metrics, clock) = (Arc::clone(&self.fetch), Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
         let id = model.id.clone();
         let work = async move {
             let began = clock.now();
-            let result = fetch.fetch(&model).await.map(|files| {
-                let estimate = runtime.estimate(&artifacts_of(&files));
-                Fetched { files, estimate }
-            });
+            let result = fetch.fetch(&model).await.map(|files| Fetched::of(files, &*runtime));
             metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
             Done::Fetched { model: model.id.clone(), life, result }
         };

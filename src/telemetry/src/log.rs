@@ -12,12 +12,21 @@ pub enum Format {
     Json,
 }
 
+/// Whether `filter` can be read.
+///
+/// # Errors
+/// A text that says which part of it cannot.
+pub fn check(filter: &str) -> Result<(), String> {
+    EnvFilter::try_new(filter).map(drop).map_err(|fault| format!("{filter:?} is no log filter such as info or warn,berth_residency=debug: {fault}"))
+}
+
 /// Starts logging to standard error. `filter` is in the usual form (`info`, `warn,berth_residency=debug`).
 ///
 /// # Errors
 /// A text that says which part of `filter` cannot be read.
 pub fn start(format: Format, filter: &str, color: bool) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|fault| format!("log filter {filter:?}: {fault}"))?;
+    check(filter)?;
+    let filter = EnvFilter::new(filter);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).with_timer(SystemTime);
     let started = match format {
         Format::Text => lines.with_ansi(color).try_init(),

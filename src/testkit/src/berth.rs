@@ -49,6 +49,13 @@ impl Serve {
         self
     }
 
+    /// Leaves a flag out again, so that the environment, a file or the default decides.
+    #[must_use]
+    pub fn unset(mut self, flag: &str) -> Self {
+        self.flags.remove(flag);
+        self
+    }
+
     /// Adds a variable to the environment.
     #[must_use]
     pub fn env(mut self, variable: &str, value: &str) -> Self {
@@ -166,6 +173,46 @@ impl Berth {
         service.good()
     }
 
+    /// Who every model resource is, by name.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn identities(&self) -> Result<BTreeMap<String, Identity>> {
+        let mut found = BTreeMap::new();
+        for kind in ["v1beta1/namespaces/default/inferenceservices", "v1alpha1/namespaces/default/predictors"] {
+            let list = get(&self.api(&format!("/apis/serving.kserve.io/{kind}"))).await?.good()?;
+            for metadata in list["items"].as_array().context("a list has items")?.iter().map(|item| &item["metadata"]) {
+                let identity = Identity {
+                    uid: metadata["uid"].as_str().filter(|uid| !uid.is_empty()).with_context(|| format!("no uid in {metadata}"))?.to_owned(),
+                    generation: metadata["generation"].as_u64().with_context(|| format!("no generation in {metadata}"))?,
+                };
+                found.insert(metadata["name"].as_str().context("a resource has a name")?.to_owned(), identity);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A counter or gauge: the sum over all its labels.
+    ///
+    /// # Errors
+    /// When there is no such family.
+    pub async fn metric(&self, family: &str) -> Result<f64> {
+        let text = get(&self.metrics("/metrics")).await?.text();
+        sum(&text, family).with_context(|| format!("{family} is not among the metrics\n{text}"))
+    }
+
+    /// Waits until it has begun to end: the probe says that it takes no more requests.
+    ///
+    /// # Errors
+    /// When it goes on being ready.
+    pub async fn drains(&self) -> Result<()> {
+        eventually("the begin of the drain", Duration::from_secs(10), || async {
+            let reply = get(&self.probes("/ready")).await?;
+            Ok(if reply.status == 503 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
+        })
+        .await
+    }
+
     /// How that resource stands now.
     ///
     /// # Errors
@@ -190,14 +237,40 @@ impl Berth {
         .await
     }
 
+    /// Asks it to end as Ctrl-C does.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn ctrl_c(&self) -> Result<()> {
+        self.process.signal(Signal::INT)
+    }
+
     /// Asks it to end as Ctrl-C does, and waits for its end.
     ///
     /// # Errors
     /// When it takes longer than the tests allow.
     pub async fn interrupt(&mut self) -> Result<Exit> {
-        self.process.signal(Signal::INT)?;
+        self.ctrl_c()?;
         self.process.exit(Duration::from_secs(40)).await
     }
+}
+
+/// The samples of `family` in a page of metrics, added up; `None` when there is none.
+fn sum(page: &str, family: &str) -> Option<f64> {
+    let samples = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix(family).filter(|rest| rest.starts_with([' ', '{']))?;
+        rest.rsplit(' ').next()?.parse().ok()
+    });
+    samples.reduce(|sum: f64, sample| sum + sample)
+}
+
+/// What stays the same about a resource as long as its store and its spec do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Given by the store when it first saw the resource.
+    pub uid: String,
+    /// Counts changes of the spec, from 1.
+    pub generation: u64,
 }
 
 /// What a resource's status says, in the same words for both kinds.
@@ -220,7 +293,11 @@ pub struct Standing {
 }
 
 impl Standing {
-    fn of(resource: &Value) -> Result<Self> {
+    /// Reads it from a whole resource.
+    ///
+    /// # Errors
+    /// When it is not a resource.
+    pub fn of(resource: &Value) -> Result<Self> {
         let status = &resource["status"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let failure = |status: &Value| (text(&status["lastFailureInfo"]["reason"]), text(&status["lastFailureInfo"]["message"]));
@@ -260,6 +337,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn samples_of_a_family_are_added_up_and_no_others() {
+        let page = "# TYPE a_total counter\na_total{x=\"1 2\"} 2\na_total{x=\"3\"} 3.5\na_total_more 7\nb 0\n";
+        assert_eq!((sum(page, "a_total"), sum(page, "b"), sum(page, "c")), (Some(5.5), Some(0.0), None));
+    }
 
     #[test]
     fn both_kinds_of_resource_are_read_into_the_same_words() {

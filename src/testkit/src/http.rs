@@ -1,5 +1,6 @@
 //! Plain HTTP/1.1 calls.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -50,6 +51,14 @@ impl Reply {
     }
 }
 
+/// True when there was nobody to send to: no connection was made, so that nothing that was taken got lost.
+#[must_use]
+pub fn is_refused(fault: &anyhow::Error) -> bool {
+    let connecting = fault.chain().any(|cause| cause.downcast_ref().is_some_and(hyper_util::client::legacy::Error::is_connect));
+    let refused = fault.chain().any(|cause| cause.downcast_ref().is_some_and(|fault: &io::Error| fault.kind() == io::ErrorKind::ConnectionRefused));
+    connecting && refused
+}
+
 /// Reads `url`.
 ///
 /// # Errors
@@ -84,4 +93,29 @@ pub async fn call(method: &str, url: &str, body: Bytes) -> Result<Reply> {
         .await
         .with_context(|| format!("{method} {url}: no answer in {PATIENCE:?}"))?
         .with_context(|| format!("{method} {url}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::free_port;
+
+    #[tokio::test]
+    #[allow(clippy::disallowed_methods, reason = "a real socket is what is tested")]
+    async fn a_request_that_was_taken_and_cut_is_not_one_that_was_refused() {
+        let fault = get(&format!("http://127.0.0.1:{}/", free_port())).await.expect_err("nobody listens");
+        assert!(is_refused(&fault), "{fault:#}");
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let cut = async {
+            let (mut socket, _) = listener.accept().await.expect("a caller");
+            socket.read_u8().await.expect("the begin of a request");
+        };
+        let (fault, ()) = tokio::join!(get(&url), cut);
+        let fault = fault.expect_err("there was no answer");
+        assert!(!is_refused(&fault), "{fault:#}");
+    }
 }

@@ -6,6 +6,7 @@
 
 mod berth;
 mod curl;
+mod held;
 pub mod http;
 mod parts;
 mod ports;
@@ -15,8 +16,9 @@ mod quickstart;
 mod real_time;
 mod s3;
 
-pub use berth::{Berth, Serve, Standing};
+pub use berth::{Berth, Identity, Serve, Standing};
 pub use curl::curl;
+pub use held::Held;
 pub use parts::Parts;
 pub use ports::free_port;
 pub use process::{Exit, Process};

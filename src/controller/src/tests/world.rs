@@ -64,6 +64,8 @@ pub(super) enum Answer {
     Loads,
     LoadsIn(Duration),
     Fails,
+    /// The storage cannot be reached.
+    StorageAway,
     NoRoom,
     Silence,
 }
@@ -85,16 +87,24 @@ fn name_of(model: &ModelId) -> String {
 }
 
 impl Script {
-    fn failure(&self, model: &ModelId) -> Arc<Failure> {
+    fn failure(&self, model: &ModelId, message: &str, retry: Retry) -> Arc<Failure> {
         Arc::new(Failure {
             reason: Reason::ModelLoadFailed,
             step: Step::Fetch,
             location: Location::of_pod_name("pod-1"),
             model: model.clone(),
-            message: "no such object".to_owned(),
+            message: message.to_owned(),
             time: self.clock.wall(),
-            retry: Retry::AfterChange,
+            retry,
         })
+    }
+
+    fn bad(&self, model: &ModelId) -> Arc<Failure> {
+        self.failure(model, "no such object", Retry::AfterChange)
+    }
+
+    fn away(&self, model: &ModelId) -> Arc<Failure> {
+        self.failure(model, "connection refused", Retry::Later)
     }
 }
 
@@ -118,7 +128,8 @@ impl Agents for Script {
         let (wait, report) = match answer {
             Answer::Loads => (Duration::ZERO, report(loaded(), None)),
             Answer::LoadsIn(wait) => (wait, report(loaded(), None)),
-            Answer::Fails => (Duration::ZERO, report(CopyState::Absent, Some(self.failure(&model.id)))),
+            Answer::Fails => (Duration::ZERO, report(CopyState::Absent, Some(self.bad(&model.id)))),
+            Answer::StorageAway => (Duration::ZERO, report(CopyState::Absent, Some(self.away(&model.id)))),
             Answer::NoRoom => (Duration::ZERO, report(CopyState::Absent, None)),
             Answer::Silence => return,
         };
@@ -139,6 +150,8 @@ pub(super) struct Balky {
     inner: MemoryStore,
     hold_aliases: watch::Sender<bool>,
     break_statuses: watch::Sender<bool>,
+    /// Applied right before the next status is written.
+    edit: Mutex<Option<Object>>,
     gets: AtomicU64,
 }
 
@@ -150,6 +163,11 @@ impl Balky {
 
     pub(super) fn hold_aliases(&self, hold: bool) {
         self.hold_aliases.send_replace(hold);
+    }
+
+    /// Lets somebody's edit land together with the next status: a subscriber sees both as one change.
+    pub(super) fn edit_with_the_next_status(&self, edit: Object) {
+        *self.edit.lock() = Some(edit);
     }
 
     pub(super) fn break_statuses(&self, broken: bool) {
@@ -182,17 +200,24 @@ impl Store for Balky {
         if *self.break_statuses.borrow() {
             return Err(StoreError::Broken("disk full".to_owned()));
         }
+        let edit = self.edit.lock().take();
+        if let Some(edit) = edit {
+            self.inner.apply(edit, None).await?;
+        }
         self.inner.set_status(key, uid, status).await
     }
     async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
         self.inner.delete(key).await
     }
+    async fn delete_version(&self, key: &ObjectKey, version: u64) -> Result<Arc<Object>, StoreError> {
+        self.inner.delete_version(key, version).await
+    }
     fn alias(&self, key: &ObjectKey) -> Option<Alias> {
         self.inner.alias(key)
     }
-    async fn set_alias(&self, key: &ObjectKey, alias: Option<Alias>) -> Result<(), StoreError> {
+    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError> {
         let _ = self.hold_aliases.subscribe().wait_for(|hold| !hold).await;
-        self.inner.set_alias(key, alias).await
+        self.inner.set_alias(key, uid, alias).await
     }
     fn subscribe(&self) -> Changes {
         self.inner.subscribe()
@@ -230,8 +255,13 @@ impl World {
         let clock = Clock::starting_at(UnixMillis(1_800_000_000_000));
         let inner = MemoryStore::new(clock.clone());
         inner.apply(runtime("embedded", "onnx"), None).await.expect("stored");
-        let store =
-            Arc::new(Balky { inner, hold_aliases: watch::Sender::new(false), break_statuses: watch::Sender::new(false), gets: AtomicU64::new(0) });
+        let store = Arc::new(Balky {
+            inner,
+            hold_aliases: watch::Sender::new(false),
+            break_statuses: watch::Sender::new(false),
+            edit: Mutex::default(),
+            gets: AtomicU64::new(0),
+        });
         World::over(store, clock, ByteSize::mib(100)).await
     }
 
@@ -268,8 +298,16 @@ impl World {
 
     /// As `restart`, but the pod says nothing yet.
     pub(super) async fn restart_silent(self) -> World {
+        self.restart_after(None).await
+    }
+
+    /// As `restart_silent`, with an edit made while no leader runs.
+    pub(super) async fn restart_after(self, edit: Option<Object>) -> World {
         let (store, clock, free) = (self.store.clone(), self.clock.clone(), *self.agents.free.lock());
         self.stop().await;
+        if let Some(edit) = edit {
+            store.apply(edit, None).await.expect("stored");
+        }
         World::over(store, clock, free).await
     }
 
@@ -328,13 +366,22 @@ impl World {
     }
 
     pub(super) async fn report_of(&self, model: &ModelId, state: CopyState) {
-        let report = CopyReport { model: model.clone(), state, failure: None, last_used: None };
+        self.report_with(model, state, None).await;
+    }
+
+    async fn report_with(&self, model: &ModelId, state: CopyState, failure: Option<Arc<Failure>>) {
+        let report = CopyReport { model: model.clone(), state, failure, last_used: None };
         self.controller.report(&self.pod(), vec![report]).await;
         self.pass(secs(0)).await;
     }
 
+    /// A load that a request waited for failed: the storage cannot be reached.
+    pub(super) async fn storage_was_away_for(&self, model: &ModelId) {
+        self.report_with(model, CopyState::Absent, Some(self.agents.away(model))).await;
+    }
+
     pub(super) fn failure(&self, name: &str) -> Arc<Failure> {
-        self.agents.failure(&self.model(name))
+        self.agents.bad(&self.model(name))
     }
 
     pub(super) fn resolve(&self, name: &str) -> Resolved {

@@ -82,6 +82,7 @@ fn put(map: &mut Map<String, Value>, name: &str, value: Option<Value>) {
 
 fn predictor(document: &mut Map<String, Value>, status: &Status, endpoints: &Endpoints) {
     let text = |text: &Option<String>| text.as_deref().map(Value::from);
+    put(document, "observedGeneration", status.observed_generation.map(Value::from));
     put(document, "available", Some(status.available.into()));
     put(document, "transitionStatus", Some(status.transition.as_str().into()));
     put(document, "activeModelState", Some(status.active.as_str().into()));
@@ -94,6 +95,7 @@ fn predictor(document: &mut Map<String, Value>, status: &Status, endpoints: &End
 }
 
 fn inference_service(document: &mut Map<String, Value>, status: &Status, endpoints: &Endpoints) {
+    put(document, "observedGeneration", status.observed_generation.map(Value::from));
     let primary = endpoints.grpc.as_deref().or(endpoints.rest.as_deref());
     put(document, "url", primary.filter(|_| status.available).map(Value::from));
 
@@ -150,8 +152,10 @@ fn failure(info: &FailureInfo, id_names: &[&str]) -> Value {
 #[must_use]
 pub fn from_json(owner: Owner, document: &Value) -> Status {
     let count = |value: Option<&Value>| value.and_then(Value::as_u64).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+    let observed_generation = document.get("observedGeneration").and_then(Value::as_u64);
     match owner {
         Owner::Ksp => Status {
+            observed_generation,
             active: ModelState::read(document.get("activeModelState")).unwrap_or_default(),
             target: ModelState::read(document.get("targetModelState")),
             transition: Transition::read(document.get("transitionStatus")).unwrap_or_default(),
@@ -167,6 +171,7 @@ pub fn from_json(owner: Owner, document: &Value) -> Status {
             let ready = conditions.and_then(|all| all.iter().find(|one| one.get("type").and_then(Value::as_str) == Some(CONDITIONS[0])));
             let ready_text = |name: &str| ready.and_then(|condition| condition.get(name)).and_then(Value::as_str);
             Status {
+                observed_generation,
                 active: ModelState::read(at("/modelStatus/states/activeModelState")).unwrap_or_default(),
                 target: ModelState::read(at("/modelStatus/states/targetModelState")),
                 transition: Transition::read(at("/modelStatus/transitionStatus")).unwrap_or_default(),
@@ -223,6 +228,7 @@ mod tests {
 
     fn failed() -> Status {
         Status {
+            observed_generation: Some(3),
             active: ModelState::Loaded,
             target: Some(ModelState::FailedToLoad),
             transition: Transition::BlockedByFailedLoad,
@@ -245,6 +251,7 @@ mod tests {
         assert_eq!(
             to_json(Owner::Isvc, None, &failed(), &endpoints()),
             json!({
+                "observedGeneration": 3,
                 "url": "grpc://localhost:8033",
                 "components": { "predictor": { "url": "grpc://localhost:8033", "grpcUrl": "grpc://localhost:8033", "restUrl": "http://localhost:8008" } },
                 "conditions": [
@@ -279,7 +286,7 @@ mod tests {
         assert_eq!(
             to_json(Owner::Ksp, None, &failed(), &endpoints()),
             json!({
-                "available": true, "transitionStatus": "BlockedByFailedLoad", "activeModelState": "Loaded", "targetModelState": "FailedToLoad",
+                "observedGeneration": 3, "available": true, "transitionStatus": "BlockedByFailedLoad", "activeModelState": "Loaded", "targetModelState": "FailedToLoad",
                 "failedCopies": 1, "totalCopies": 2, "grpcEndpoint": "grpc://localhost:8033", "httpEndpoint": "http://localhost:8008",
                 "lastFailureInfo": { "reason": "ModelLoadFailed", "location": "d4f-abcdefgh", "message": "no such object", "modelId": "m__isvc-1", "time": "2026-11-22T07:43:44Z" }
             })
@@ -312,9 +319,11 @@ mod tests {
                 let expected = Status { ready_since: status.ready_since.filter(|_| owner == Owner::Isvc), ..status };
                 assert_eq!(back, expected, "{owner}");
             }
-            for garbage in
-                [json!(null), json!([]), json!({ "modelStatus": 5, "activeModelState": "Sleeping", "failedCopies": -1, "conditions": [7] })]
-            {
+            for garbage in [
+                json!(null),
+                json!([]),
+                json!({ "observedGeneration": "2", "modelStatus": 5, "activeModelState": "Sleeping", "failedCopies": -1, "conditions": [7] }),
+            ] {
                 assert_eq!(from_json(owner, &garbage), Status::default());
             }
         }

@@ -22,6 +22,7 @@ fn failure_of(id: &str, pod: &str, reason: Reason) -> Arc<Failure> {
 fn version(id: &str) -> VersionFacts {
     VersionFacts {
         id: ModelId::new(id).expect("valid"),
+        loaded_once: false,
         loaded: 0,
         on_the_way: false,
         failures: Vec::new(),
@@ -41,6 +42,17 @@ impl VersionFacts {
         self.failures = pods.iter().map(|pod| failure_of(self.id.as_str(), pod, Reason::ModelLoadFailed)).collect();
         self
     }
+    fn loaded_before(self) -> Self {
+        VersionFacts { loaded_once: true, ..self }
+    }
+    /// The storage could not be reached from there.
+    fn cut_off_on(self, pods: &[&str]) -> Self {
+        let failures = self.failures.iter().cloned().chain(
+            pods.iter()
+                .map(|pod| Arc::new(Failure { step: Step::Fetch, ..Failure::clone(&failure_of(self.id.as_str(), pod, Reason::ModelLoadFailed)) })),
+        );
+        VersionFacts { failures: failures.collect(), ..self }
+    }
     fn exhausted(self) -> Self {
         VersionFacts { exhausted: true, ..self }
     }
@@ -55,7 +67,7 @@ fn no_runtime(reason: Reason) -> Hosting {
 }
 
 fn seen(active: VersionFacts, target: Option<VersionFacts>) -> Observed {
-    Observed { spec: SpecState::Valid, active: Some(active), target, settled: true }
+    Observed { generation: 1, spec: SpecState::Valid, active: Some(active), target, settled: true }
 }
 
 /// `active/target transition available failed/total reason(model)@location`, as the table of the contract has its columns.
@@ -172,7 +184,7 @@ fn the_decision_table_row_by_row() {
         (
             "invalid, never registered",
             &none,
-            Observed { spec: SpecState::Invalid("spec is missing".into()), active: None, target: None, settled: true },
+            Observed { generation: 1, spec: SpecState::Invalid("spec is missing".into()), active: None, target: None, settled: true },
             "Pending/ InvalidSpec false 0/0 InvalidPredictorSpec()@:",
         ),
         (
@@ -184,7 +196,7 @@ fn the_decision_table_row_by_row() {
         (
             "the name is taken",
             &none,
-            Observed { spec: SpecState::NameTaken("Predictor a/m holds it".into()), active: None, target: None, settled: true },
+            Observed { generation: 1, spec: SpecState::NameTaken("Predictor a/m holds it".into()), active: None, target: None, settled: true },
             "Pending/ UpToDate false 0/0 InvalidPredictorSpec()@:",
         ),
         (
@@ -192,6 +204,24 @@ fn the_decision_table_row_by_row() {
             &up,
             seen(VersionFacts { failures: vec![failure_of("A", "p", Reason::RuntimeUnhealthy)], ..version("A").exhausted() }, None),
             "Loading/ UpToDate false 0/0 RuntimeUnhealthy(A)@p:then",
+        ),
+        (
+            "the storage is away: what was loaded before is available as ever",
+            &up,
+            seen(version("A").loaded_before().cut_off_on(&["p"]).exhausted(), None),
+            "Standby/ UpToDate true 1/0 ModelLoadFailed(A)@p:then",
+        ),
+        (
+            "the storage is away: what never was loaded has failed",
+            &none,
+            seen(version("A").cut_off_on(&["p"]).exhausted(), None),
+            "FailedToLoad/ UpToDate false 1/0 ModelLoadFailed(A)@p:then",
+        ),
+        (
+            "one pod cannot reach the storage, another one found a bad model",
+            &up,
+            seen(version("A").loaded_before().failed_on(&["q"]).cut_off_on(&["p"]).exhausted(), None),
+            "FailedToLoad/ UpToDate false 2/0 ModelLoadFailed(A)@q:then",
         ),
         (
             "loaded, although its runtime was deleted since",
@@ -239,17 +269,42 @@ fn before_every_pod_has_reported_a_status_is_only_raised() {
     assert_eq!(raised.last().map(|status| status.active), Some(ModelState::Loaded));
 }
 
+#[test]
+fn a_status_is_evidence_of_a_load_only_for_the_generation_that_it_is_about() {
+    use ModelState::{FailedToLoad, Loaded, Loading, Pending, Standby};
+    for (about, active, target, expected) in [
+        (Some(2), Loaded, None, true),
+        (Some(2), Standby, None, true),
+        (Some(2), Loading, None, false),
+        (Some(2), Pending, None, false),
+        (Some(2), FailedToLoad, None, false),
+        // An edit that nobody has looked at yet, and a status of a release that did not say.
+        (Some(1), Loaded, None, false),
+        (None, Loaded, None, false),
+        // The target took over, and nobody could say so any more.
+        (Some(2), Standby, Some(Loading), false),
+        (Some(2), Loaded, Some(Loaded), true),
+    ] {
+        let status = Status { observed_generation: about, active, target, ..Status::default() };
+        assert_eq!(status.shows_loaded(2), expected, "{status:?}");
+    }
+    let moved = status(&Status::default(), &Observed { generation: 7, ..seen(version("A").loading(), None) }, NOW);
+    assert_eq!(moved.status.observed_generation, Some(7));
+    let unsettled = Observed { generation: 8, settled: false, ..seen(version("A"), None) };
+    assert_eq!(status(&moved.status, &unsettled, NOW).status.observed_generation, Some(7), "what it says is not about the new spec yet");
+}
+
 fn any_version(id: &'static str) -> impl Strategy<Value = VersionFacts> {
     let hosting = prop_oneof![4 => Just(Hosting::Pods), 1 => Just(Hosting::NoPod), 1 => Just(no_runtime(Reason::NoSupportingRuntime))];
     let reasons = prop_oneof![4 => Just(Reason::ModelLoadFailed), 1 => Just(Reason::RuntimeUnhealthy)];
-    (0u32..3, any::<bool>(), 0usize..3, any::<bool>(), hosting, reasons).prop_map(
-        move |(loaded, on_the_way, failures, exhausted, hosting, reason)| VersionFacts {
-            loaded,
-            on_the_way,
-            failures: ["p", "q"][..failures.min(2)].iter().map(|pod| failure_of(id, pod, reason)).collect(),
-            exhausted,
-            hosting,
-            ..version(id)
+    (0u32..3, any::<[bool; 3]>(), 0usize..3, any::<bool>(), hosting, reasons).prop_map(
+        move |(loaded, [on_the_way, loaded_once, away], failures, exhausted, hosting, reason)| {
+            let pods = &["p", "q"][..failures.min(2)];
+            let version = VersionFacts { loaded_once, loaded, on_the_way, exhausted, hosting, ..version(id) };
+            match reason {
+                Reason::ModelLoadFailed if away => version.cut_off_on(pods),
+                reason => VersionFacts { failures: pods.iter().map(|pod| failure_of(id, pod, reason)).collect(), ..version },
+            }
         },
     )
 }
@@ -260,7 +315,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
         |(spec, active, target, settled)| {
             let target = target.filter(|_| active.is_some() && spec == SpecState::Valid);
             let active = active.filter(|_| !matches!(spec, SpecState::NameTaken(_)));
-            Observed { spec, target: target.filter(|_| active.is_some()), active, settled }
+            Observed { generation: 1, spec, target: target.filter(|_| active.is_some()), active, settled }
         },
     )
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use berth_proto::inference::ModelInferResponse;
 use berth_telemetry::Listener;
+use berth_types::ByteSize;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -22,9 +23,11 @@ use tonic::Code;
 use self::path::Target;
 use self::request::{Parsed, Wanted};
 use crate::body::{Answer, Incoming, Outgoing, Reader};
+use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
 use crate::connections::{self, Handler};
 use crate::frontend::Frontend;
+use crate::grpc::SMALL_MESSAGE;
 use crate::id::Asked;
 use crate::route::{self, Models};
 
@@ -33,7 +36,7 @@ const JSON_LENGTH: &str = "inference-header-content-length";
 /// JSON beyond this is read and written off the async threads: a megabyte keeps one busy for milliseconds.
 const OFF_THREAD: usize = 256 * 1024;
 /// After a body over the limit so much more is read and thrown away before the answer.
-const LINGER: berth_types::ByteSize = berth_types::ByteSize::mib(64);
+const LINGER: ByteSize = ByteSize::mib(64);
 
 /// Serves REST on `listener` until `shutdown`, then until the last request has been answered.
 pub async fn serve_rest<M: Models>(frontend: Arc<Frontend<M>>, listener: Listener, shutdown: CancellationToken) {
@@ -50,6 +53,7 @@ impl<M> Clone for RestPort<M> {
 }
 
 impl<M: Models> Handler for RestPort<M> {
+    type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
         Ok(self.0.rest(request).await)
     }
@@ -70,8 +74,9 @@ impl<M: Models> Frontend<M> {
                 let about = self.server_metadata();
                 Ok(json_answer(&json!({ "name": about.name, "version": about.version, "extensions": about.extensions })))
             }
-            Target::ModelReady { model } => {
-                self.model_ready(&Asked::Name(model.as_str().into())).map(|()| json_answer(&json!({ "name": model, "ready": true })))
+            Target::ModelReady { model, version } => {
+                let ready = self.model_ready(&Asked::Name(model.as_str().into()), version.as_deref().unwrap_or(""));
+                ready.map(|()| json_answer(&json!({ "name": model, "ready": true })))
             }
             Target::Model { model, version } => self.rest_metadata(&head.headers, &model, version.as_deref().unwrap_or("")).await,
             Target::Index => self.index(&head, body).await,
@@ -96,29 +101,38 @@ impl<M: Models> Frontend<M> {
     async fn rest_inferred(&self, head: &Parts, body: impl Incoming, model: &str, version: Option<String>) -> Result<Response<Outgoing>, Fault> {
         let deadline = self.deadline(&head.headers)?;
         let json_length = json_length(&head.headers)?;
-        let read = self.clock.until(deadline, self.read_body(&head.headers, body)).await;
+        let mut share = self.bodies.share();
+        let read = self.clock.until(deadline, self.read_body(&head.headers, body, self.config.max_message, &mut share)).await;
         let body = read.unwrap_or(Err(Fault::SlowRequest))?;
-        let Parsed { mut request, wanted } = off_thread(body.len(), move || request::read(&body, json_length)).await?;
+        let size = body.len();
+        // The share goes with the body, which may outlive its caller on another thread, and stays until the answer.
+        let reading = move || request::read(&body, json_length, &mut share).map(|parsed| (parsed, share));
+        let (Parsed { mut request, wanted }, share) = off_thread(size, reading).await?;
         model.clone_into(&mut request.model_name);
         request.model_version = version.unwrap_or_default();
         let answer = self.infer(&Asked::Name(model.into()), request, deadline).await?;
+        drop(share);
         let size = answer.raw_output_contents.iter().map(Bytes::len).sum();
         off_thread(size, move || written(answer, &wanted)).await
     }
 
-    async fn read_body(&self, headers: &HeaderMap, body: impl Incoming) -> Result<Bytes, Fault> {
+    async fn read_body(&self, headers: &HeaderMap, body: impl Incoming, limit: ByteSize, share: &mut Share) -> Result<Bytes, Fault> {
         let encodings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
         if let Some(encoding) = encodings.into_iter().find(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
             return Err(Fault::Encoded(Quoted::new(&String::from_utf8_lossy(encoding))));
         }
         let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-        let mut reader = Reader::new(body);
-        let read = reader.rest(announced, self.config.max_message).await;
-        if let Err(Fault::TooLarge { .. }) = read
+        let mut reader = Reader::new(body, share);
+        let read = reader.rest(announced, limit).await;
+        let sends_on = match read {
             // A client that asked first, and has sent nothing yet, reads the answer at once.
-            && !headers.contains_key(header::EXPECT)
-            && announced.is_none_or(|size| size <= self.config.max_message.0.saturating_add(LINGER.0))
-        {
+            Err(Fault::TooLarge { .. }) => {
+                !headers.contains_key(header::EXPECT) && announced.is_none_or(|size| size <= limit.0.saturating_add(LINGER.0))
+            }
+            Err(Fault::TooHeavy { .. } | Fault::NoBuffer { .. }) => true,
+            _ => false,
+        };
+        if sends_on {
             reader.discard(LINGER).await;
         }
         read
@@ -147,7 +161,9 @@ impl<M: Models> Frontend<M> {
             ready: bool,
         }
         let deadline = self.deadline(&head.headers)?;
-        let body = self.clock.until(deadline, self.read_body(&head.headers, body)).await.unwrap_or(Err(Fault::SlowRequest))?;
+        let (mut share, limit) = (self.bodies.share(), SMALL_MESSAGE.min(self.config.max_message));
+        let read = self.clock.until(deadline, self.read_body(&head.headers, body, limit, &mut share)).await;
+        let body = read.unwrap_or(Err(Fault::SlowRequest))?;
         let only_ready = match body.trim_ascii() {
             [] => false,
             text => serde_json::from_slice::<Filter>(text).map_err(|fault| Fault::BadRequest(format!("the body is not a filter: {fault}")))?.ready,
@@ -155,7 +171,7 @@ impl<M: Models> Frontend<M> {
         let rows = self.models.names().into_iter().filter_map(|name| {
             let asked = Asked::Name(name.as_str().into());
             let version = route::registration(&self.models, &asked).map_or_else(|_| String::new(), |registration| registration.id.to_string());
-            match self.model_ready(&asked) {
+            match self.model_ready(&asked, "") {
                 Ok(()) => Some(json!({ "name": name, "version": version, "state": "READY", "reason": "" })),
                 Err(_) if only_ready => None,
                 Err(fault) => Some(json!({ "name": name, "version": version, "state": "UNAVAILABLE", "reason": fault.to_string() })),
@@ -228,7 +244,7 @@ mod tests {
     use berth_adapters::InferError;
     use berth_registry::Resolved;
     use berth_telemetry::{Counter, HostNet, Net};
-    use berth_types::{ByteSize, Reason, Retry};
+    use berth_types::{Reason, Retry};
     use http_body_util::{BodyExt as _, Full};
     use serde_json::Value;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -326,6 +342,7 @@ mod tests {
             ("GET", "/v1/models", &[], "", 404, 5, "no such path: \"/v1/models\""),
             ("GET", "/v2/models/other", &[], "", 404, 5, "not registered"),
             ("GET", "/v2/models/bad/ready", &[], "", 400, 9, "not a model"),
+            ("GET", "/v2/models/digits/versions/99/ready", &[], "", 404, 5, "model \"digits\" has no version \"99\", it has 1"),
         ] {
             let got = ask(&rig, method, path, headers, body.to_owned()).await;
             let json = got.json();
@@ -336,6 +353,34 @@ mod tests {
             assert_eq!(got.headers.get(header::ALLOW).is_some(), status == 405, "{method} {path}");
         }
         assert_eq!(ask(&rig, "POST", infer, &[("content-encoding", "identity")], INPUT).await.status, 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_count_as_what_they_are_decoded_to_until_they_are_answered() {
+        let rig = rig_with(ProxyConfig { max_message: ByteSize::kib(64), body_budget: ByteSize::kib(64), ..ProxyConfig::default() });
+        let infer = "/v2/models/digits/infer";
+        let body = |datatype: &str, count: usize| {
+            let data = vec!["1"; count].join(",");
+            format!(r#"{{"inputs":[{{"name":"x","datatype":"{datatype}","shape":[{count}],"data":[{data}]}}]}}"#)
+        };
+        rig.models.load.lock().push_back(Load::Never);
+        let mut waiting = Box::pin(ask(&rig, "POST", infer, &[], body("FP64", 5000)));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        let held = rig.frontend.bodies.taken();
+        assert!((40_000..41_000).contains(&held), "{held}: the decoded tensor, no more the text");
+
+        let got = ask(&rig, "POST", infer, &[], body("INT8", 14_000)).await;
+        assert_eq!((got.status, got.headers.get(header::RETRY_AFTER)), (429, Some(&HeaderValue::from(1))), "{:?}", got.body);
+        let text = got.json()["error"].as_str().unwrap().to_owned();
+        assert!(text.starts_with("requests hold ") && text.contains(" of 64 KiB, and this one needs "), "{text}");
+        drop(waiting);
+        assert_eq!(rig.frontend.bodies.taken(), 0);
+        assert_eq!(ask(&rig, "POST", infer, &[], body("INT8", 14_000)).await.status, 200);
+
+        let got = ask(&rig, "POST", infer, &[], body("FP64", 20_000)).await;
+        assert_eq!((got.status, got.headers.get(header::RETRY_AFTER)), (413, None), "it alone is more than there is");
+        assert!(got.json()["error"].as_str().unwrap().ends_with("when it is decoded, all requests together have 64 KiB"), "{:?}", got.body);
+        assert_eq!(rig.frontend.bodies.taken(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -408,6 +453,19 @@ mod tests {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         let answer = talk(&mut stream, &format!("{}\r\n{}", head(8 << 20), " ".repeat(8 << 20))).await;
         assert!(answer.starts_with("HTTP/1.1 413 Payload Too Large\r\n") && answer.contains("8388608 bytes, the limit is 1000"), "{answer}");
+
+        // So is a body for which there is no room; its client may try again on the same connection.
+        let full = rig.frontend.bodies.fill();
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let asking = format!("{}connection: close\r\n\r\n{INPUT}", head(INPUT.len()));
+        stream.write_all(format!("{}\r\n{INPUT}", head(INPUT.len())).as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with("HTTP/1.1 429 Too Many Requests\r\n") && answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+        drop(full);
+        let answer = talk(&mut stream, &asking).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 
         // A client that hangs up while its model loads is not waited for.
         rig.models.load.lock().extend([Load::Never, Load::Never]);

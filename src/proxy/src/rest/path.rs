@@ -16,7 +16,7 @@ pub(super) enum Target {
     /// `GET /v2/models/{model}[/versions/{version}]`, also with `?version=`
     Model { model: String, version: Option<String> },
     /// `GET /v2/models/{model}[/versions/{version}]/ready`
-    ModelReady { model: String },
+    ModelReady { model: String, version: Option<String> },
     /// `POST /v2/models/{model}[/versions/{version}]/infer`
     Infer { model: String, version: Option<String> },
     /// `POST /v2/repository/index`
@@ -48,7 +48,8 @@ pub(super) fn target(method: &Method, path: &str, query: Option<&str>) -> Result
             Target::Model { model: decoded(model)?, version: version.map(decoded).transpose()? }
         }
         ["v2", "models", model, "versions", version] => Target::Model { model: decoded(model)?, version: Some(decoded(version)?) },
-        ["v2", "models", model, "ready"] | ["v2", "models", model, "versions", _, "ready"] => Target::ModelReady { model: decoded(model)? },
+        ["v2", "models", model, "ready"] => Target::ModelReady { model: decoded(model)?, version: None },
+        ["v2", "models", model, "versions", version, "ready"] => Target::ModelReady { model: decoded(model)?, version: Some(decoded(version)?) },
         ["v2", "models", model, "infer"] => Target::Infer { model: decoded(model)?, version: None },
         ["v2", "models", model, "versions", version, "infer"] => Target::Infer { model: decoded(model)?, version: Some(decoded(version)?) },
         _ => return Err(Fault::UnknownPath(Quoted::new(path))),
@@ -85,6 +86,7 @@ mod tests {
     fn paths_mean_what_the_protocol_says() {
         let model = |model: &str, version: Option<&str>| Target::Model { model: model.to_owned(), version: version.map(str::to_owned) };
         let infer = |model: &str, version: Option<&str>| Target::Infer { model: model.to_owned(), version: version.map(str::to_owned) };
+        let ready = |model: &str, version: Option<&str>| Target::ModelReady { model: model.to_owned(), version: version.map(str::to_owned) };
         for (method, path, query, expected) in [
             ("GET", "/v2", None, Target::Server),
             ("GET", "/v2/", None, Target::Server),
@@ -93,8 +95,8 @@ mod tests {
             ("GET", "/v2/models/m", None, model("m", None)),
             ("GET", "/v2/models/m/", Some("x=1&version=2"), model("m", Some("2"))),
             ("GET", "/v2/models/m/versions/3", None, model("m", Some("3"))),
-            ("GET", "/v2/models/m/ready", None, Target::ModelReady { model: "m".to_owned() }),
-            ("GET", "/v2/models/m/versions/3/ready", None, Target::ModelReady { model: "m".to_owned() }),
+            ("GET", "/v2/models/m/ready", None, ready("m", None)),
+            ("GET", "/v2/models/m/versions/3/ready", None, ready("m", Some("3"))),
             ("POST", "/v2/models/m/infer", None, infer("m", None)),
             ("POST", "/v2/models/m/versions/3/infer", None, infer("m", Some("3"))),
             ("POST", "/v2/models/a%2Fb%20c%c3%bc+/infer", None, infer("a/b cü+", None)),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use berth_proto::inference::infer_parameter::ParameterChoice;
 use berth_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -12,7 +13,9 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use super::tensor::{self, Datatype, Text};
+use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
+use crate::weight::{self, MOST_TENSORS};
 
 /// A request with what it says about the form of its answer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,10 +42,11 @@ impl Wanted {
 #[derive(serde::Deserialize)]
 struct Body<'a> {
     id: Option<Cow<'a, str>>,
+    #[serde(default, deserialize_with = "parameters")]
     parameters: Option<Parameters>,
     #[serde(borrow)]
-    inputs: Option<Vec<Input<'a>>>,
-    outputs: Option<Vec<Output>>,
+    inputs: Option<Few<Input<'a>>>,
+    outputs: Option<Few<Output>>,
 }
 
 /// Members are optional here and asked for below, where the message can name the tensor.
@@ -51,7 +55,8 @@ struct Input<'a> {
     name: Option<String>,
     #[serde(borrow)]
     datatype: Option<Cow<'a, str>>,
-    shape: Option<Vec<i64>>,
+    shape: Option<Few<i64>>,
+    #[serde(default, deserialize_with = "parameters")]
     parameters: Option<Parameters>,
     /// Kept as text until shape, datatype and parameters are known, in whatever order they come.
     #[serde(borrow)]
@@ -61,7 +66,61 @@ struct Input<'a> {
 #[derive(serde::Deserialize)]
 struct Output {
     name: Option<String>,
+    #[serde(default, deserialize_with = "parameters")]
     parameters: Option<Parameters>,
+}
+
+/// A list that is refused as soon as it is too long, so that a body cannot ask for many times its size.
+struct Few<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+            type Value = Few<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
+                let mut few = Vec::new();
+                while let Some(member) = list.next_element()? {
+                    if few.len() == MOST_TENSORS {
+                        return Err(de::Error::custom(format!("a list with more than {MOST_TENSORS} members")));
+                    }
+                    few.push(member);
+                }
+                Ok(Few(few))
+            }
+        }
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}
+
+/// The most parameters of a request, of an input and of an output.
+const MOST_PARAMETERS: usize = 128;
+
+fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Parameters>, D::Error> {
+    struct Members;
+    impl<'de> Visitor<'de> for Members {
+        type Value = Option<Parameters>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of parameters")
+        }
+        fn visit_map<A: de::MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+            let mut few = Parameters::new();
+            while let Some((name, value)) = members.next_entry()? {
+                few.insert(name, value);
+                if few.len() > MOST_PARAMETERS {
+                    return Err(de::Error::custom(format!("more than {MOST_PARAMETERS} parameters")));
+                }
+            }
+            Ok(Some(few))
+        }
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+    deserializer.deserialize_any(Members)
 }
 
 type Parameters = HashMap<String, Parameter>;
@@ -100,15 +159,24 @@ impl<'de> Deserialize<'de> for Parameter {
     }
 }
 
-/// Reads a body: JSON, followed by binary tensors where `json_length` says how long the JSON is.
+/// Reads a body: JSON, followed by binary tensors where `json_length` says how long the JSON is. `share` holds the body; it
+/// holds what becomes of it before that is made, and in the end only what is left.
 ///
 /// # Errors
-/// [`Fault::BadRequest`], naming the tensor and the element.
-pub(super) fn read(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, Fault> {
-    parse(body, json_length).map_err(Fault::BadRequest)
+/// [`Fault::BadRequest`], naming the tensor and the element, or no room.
+pub(super) fn read(body: &Bytes, json_length: Option<usize>, share: &mut Share) -> Result<Parsed, Fault> {
+    let (document, binary) = document(body, json_length).map_err(Fault::BadRequest)?;
+    let weight = document.weight();
+    share.add(weight)?;
+    let parsed = tensors(document, binary).map_err(Fault::BadRequest)?;
+    if json_length.is_none() {
+        share.hold(weight)?; // binary tensors are slices of the body, others are not
+    }
+    Ok(parsed)
 }
 
-fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, String> {
+/// The JSON of a body, with the elements of its tensors still as text, and what follows it.
+fn document(body: &Bytes, json_length: Option<usize>) -> Result<(Body<'_>, BinaryPart), String> {
     let length = json_length.unwrap_or(body.len());
     if length > body.len() {
         return Err(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len()));
@@ -117,14 +185,53 @@ fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, String> {
     if json.trim_ascii().is_empty() {
         return Err("the body has no JSON: send an object with \"inputs\"".to_owned());
     }
-    let Body { id, parameters, inputs, outputs } = serde_json::from_slice(json).map_err(|fault| format!("the body cannot be read: {fault}"))?;
+    let document = serde_json::from_slice(json).map_err(|fault| format!("the body cannot be read: {fault}"))?;
+    Ok((document, BinaryPart { rest: body.slice(length..), allowed: json_length.is_some() }))
+}
+
+impl Body<'_> {
+    /// Bytes that the request takes when its tensors are read, binary ones left out.
+    fn weight(&self) -> u64 {
+        let inputs = self.inputs.iter().flat_map(|inputs| &inputs.0).map(Input::weight);
+        let outputs = self.outputs.iter().flat_map(|outputs| &outputs.0).map(|output| {
+            let name = output.name.as_ref().map_or(0, String::len);
+            weight::OUTPUT + name as u64 + weight_of(output.parameters.as_ref())
+        });
+        inputs.chain(outputs).sum::<u64>() + weight_of(self.parameters.as_ref())
+    }
+}
+
+impl Input<'_> {
+    fn weight(&self) -> u64 {
+        let shape = self.shape.as_ref().map_or(&[][..], |shape| &shape.0);
+        let datatype = self.datatype.as_deref().and_then(Datatype::named);
+        let raw = match (datatype, self.data) {
+            // A shape that cannot be counted is refused before anything is made of it.
+            (Some(datatype), Some(data)) => tensor::elements(shape).map_or(0, |count| tensor::room(datatype, count, data.get())),
+            _ => 0,
+        };
+        let name = self.name.as_ref().map_or(0, String::len);
+        weight::INPUT + (name + raw) as u64 + weight::DIMENSION * shape.len() as u64 + weight_of(self.parameters.as_ref())
+    }
+}
+
+fn weight_of(parameters: Option<&Parameters>) -> u64 {
+    let each = |(name, value): (&String, &Parameter)| {
+        let text = if let Parameter(Some(ParameterChoice::StringParam(text))) = value { text.len() } else { 0 };
+        weight::PARAMETER + (name.len() + text) as u64
+    };
+    parameters.into_iter().flatten().map(each).sum()
+}
+
+/// What `document` asks for, its tensors raw.
+fn tensors(document: Body<'_>, mut binary: BinaryPart) -> Result<Parsed, String> {
+    let Body { id, parameters, inputs, outputs } = document;
     let mut parameters = parameters.unwrap_or_default();
     let binary_by_default = flag(&mut parameters, "binary_data_output")?.unwrap_or(false);
     let base64_by_default = is_base64(&parameters);
-    let mut binary = BinaryPart { rest: body.slice(length..), allowed: json_length.is_some() };
 
     let mut request = ModelInferRequest { id: id.map(Cow::into_owned).unwrap_or_default(), ..ModelInferRequest::default() };
-    for (at, input) in inputs.ok_or("member \"inputs\" is missing")?.into_iter().enumerate() {
+    for (at, input) in inputs.ok_or("member \"inputs\" is missing")?.0.into_iter().enumerate() {
         let name = input.name.clone().ok_or_else(|| format!("input {at} has no member \"name\""))?;
         let (tensor, raw) = read_input(input, base64_by_default, &mut binary).map_err(|fault| format!("input {}: {fault}", Quoted::new(&name)))?;
         request.inputs.push(InferInputTensor { name, ..tensor });
@@ -134,7 +241,7 @@ fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, String> {
         return Err(format!("{} bytes follow the last binary input: its binary_data_size is too small", binary.rest.len()));
     }
     let mut wanted = Wanted { binary_by_default, ..Wanted::default() };
-    for (at, output) in outputs.unwrap_or_default().into_iter().enumerate() {
+    for (at, output) in outputs.map_or_else(Vec::new, |outputs| outputs.0).into_iter().enumerate() {
         let name = output.name.ok_or_else(|| format!("output {at} has no member \"name\""))?;
         let mut parameters = output.parameters.unwrap_or_default();
         let within = |fault| format!("output {}: {fault}", Quoted::new(&name));
@@ -155,7 +262,7 @@ struct BinaryPart {
 }
 
 fn read_input(input: Input<'_>, base64_by_default: bool, binary: &mut BinaryPart) -> Result<(InferInputTensor, Bytes), String> {
-    let shape = input.shape.ok_or("member \"shape\" is missing")?;
+    let Few(shape) = input.shape.ok_or("member \"shape\" is missing")?;
     let datatype_name = input.datatype.ok_or("member \"datatype\" is missing")?;
     let datatype = Datatype::named(&datatype_name).ok_or_else(|| {
         let known: Vec<&str> = Datatype::ALL.iter().map(|datatype| datatype.as_str()).collect();
@@ -220,7 +327,54 @@ fn wire(parameters: Parameters) -> HashMap<String, InferParameter> {
 
 #[cfg(test)]
 mod tests {
+    use berth_types::ByteSize;
+
     use super::*;
+    use crate::budget::Budget;
+
+    fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, String> {
+        let (document, binary) = document(body, json_length)?;
+        tensors(document, binary)
+    }
+
+    #[test]
+    fn long_lists_are_refused_before_they_are_whole() {
+        let list = |member: &str, count: usize| vec![member; count].join(",");
+        let input = |count: usize| format!(r#"{{"inputs":[{}]}}"#, list(r#"{"name":"x","datatype":"INT8","shape":[0],"data":[]}"#, count));
+        let output = |count: usize| format!(r#"{{"inputs":[],"outputs":[{}]}}"#, list(r#"{"name":"y"}"#, count));
+        let shape = |count: usize| format!(r#"{{"inputs":[{{"name":"x","datatype":"INT8","shape":[{}],"data":[1]}}]}}"#, list("1", count));
+        for (case, most, more) in [("inputs", input(1024), input(1025)), ("outputs", output(1024), output(1025)), ("shape", shape(1024), shape(1025))]
+        {
+            assert!(json(&most).is_ok(), "{case}");
+            let fault = json(&more).expect_err(case);
+            assert!(fault.starts_with("the body cannot be read: a list with more than 1024 members at line 1 column "), "{case}: {fault}");
+        }
+        let parameters = |count: usize| {
+            let members: Vec<String> = (0..count).map(|at| format!("\"p{at}\":1")).collect();
+            format!(r#"{{"inputs":[],"parameters":{{{}}}}}"#, members.join(","))
+        };
+        assert!(json(&parameters(128)).is_ok());
+        let fault = json(&parameters(129)).unwrap_err();
+        assert!(fault.starts_with("the body cannot be read: more than 128 parameters at line 1 column "), "{fault}");
+    }
+
+    #[test]
+    fn a_body_is_held_as_what_is_left_of_it() {
+        let text = br#"{"inputs":[{"name":"x","datatype":"FP64","shape":[2,2],"data":[1,2,3,4]}]}"#;
+        let budget = Budget::of(ByteSize::kib(4));
+        let mut share = budget.share();
+        share.add(text.len() as u64).unwrap();
+        read(&Bytes::from_static(text), None, &mut share).unwrap();
+        assert_eq!(budget.taken(), weight::INPUT + 1 + 2 * weight::DIMENSION + 32, "the text is gone");
+        let mut share = budget.share();
+        share.add(1000).unwrap();
+        let before = budget.taken();
+        read(&Bytes::from_static(text), Some(text.len()), &mut share).unwrap();
+        assert!(budget.taken() > before, "binary tensors would be slices of the body");
+
+        let full = Budget::of(ByteSize(100));
+        assert!(matches!(read(&Bytes::from_static(text), None, &mut full.share()), Err(Fault::TooHeavy { .. })));
+    }
 
     fn json(text: &str) -> Result<Parsed, String> {
         parse(&Bytes::copy_from_slice(text.as_bytes()), None)

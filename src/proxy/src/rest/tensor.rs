@@ -106,15 +106,23 @@ pub(super) enum Text {
     Base64,
 }
 
+/// The most bytes that [`read`] can make of `json`. An element takes two characters at least, so a small body cannot ask
+/// for much memory.
+pub(super) fn room(datatype: Datatype, count: usize, json: &str) -> usize {
+    let most = count.min(json.len() / 2 + 1);
+    match datatype.width() {
+        Some(width) => most * width,
+        None => most * 4 + json.len(),
+    }
+}
+
 /// The raw bytes of the JSON array `json`: flat, or nested exactly as `shape` says.
 ///
 /// # Errors
 /// What is wrong and with which element; the caller adds the tensor's name.
 pub(super) fn read(datatype: Datatype, shape: &[i64], text: Text, json: &str) -> Result<Vec<u8>, String> {
     let count = elements(shape)?;
-    // An element takes two characters at least, so a small body cannot ask for much memory.
-    let most = count.min(json.len() / 2 + 1);
-    let mut raw = Vec::with_capacity(most * datatype.width().unwrap_or(4));
+    let mut raw = Vec::with_capacity(room(datatype, count, json));
     let out = &mut raw;
     macro_rules! whole {
         ($int:ty) => {

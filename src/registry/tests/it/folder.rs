@@ -1,8 +1,9 @@
 //! The watched folder, scan by scan, and once through the events of the system.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use berth_registry::{FaultKind, Folder, Kind, MemoryStore, Origin, RedbStore, Scan, Store, bundled};
 use berth_telemetry::Clock;
@@ -15,14 +16,20 @@ struct Bed {
     dir: tempfile::TempDir,
     store: Arc<dyn Store>,
     folder: Folder,
+    /// Moves only when a test lets it: what is written has the times of this clock.
+    clock: Clock,
 }
+
+/// Longer than a file takes to come to rest.
+const REST: Duration = Duration::from_secs(3);
 
 impl Bed {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Clock::system()));
-        let folder = Folder::open(dir.path(), Arc::clone(&store), Clock::system()).unwrap();
-        Bed { dir, store, folder }
+        let clock = Clock::starting_at(Clock::system().wall());
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+        let folder = Folder::open(dir.path(), Arc::clone(&store), clock.clone()).unwrap();
+        Bed { dir, store, folder, clock }
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -31,11 +38,29 @@ impl Bed {
 
     fn write(&self, file: &str, text: &str) {
         std::fs::write(self.path(file), text).unwrap();
+        self.touch(file, self.clock.wall().0);
     }
 
-    /// Faults after a scan, without the name of the folder.
+    /// Gives a file this time of modification, in milliseconds since the epoch. The other time of a file cannot be set;
+    /// it is about the one at which the test began.
+    fn touch(&self, file: &str, time: u64) {
+        File::options().write(true).open(self.path(file)).unwrap().set_modified(UNIX_EPOCH + Duration::from_millis(time)).unwrap();
+    }
+
+    async fn rest(&self) {
+        self.clock.sleep(REST).await;
+    }
+
+    /// Scans until nothing is held back any more: what that did in all, and the faults after it, without the name of the
+    /// folder.
     async fn scan(&mut self) -> (Scan, Vec<String>) {
-        let scan = self.folder.rescan().await;
+        let mut scan = self.folder.rescan().await;
+        while scan.held_back > 0 {
+            self.rest().await;
+            let next = self.folder.rescan().await;
+            scan = Scan { applied: scan.applied + next.applied, removed: scan.removed + next.removed, ..next };
+        }
+        self.rest().await;
         let folder = format!("{}/", self.path("").display().to_string().trim_end_matches('/'));
         let faults = self.folder.faults().list();
         assert_eq!(scan.faults, faults.len());
@@ -59,10 +84,14 @@ fn isvc(name: &str, v: u32) -> String {
 const NO_FAULTS: [&str; 0] = [];
 
 fn scan(applied: usize, removed: usize, faults: usize) -> Scan {
-    Scan { applied, removed, faults }
+    Scan { applied, removed, held_back: 0, faults }
 }
 
-#[tokio::test]
+fn held_back(held_back: usize) -> Scan {
+    Scan { held_back, ..Scan::default() }
+}
+
+#[tokio::test(start_paused = true)]
 async fn files_that_come_change_and_go_take_their_resources_along() {
     let mut bed = Bed::new();
     assert_eq!(bed.scan().await, (scan(0, 0, 0), vec![]));
@@ -90,7 +119,7 @@ async fn files_that_come_change_and_go_take_their_resources_along() {
     assert_eq!((bed.held(), &bed.store.get(&key("b")).unwrap().uid), (vec!["b=2 z.yaml".to_owned(), "d=1 d.json".to_owned()], &uid));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_broken_file_keeps_what_was_read_from_it_and_disturbs_no_other() {
     let mut bed = Bed::new();
     bed.write("a.yaml", &(isvc("a", 1) + &isvc("b", 1)));
@@ -122,7 +151,7 @@ async fn a_broken_file_keeps_what_was_read_from_it_and_disturbs_no_other() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_two_definitions_the_first_file_by_name_wins_and_both_are_named() {
     let mut bed = Bed::new();
     bed.write("b.yaml", &(isvc("x", 2) + &isvc("x", 3)));
@@ -138,7 +167,7 @@ async fn of_two_definitions_the_first_file_by_name_wins_and_both_are_named() {
     assert_eq!(bed.held(), ["x=2 b.yaml"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn other_kinds_and_what_the_store_refuses_are_said() {
     let mut bed = Bed::new();
     for object in bundled() {
@@ -182,7 +211,7 @@ async fn a_file_that_went_while_nobody_looked_is_noticed_at_the_next_start() {
     assert_eq!(store.get(&key("c")).unwrap().generation, 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_missing_folder_is_refused_at_start_and_keeps_everything_later() {
     let missing = Path::new("/nonexistent/manifests");
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Clock::system()));
@@ -206,7 +235,7 @@ async fn a_missing_folder_is_refused_at_start_and_keeps_everything_later() {
     assert_eq!(bed.scan().await.1, NO_FAULTS);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_mounted_config_map_is_followed_through_its_swapped_link() {
     let mut bed = Bed::new();
     let version = |name: &str, v| {
@@ -225,7 +254,7 @@ async fn a_mounted_config_map_is_followed_through_its_swapped_link() {
     assert_eq!(bed.held(), ["a=2 a.yaml"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_namespace_and_a_kind_make_another_resource_of_the_same_name() {
     let mut bed = Bed::new();
     let other = isvc("a", 2).replace("name: a", "name: a\n  namespace: team");
@@ -234,6 +263,84 @@ async fn a_namespace_and_a_kind_make_another_resource_of_the_same_name() {
     let keys: Vec<_> = bed.store.list().iter().map(|object| object.key.to_string()).collect();
     assert_eq!(keys, ["InferenceService default/a", "InferenceService team/a", "Predictor default/a"]);
     assert_eq!(bed.store.list()[2].key.kind, Kind::Predictor);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_read_while_it_is_being_written_only_adds() {
+    let mut bed = Bed::new();
+    bed.write("m.yaml", &(isvc("a", 1) + &isvc("b", 1)));
+    bed.scan().await;
+    let uid = bed.store.get(&key("b")).unwrap().uid.clone();
+    // A valid beginning of what is to come, cut in the middle of a number.
+    bed.write("m.yaml", &(isvc("new", 1) + &isvc("a", 2)));
+    assert_eq!(bed.folder.rescan().await, Scan { applied: 1, ..held_back(2) });
+    assert_eq!(bed.held(), ["a=1 m.yaml", "b=1 m.yaml", "new=1 m.yaml"]);
+    bed.clock.sleep(Duration::from_secs(1)).await;
+    bed.write("m.yaml", &(isvc("new", 1) + &isvc("a", 21) + &isvc("b", 1)));
+    assert_eq!(bed.folder.rescan().await, held_back(1), "it changed again");
+    bed.rest().await;
+    assert_eq!(bed.folder.rescan().await, scan(1, 0, 0));
+    assert_eq!(bed.held(), ["a=21 m.yaml", "b=1 m.yaml", "new=1 m.yaml"]);
+    assert_eq!(bed.store.get(&key("b")).unwrap().uid, uid);
+    // What another file says about it takes over only when this one is done.
+    bed.write("z.yaml", &isvc("b", 9));
+    bed.scan().await;
+    bed.write("m.yaml", &isvc("new", 1));
+    assert_eq!(bed.folder.rescan().await, held_back(3));
+    bed.rest().await;
+    assert_eq!(bed.scan().await, (scan(1, 1, 0), vec![]));
+    assert_eq!(bed.held(), ["b=9 z.yaml", "new=1 m.yaml"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_removed_before_it_was_missing_for_two_seconds() {
+    let mut bed = Bed::new();
+    bed.write("m.yaml", &(isvc("a", 1) + &isvc("b", 1)));
+    bed.write("n.yaml", &isvc("c", 1));
+    bed.scan().await;
+    // A slow writer, and an editor that moves a file away before it writes another one in its place.
+    bed.write("m.yaml", &isvc("a", 1));
+    std::fs::rename(bed.path("n.yaml"), bed.path("n.yaml~")).unwrap();
+    bed.rest().await;
+    for _ in 0..3 {
+        assert_eq!(bed.folder.rescan().await, held_back(2), "however often it is looked at");
+    }
+    bed.clock.sleep(Duration::from_secs(1)).await;
+    bed.write("m.yaml", &(isvc("a", 1) + &isvc("b", 1)));
+    bed.write("n.yaml", &isvc("c", 1));
+    assert_eq!(bed.folder.rescan().await, scan(0, 0, 0));
+    // Missing once more, the time before does not count.
+    bed.write("m.yaml", &isvc("a", 1));
+    std::fs::remove_file(bed.path("n.yaml")).unwrap();
+    bed.rest().await;
+    assert_eq!(bed.folder.rescan().await, held_back(2));
+    bed.rest().await;
+    assert_eq!(bed.folder.rescan().await, scan(0, 2, 0));
+    assert_eq!(bed.held(), ["a=1 m.yaml"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_looked_at_keeps_its_resources_and_is_not_waited_for() {
+    let mut bed = Bed::new();
+    bed.write("m.yaml", &isvc("a", 1));
+    bed.scan().await;
+    std::fs::remove_file(bed.path("m.yaml")).unwrap();
+    std::os::unix::fs::symlink("m.yaml", bed.path("m.yaml")).unwrap();
+    assert_eq!(bed.folder.rescan().await, scan(0, 0, 1));
+    assert_eq!(bed.held(), ["a=1 m.yaml"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_from_the_future_is_read_as_others_are() {
+    let mut bed = Bed::new();
+    for v in [1, 2] {
+        bed.write("m.yaml", &isvc("a", v));
+        bed.touch("m.yaml", bed.clock.wall().0 + 86_400_000);
+        bed.scan().await;
+        assert_eq!(bed.held(), [format!("a={v} m.yaml")]);
+    }
+    std::fs::remove_file(bed.path("m.yaml")).unwrap();
+    assert_eq!(bed.scan().await, (scan(0, 1, 0), vec![]));
 }
 
 #[tokio::test]
@@ -251,6 +358,9 @@ async fn a_running_folder_sees_changes_by_itself_and_ends_when_told() {
         assert_eq!(store.list().len(), 1);
     }
     assert_eq!(store.get(&key("a")).unwrap().spec["v"], 2);
+    std::fs::remove_file(dir.join("a.yaml")).unwrap();
+    let gone = clock.until(clock.deadline_in(Duration::from_secs(10)), versions.wait_for(|version| *version == 3)).await;
+    assert!(gone.is_some_and(|gone| gone.is_ok()) && store.list().is_empty(), "what is held back is looked at again by itself");
     shutdown.cancel();
     assert!(clock.until(clock.deadline_in(Duration::from_secs(10)), running).await.is_some());
 }

@@ -38,6 +38,7 @@ conformance!(
     a_new_object_gets_an_identity_and_an_unchanged_one_stays_as_it_is,
     only_a_changed_spec_raises_the_generation,
     a_write_with_a_stale_version_is_a_conflict,
+    only_the_version_that_was_seen_is_removed,
     an_object_belongs_to_its_origin,
     a_status_goes_to_the_object_that_it_was_made_for,
     an_object_made_again_is_another_one_without_the_old_alias,
@@ -97,6 +98,15 @@ async fn a_write_with_a_stale_version_is_a_conflict(store: Arc<dyn Store>) {
     assert_eq!((store.version(), store.list().len()), (3, 0));
 }
 
+async fn only_the_version_that_was_seen_is_removed(store: Arc<dyn Store>) {
+    store.apply(object("a", 1), None).await.unwrap();
+    store.apply(object("a", 2), None).await.unwrap();
+    let conflict = "InferenceService default/a has changed from version 1 to 2: read it again and apply to that";
+    assert_eq!(store.delete_version(&key("a"), 1).await, Err(StoreError::Conflict(conflict.to_owned())));
+    assert_eq!(store.delete_version(&key("a"), 2).await.unwrap().resource_version, 3);
+    assert_eq!(store.delete_version(&key("a"), 2).await, Err(StoreError::NotFound(key("a"))));
+}
+
 async fn an_object_belongs_to_its_origin(store: Arc<dyn Store>) {
     let from = |origin: &Origin, spec| Object { origin: origin.clone(), ..object("a", spec) };
     let (folder, other) = (Origin::Folder("/m/a.yaml".into()), Origin::Folder("/m/b.yaml".into()));
@@ -122,6 +132,7 @@ async fn a_status_goes_to_the_object_that_it_was_made_for(store: Arc<dyn Store>)
     let status = json!({ "modelStatus": { "states": { "activeModelState": "Loaded" } } });
     let written = store.set_status(&key("a"), &made.uid, status.clone()).await.unwrap();
     assert_eq!(written.status.as_deref(), Some(&status));
+    assert!(Arc::ptr_eq(&written.spec, &made.spec), "who knows the old spec sees without a comparison that it is the same");
     assert_eq!(store.set_status(&key("a"), &made.uid, status.clone()).await.unwrap(), written, "the same again changes nothing");
     assert_eq!(store.version(), 2);
     let missing = Err(StoreError::NotFound(key("a")));
@@ -134,26 +145,34 @@ async fn a_status_goes_to_the_object_that_it_was_made_for(store: Arc<dyn Store>)
 
 async fn an_object_made_again_is_another_one_without_the_old_alias(store: Arc<dyn Store>) {
     let first = store.apply(object("a", 1), None).await.unwrap();
-    store.set_alias(&key("a"), Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("a"), &first.uid, Some(alias("v1"))).await.unwrap();
     let removed = store.delete(&key("a")).await.unwrap();
     assert_eq!((&removed.uid, removed.resource_version, store.version()), (&first.uid, 3, 3));
     let second = store.apply(object("a", 1), None).await.unwrap();
     assert_ne!(first.uid, second.uid);
     assert_eq!((second.generation, store.alias(&key("a"))), (1, None));
+    // Who still writes for the first one changes nothing about the second.
+    let missing = Err(StoreError::NotFound(key("a")));
+    assert_eq!(store.set_alias(&key("a"), &first.uid, Some(alias("v1"))).await, missing);
+    assert_eq!(store.alias(&key("a")), None);
+    store.set_alias(&key("a"), &second.uid, Some(alias("v2"))).await.unwrap();
+    assert_eq!(store.set_alias(&key("a"), &first.uid, None).await, missing);
+    assert_eq!(store.alias(&key("a")), Some(alias("v2")));
 }
 
 async fn an_alias_is_kept_until_it_is_forgotten(store: Arc<dyn Store>) {
-    assert_eq!(store.set_alias(&key("a"), Some(alias("v1"))).await, Err(StoreError::NotFound(key("a"))));
-    assert_eq!(store.set_alias(&key("a"), None).await, Ok(()));
-    store.apply(object("a", 1), None).await.unwrap();
+    for alias in [Some(alias("v1")), None] {
+        assert_eq!(store.set_alias(&key("a"), "gone", alias).await, Err(StoreError::NotFound(key("a"))));
+    }
+    let uid = store.apply(object("a", 1), None).await.unwrap().uid.clone();
     assert_eq!(store.alias(&key("a")), None);
-    store.set_alias(&key("a"), Some(alias("v1"))).await.unwrap();
-    store.set_alias(&key("a"), Some(alias("v2"))).await.unwrap();
+    store.set_alias(&key("a"), &uid, Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("a"), &uid, Some(alias("v2"))).await.unwrap();
     assert_eq!(store.alias(&key("a")), Some(alias("v2")));
     let version = store.version();
-    store.set_alias(&key("a"), Some(alias("v2"))).await.unwrap();
+    store.set_alias(&key("a"), &uid, Some(alias("v2"))).await.unwrap();
     assert_eq!(store.version(), version, "the same again changes nothing");
-    store.set_alias(&key("a"), None).await.unwrap();
+    store.set_alias(&key("a"), &uid, None).await.unwrap();
     assert_eq!(store.alias(&key("a")), None);
 }
 
@@ -173,9 +192,9 @@ async fn a_subscriber_gets_everything_then_the_newest_state_per_key(store: Arc<d
     for spec in 3..100 {
         store.apply(object("a", spec), None).await.unwrap();
     }
-    store.apply(object("c", 1), None).await.unwrap();
+    let c = store.apply(object("c", 1), None).await.unwrap();
     store.delete(&key("b")).await.unwrap();
-    store.set_alias(&key("c"), Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("c"), &c.uid, Some(alias("v1"))).await.unwrap();
     let news = changes.next().await.unwrap();
     assert_eq!(told(&news), [("a".into(), Some(99)), ("b".into(), None), ("c".into(), Some(1))]);
     assert_eq!(news.iter().map(|change| change.resource_version).collect::<Vec<_>>(), [100, 102, 101]);
@@ -256,7 +275,7 @@ enum Step {
     Apply { name: u8, spec: u8, stale: bool },
     Status { name: u8, state: u8, stale: bool },
     Delete { name: u8 },
-    Alias { name: u8, version: Option<u8> },
+    Alias { name: u8, version: Option<u8>, stale: bool },
     Reopen,
 }
 
@@ -265,7 +284,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0u8..5, 0u8..3, prop::bool::weighted(0.1)).prop_map(|(name, spec, stale)| Step::Apply { name, spec, stale }),
         4 => (0u8..5, 0u8..4, prop::bool::weighted(0.1)).prop_map(|(name, state, stale)| Step::Status { name, state, stale }),
         1 => (0u8..5).prop_map(|name| Step::Delete { name }),
-        2 => (0u8..5, prop::option::of(0u8..3)).prop_map(|(name, version)| Step::Alias { name, version }),
+        2 => (0u8..5, prop::option::of(0u8..3), prop::bool::weighted(0.1)).prop_map(|(name, version, stale)| Step::Alias { name, version, stale }),
         1 => Just(Step::Reopen),
     ];
     prop::collection::vec(step, 1..40)
@@ -321,11 +340,14 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
                 model.aliases.remove(&key);
                 assert_eq!(store.delete(&key).await.is_ok(), changed);
             }
-            Step::Alias { name, version } => {
+            Step::Alias { name, version, stale } => {
                 let key = key(&format!("m{name}"));
                 let wanted = version.map(|version| alias(&format!("v{version}")));
-                let outcome = store.set_alias(&key, wanted.clone()).await;
+                let present = model.objects.get(&key).filter(|_| !stale);
+                let uid = present.map_or_else(|| "stale".to_owned(), |present| present.0.clone());
+                let outcome = store.set_alias(&key, &uid, wanted.clone()).await;
                 if outcome.is_ok() {
+                    assert!(present.is_some());
                     changed = model.aliases.get(&key) != wanted.as_ref();
                     match wanted {
                         Some(wanted) => drop(model.aliases.insert(key, wanted)),
@@ -333,7 +355,8 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
                     }
                 } else {
                     changed = false;
-                    assert!(wanted.is_some() && !model.objects.contains_key(&key));
+                    assert_eq!(outcome, Err(StoreError::NotFound(key)));
+                    assert!(present.is_none());
                 }
             }
             Step::Reopen => {

@@ -152,6 +152,32 @@ async fn a_drain_past_its_deadline_revokes_and_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_the_pod_cuts_a_drain_short_that_was_under_way() {
+    for earlier in [None, Some(20)] {
+        let pod = Pod::with_memory(kib(12));
+        let guard = pod.ensure("m", secs(5)).await.expect("room");
+        pod.residency.retire(model("m")).await;
+        pod.pass(secs(1)).await;
+        let began = pod.clock.now();
+        if let Some(earlier) = earlier {
+            let (residency, until) = (pod.residency.clone(), pod.clock.deadline_in(secs(earlier)));
+            tokio::spawn(async move { residency.drain(until).await });
+            pod.pass(millis(10)).await;
+        }
+        let drain = pod.residency.drain(pod.clock.deadline_in(secs(5)));
+        tokio::join!(drain, async {
+            guard.revoked().await;
+            let revoked_after = pod.clock.now() - began;
+            assert!(revoked_after >= secs(5) && revoked_after < secs(6), "{revoked_after:?}, first told {earlier:?}");
+            drop(guard);
+        });
+        assert!(pod.clock.now() - began < secs(7));
+        pod.owner.await.expect("the owner does not panic");
+        assert_eq!(pod.runtime.held(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_ends_even_when_the_runtime_confirms_nothing() {
     let pod = Pod::with_memory(kib(12));
     pod.runtime.script_all(Script::default().confirming(Confirm::WhenReleased));

@@ -39,6 +39,10 @@ enum Op {
     FailFetch {
         model: usize,
     },
+    /// The next download finds the disk full, for now.
+    FullDisk {
+        model: usize,
+    },
     FailLoad {
         model: usize,
         fault: LoadFault,
@@ -59,6 +63,7 @@ fn op() -> impl Strategy<Value = Op> {
         ]).prop_map(|(model, may)| Op::Load { model, may }),
         1 => model().prop_map(|model| Op::Retire { model }),
         1 => model().prop_map(|model| Op::FailFetch { model }),
+        2 => model().prop_map(|model| Op::FullDisk { model }),
         1 => (model(), prop_oneof![
             Just(LoadFault::BadModel), Just(LoadFault::OutOfMemory), Just(LoadFault::TimedOut), Just(LoadFault::RuntimeDown)
         ]).prop_map(|(model, fault)| Op::FailLoad { model, fault }),
@@ -131,6 +136,9 @@ async fn run(ops: Vec<(u64, Op)>, natures: Vec<Nature>, memory: u64) -> Result<S
             Op::Retire { model: at } => pod.residency.retire(model(&name(at))).await,
             Op::FailFetch { model: at } => {
                 pod.fetch.then(&name(at), Scripted::fails(PullError::Unavailable("scripted".to_owned())));
+            }
+            Op::FullDisk { model: at } => {
+                pod.fetch.then(&name(at), Scripted::fails(PullError::DiskFull { need: kib(1), free: kib(0), budget: kib(9) }));
             }
             Op::FailLoad { model: at, fault } => pod.runtime.script(name(at), script(natures[at]).failing(1, fault)),
             Op::Crash => pod.runtime.crash(),

@@ -238,6 +238,132 @@ async fn out_of_memory_in_the_runtime_costs_one_other_copy_and_one_more_try() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_model_that_always_runs_out_of_memory_costs_the_others_one_copy_and_not_one_per_request() {
+    let pod = Pod::with_memory(kib(100));
+    for name in ["a", "b", "c"] {
+        pod.use_once(name).await;
+    }
+    pod.runtime.script("m", Script::default().failing(100, LoadFault::OutOfMemory));
+    let tries = || pod.runtime.loads().iter().filter(|name| *name == "m").count();
+    assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))));
+    assert_eq!((pod.held(), tries()), (vec!["b".to_owned(), "c".to_owned()], 2), "one goes, and one more try");
+    assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))));
+    assert_eq!(tries(), 2, "answered without a try so soon");
+    for more in 1..=3 {
+        pod.pass(secs(61)).await;
+        assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))));
+        assert_eq!((pod.held().len(), tries()), (2, 2 + more), "tried again, at nobody's cost");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_goes_for_a_model_out_of_memory_that_no_copy_could_go_for_before() {
+    let pod = Pod::with_memory(kib(100));
+    let guard = pod.ensure("a", secs(5)).await.expect("room");
+    pod.runtime.script("m", Script::default().failing(2, LoadFault::OutOfMemory));
+    assert!(matches!(pod.ensure("m", secs(60)).await, Err(WaitError::Failed(_))), "the only copy is in use");
+    drop(guard);
+    pod.pass(secs(11)).await;
+    assert!(pod.ensure("m", secs(60)).await.is_ok());
+    assert_eq!(pod.held(), ["m"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_declaration_smaller_than_what_was_measured_is_not_believed_twice() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script("fat", Script::default().measuring(kib(9)));
+    let never = Err(WaitError::Refused(Refusal::NeverFits { pool: Pool::Host, need: kib(9), budget: kib(8) }));
+    for _ in 0..3 {
+        let answer = pod.residency.ensure_loaded(&declaring("fat", kib(4)), pod.clock.deadline_in(secs(5))).await;
+        assert_eq!(answer.map(drop), never);
+        pod.absent("fat").await;
+    }
+    assert_eq!(pod.runtime.loads(), ["fat"], "once is enough");
+
+    // The larger of the two counts, whichever it is.
+    pod.runtime.script("thin", Script::default().measuring(kib(2)));
+    pod.use_once("other").await;
+    for _ in 0..2 {
+        let guard = pod.residency.ensure_loaded(&declaring("thin", kib(8)), pod.clock.deadline_in(secs(5))).await;
+        assert_eq!(guard.map(drop), Ok(()));
+        assert_eq!(pod.held(), ["thin"], "8 + 4 > 8");
+        pod.pass(millis(2)).await;
+        pod.residency.retire(model("other")).await;
+        pod.fetch.always("large", Scripted::arrives(kib(8)));
+        pod.use_once("large").await;
+        pod.pass(millis(2)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_on_disk_do_not_wait_for_the_downloads_of_others() {
+    let mut parts = Parts::with_memory(kib(100));
+    parts.config.fetches = 1;
+    let pod = parts.start();
+    pod.fetch.then("slow", Scripted::Stalls);
+    pod.fetch.put_on_disk(&id("m"), kib(4));
+    let slow = pod.caller("slow", secs(60));
+    pod.fetch.started(1).await;
+    let began = pod.clock.now();
+    assert!(pod.ensure("m", secs(30)).await.is_ok());
+    assert!(pod.clock.now() - began < secs(1));
+    assert_eq!(pod.fetch.fetches(), ["slow"]);
+    pod.fetch.release("slow");
+    assert!(slow.await.expect("no panic").is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_fetched_ahead_of_memory_than_keeps_the_loads_going() {
+    let mut parts = Parts::with_memory(kib(4));
+    parts.config.fetches = 2;
+    parts.config.turn = secs(1_000);
+    let pod = parts.start();
+    for n in 10..20 {
+        pod.fetch.put_on_disk(&id(&format!("m{n}")), kib(4));
+    }
+    let guard = pod.ensure("first", secs(5)).await.expect("room");
+    let callers: Vec<_> = (0..20).map(|n| pod.caller(&format!("m{n}"), secs(200))).collect();
+    pod.pass(secs(10)).await;
+    // Two loads at a time, two downloads and two looks at the disk at a time.
+    let pinned = (0..20).filter(|n| pod.fetch.pins(&id(&format!("m{n}"))) > 0).count();
+    assert!((2..=8).contains(&pinned), "{pinned} models wait for memory with their files pinned");
+    drop(guard);
+    for (n, caller) in callers.into_iter().enumerate() {
+        assert!(caller.await.expect("no panic").is_ok(), "m{n}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_full_of_files_that_wait_for_memory_is_waited_for() {
+    let mut parts = Parts::with_memory(kib(4));
+    parts.config.turn = secs(1_000);
+    let pod = parts.start();
+    let full = |need| PullError::DiskFull { need: kib(need), free: kib(0), budget: kib(8) };
+    pod.fetch.always("third", Scripted::fails(full(4)));
+    pod.fetch.always("huge", Scripted::fails(full(9)));
+    let first = pod.ensure("first", secs(5)).await.expect("room");
+    let answer = pod.ensure("third", secs(60)).await;
+    assert!(matches!(answer, Err(WaitError::Failed(_))), "what is loaded keeps its files, waiting would not help: {answer:?}");
+
+    let second = pod.caller("second", secs(200));
+    pod.pass(millis(100)).await;
+    let answer = pod.ensure("huge", secs(60)).await;
+    assert!(matches!(answer, Err(WaitError::Failed(_))), "it never fits: {answer:?}");
+    let third = pod.caller("third", secs(200));
+    pod.pass(secs(12)).await;
+    assert!(!third.is_finished());
+    let tries = pod.fetch.fetches().iter().filter(|name| *name == "third").count();
+    assert!(tries <= 5, "{tries} tries in twelve seconds");
+
+    pod.fetch.always("third", Scripted::arrives(kib(4)));
+    let began = pod.clock.now();
+    drop(first);
+    drop(second.await.expect("no panic").expect("its turn"));
+    assert!(third.await.expect("no panic").is_ok());
+    assert!(pod.clock.now() - began < secs(1), "the end of a copy is an event");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_can_never_fit_is_refused_before_anything_is_touched() {
     let pod = Pod::with_memory(kib(8));
     pod.use_once("small").await;

@@ -1,0 +1,9 @@
+//! The API as a client sees it, over a socket.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod access;
+mod contended;
+mod patching;
+mod reading;
+mod server;
+mod writing;

@@ -1,0 +1,248 @@
+//! `berth get` and `berth describe`: what there is, once or as it changes.
+
+use std::collections::HashMap;
+
+use berth_registry::Kind;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use serde_json::{Value, json};
+
+use super::args::{self, Format};
+use super::client::{Client, Scope};
+use super::describe::describe;
+use super::fault::Fault;
+use super::kinds::{MODELS, Named, Selection, full_name, selection};
+use super::output::{self, Out, note};
+use super::resource;
+use super::table::{Look, Table};
+use super::watch::{Change, Watch};
+
+/// Resources of one kind.
+struct Group {
+    kind: Kind,
+    resources: Vec<Value>,
+}
+
+/// `berth get`.
+///
+/// # Errors
+/// What is not there, and whatever kept the server from answering.
+pub(crate) async fn get(client: &Client, args: &args::Get, out: &mut Out) -> Result<(), Fault> {
+    let asked = selection(&args.words, MODELS)?;
+    let namespace = (!args.all_namespaces).then_some(args.namespace.namespace.as_str());
+    if let Selection::Named(_) = asked {
+        if args.selector.is_some() {
+            return Err(Fault::local("name cannot be provided when a selector is specified"));
+        }
+        if args.all_namespaces {
+            return Err(Fault::local("a resource cannot be retrieved by name across all namespaces"));
+        }
+    }
+    if args.watch {
+        return follow(client, args, asked, namespace, out).await;
+    }
+    let (groups, faults) = match &asked {
+        Selection::All(kinds) => (all(client, kinds, namespace, args.selector.as_deref()).await?, Vec::new()),
+        Selection::Named(named) => by_name(client, named, &args.namespace.namespace).await?,
+    };
+    let found: usize = groups.iter().map(|group| group.resources.len()).sum();
+    match args.output {
+        Some(Format::Json | Format::Yaml) if matches!(&asked, Selection::Named(named) if named.len() == 1) => {
+            if let Some(one) = groups.first().and_then(|group| group.resources.first()) {
+                out.text(&document(args.output, one)?)?;
+            }
+        }
+        Some(Format::Json | Format::Yaml) if found > 0 || faults.is_empty() => {
+            let items: Vec<Value> = groups.into_iter().flat_map(|group| group.resources).collect();
+            let list = json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items });
+            out.text(&document(args.output, &list)?)?;
+        }
+        Some(Format::Json | Format::Yaml) => {}
+        Some(Format::Name) => {
+            let line = |kind, resource| format!("{}\n", full_name(kind, resource::name(resource)));
+            let lines = groups.iter().flat_map(|group| group.resources.iter().map(|resource| line(group.kind, resource)));
+            out.text(&lines.collect::<String>())?;
+        }
+        None | Some(Format::Wide) => {
+            let groups: Vec<Group> = groups.into_iter().filter(|group| !group.resources.is_empty()).collect();
+            let look = look(args, groups.len() > 1);
+            let now = client.clock().wall();
+            let tables: Vec<String> = groups.iter().map(|group| Table::of(group.kind, &group.resources, look, now, !args.no_headers).1).collect();
+            out.text(&tables.join("\n"))?;
+        }
+    }
+    if found == 0 && faults.is_empty() && !matches!(args.output, Some(Format::Json | Format::Yaml)) {
+        note(&nothing(&asked, namespace));
+    }
+    Fault::all(faults)
+}
+
+/// `berth describe`.
+///
+/// # Errors
+/// As [`get`].
+pub(crate) async fn describe_all(client: &Client, args: &args::Describe, out: &mut Out) -> Result<(), Fault> {
+    let asked = selection(&args.words, MODELS)?;
+    let namespace = &args.namespace.namespace;
+    let (groups, faults) = match &asked {
+        Selection::All(kinds) => (all(client, kinds, Some(namespace), None).await?, Vec::new()),
+        Selection::Named(named) => by_name(client, named, namespace).await?,
+    };
+    let now = client.clock().wall();
+    let pages: Vec<String> = groups.iter().flat_map(|group| group.resources.iter().map(|resource| describe(group.kind, resource, now))).collect();
+    if pages.is_empty() && faults.is_empty() {
+        note(&nothing(&asked, Some(namespace)));
+    }
+    out.text(&pages.join("\n\n"))?;
+    Fault::all(faults)
+}
+
+fn nothing(asked: &Selection, namespace: Option<&str>) -> String {
+    let namespaced = match asked {
+        Selection::All(kinds) => kinds.iter().any(|kind| kind.namespaced()),
+        Selection::Named(_) => true,
+    };
+    match namespace.filter(|_| namespaced) {
+        Some(namespace) => format!("No resources found in {namespace} namespace."),
+        None => "No resources found".to_owned(),
+    }
+}
+
+fn look(args: &args::Get, kinds: bool) -> Look {
+    Look { wide: args.output == Some(Format::Wide), namespaces: args.all_namespaces, kinds }
+}
+
+fn document(format: Option<Format>, value: &Value) -> Result<String, Fault> {
+    if format == Some(Format::Yaml) { output::yaml(value) } else { Ok(output::json(value)) }
+}
+
+async fn all(client: &Client, kinds: &[Kind], namespace: Option<&str>, selector: Option<&str>) -> Result<Vec<Group>, Fault> {
+    let mut groups = Vec::new();
+    for kind in kinds {
+        let (resources, _version) = client.list(&scope(*kind, namespace, selector, None)).await?;
+        groups.push(Group { kind: *kind, resources });
+    }
+    Ok(groups)
+}
+
+fn scope(kind: Kind, namespace: Option<&str>, selector: Option<&str>, name: Option<&str>) -> Scope {
+    let namespace = namespace.filter(|_| kind.namespaced()).map(str::to_owned);
+    Scope { kind, namespace, selector: selector.map(str::to_owned), name: name.map(str::to_owned) }
+}
+
+/// What there is of these names, grouped by kind, and a fault for each one that is missing.
+async fn by_name(client: &Client, named: &[Named], namespace: &str) -> Result<(Vec<Group>, Vec<Fault>), Fault> {
+    let (mut groups, mut faults): (Vec<Group>, _) = (Vec::new(), Vec::new());
+    for wanted in named {
+        match one(client, wanted, namespace).await {
+            Ok((kind, resource)) => match groups.iter_mut().find(|group| group.kind == kind) {
+                Some(group) => group.resources.push(resource),
+                None => groups.push(Group { kind, resources: vec![resource] }),
+            },
+            Err(fault) if fault.ends_all() => return Err(fault),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    Ok((groups, faults))
+}
+
+async fn one(client: &Client, wanted: &Named, namespace: &str) -> Result<(Kind, Value), Fault> {
+    for kind in wanted.kinds {
+        if let Some(resource) = client.get(*kind, namespace, &wanted.name).await? {
+            return Ok((*kind, resource));
+        }
+    }
+    Err(Fault::not_found(wanted.kinds[0], &wanted.name))
+}
+
+/// What is there now, then every change, until the output or the server ends.
+async fn follow(client: &Client, args: &args::Get, asked: Selection, namespace: Option<&str>, out: &mut Out) -> Result<(), Fault> {
+    let scopes: Vec<Scope> = match &asked {
+        Selection::All(kinds) => kinds.iter().map(|kind| scope(*kind, namespace, args.selector.as_deref(), None)).collect(),
+        Selection::Named(named) => {
+            let mut scopes = Vec::new();
+            for wanted in named {
+                let (kind, _resource) = one(client, wanted, &args.namespace.namespace).await?;
+                scopes.push(scope(kind, namespace, None, Some(&wanted.name)));
+            }
+            scopes
+        }
+    };
+    let mut begun = Vec::new();
+    let mut changes: Vec<BoxStream<'_, (Kind, Result<Change, Fault>)>> = Vec::new();
+    for scope in scopes {
+        let kind = scope.kind;
+        let (resources, watch) = Watch::begin(client, scope).await?;
+        begun.push(Group { kind, resources });
+        changes.push(Box::pin(stream::unfold(watch, move |mut watch| async move { Some(((kind, watch.next().await), watch)) })));
+    }
+    let several = begun.iter().any(|group| group.kind != begun[0].kind);
+    let mut printer = Printer { args, look: look(args, several), tables: HashMap::new(), last: None };
+    for group in begun {
+        printer.begin(client, &group, out)?;
+    }
+    let mut changes = stream::select_all(changes);
+    while let Some((kind, change)) = changes.next().await {
+        printer.change(client, kind, &change?, out)?;
+    }
+    Ok(())
+}
+
+/// Prints changes, each kind under its own heads.
+struct Printer<'a> {
+    args: &'a args::Get,
+    look: Look,
+    tables: HashMap<Kind, Table>,
+    /// Whose heads stand above what is printed next.
+    last: Option<Kind>,
+}
+
+impl Printer<'_> {
+    fn begin(&mut self, client: &Client, group: &Group, out: &mut Out) -> Result<(), Fault> {
+        if matches!(self.args.output, Some(Format::Json | Format::Yaml | Format::Name)) {
+            return group.resources.iter().try_for_each(|resource| self.whole(group.kind, resource, out));
+        }
+        let heads = !self.args.no_headers && self.last != Some(group.kind);
+        let (table, text) = Table::growing(group.kind, &group.resources, self.look, client.clock().wall(), heads);
+        self.tables.entry(group.kind).or_insert(table);
+        // Heads alone are printed with the first line.
+        if !group.resources.is_empty() {
+            self.last = Some(group.kind);
+            out.text(&text)?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, client: &Client, kind: Kind, change: &Change, out: &mut Out) -> Result<(), Fault> {
+        let (resource, gone) = match change {
+            Change::Is(resource) => (resource, false),
+            Change::Gone(resource) => (resource, true),
+        };
+        let Some(table) = self.tables.get(&kind) else { return self.whole(kind, resource, out) };
+        if self.last.replace(kind) != Some(kind) && !self.args.no_headers {
+            out.text(&table.heads())?;
+        }
+        out.text(&table.line(resource, client.clock().wall(), gone))
+    }
+
+    fn whole(&self, kind: Kind, resource: &Value, out: &mut Out) -> Result<(), Fault> {
+        match self.args.output {
+            Some(Format::Name) => out.line(&full_name(kind, resource::name(resource))),
+            Some(Format::Yaml) => out.text(&format!("---\n{}", output::yaml(resource)?)),
+            Some(Format::Json | Format::Wide) | None => out.text(&output::json(resource)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_told_with_the_namespace_that_was_looked_at() {
+        let models = Selection::All(MODELS.to_vec());
+        assert_eq!(nothing(&models, Some("default")), "No resources found in default namespace.");
+        assert_eq!(nothing(&models, None), "No resources found");
+        assert_eq!(nothing(&Selection::All(vec![Kind::ClusterServingRuntime]), Some("default")), "No resources found");
+    }
+}
