@@ -3,9 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use berth_testkit::{Exit, Found, Quickstart, eventually, http};
-use tokio::sync::oneshot;
+use anyhow::{Context, Result};
+use berth_testkit::{Exit, Found, eventually, http};
 
 use crate::fixture::{Fixture, ROOMY, SOON, service};
 
@@ -38,42 +37,6 @@ async fn a_request_that_is_under_way_when_ctrl_c_comes_is_answered() -> Result<(
     let answer = held.finish().await.with_context(|| berth.process().written())?;
     fixture.quickstart.check("digits-forest", &answer.good()?)?;
     assert_eq!(berth.process().exit(SOON).await?, Exit::Code(0), "{}", berth.process().written());
-    Ok(())
-}
-
-/// Asks until no connection is taken any more; whatever was taken must be answered rightly or turned away in order.
-async fn ask_until_refused(rest: String, quickstart: Quickstart, name: &'static str, first: oneshot::Sender<()>) -> Result<()> {
-    let mut first = Some(first);
-    loop {
-        match http::post(&format!("http://{rest}/v2/models/{name}/infer"), quickstart.request(name)?).await {
-            Ok(reply) if reply.status == 200 => quickstart.check(name, &reply.json()?)?,
-            Ok(reply) => {
-                ensure!(reply.status == 503 && reply.retry_after.is_some(), "{} {}", reply.status, reply.text());
-                return Ok(());
-            }
-            Err(fault) if http::is_refused(&fault) => return Ok(()),
-            Err(fault) => return Err(fault),
-        }
-        if let Some(first) = first.take() {
-            let _ = first.send(());
-        }
-    }
-}
-
-#[tokio::test]
-async fn no_request_that_was_taken_when_ctrl_c_comes_is_cut() -> Result<()> {
-    let fixture = Fixture::of_folder()?;
-    let mut berth = fixture.serve(ROOMY).start().await?;
-    let mut callers = Vec::new();
-    for name in ["digits-forest", "digits-mlp", "digits-wide", "iris"] {
-        let (first, started) = oneshot::channel();
-        callers.push(tokio::spawn(ask_until_refused(berth.rest(), fixture.quickstart.clone(), name, first)));
-        started.await?;
-    }
-    assert_eq!(berth.interrupt().await?, Exit::Code(0), "{}", berth.process().written());
-    for caller in callers {
-        caller.await??;
-    }
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use berth_telemetry::{Clock, Listener};
 use berth_types::ByteSize;
 use bytes::Bytes;
 use futures::FutureExt as _;
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -43,8 +44,7 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
 /// A connection that is silent for so long is asked for a sign of life, so that dead clients free what they wait for.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// When the port stops, how long a connection that has said nothing yet may take to begin: its first bytes may be on
-/// their way.
+/// When the port stops, how long an HTTP/1 connection that rests may go on to do so: its next request may be on its way.
 const LAST_HEAD: Duration = Duration::from_millis(500);
 /// How often it is said at most that connections are being turned away.
 const SAY_EVERY: Duration = Duration::from_secs(60);
@@ -173,14 +173,22 @@ where
     let ended = match protocol {
         Protocol::Http1 => {
             let (stream, requests) = Heads::new(stream, first_head, terms.head_timeout, &terms.clock);
+            let stopping = shutdown.clone();
             let service = service_fn(move |request| {
-                let (handler, begun) = (handler.clone(), requests.begun());
-                async move { handler.answer(request).await.map(|response| response.map(|body| begun.answered(body))) }
+                let (handler, begun, stopping) = (handler.clone(), requests.begun(), stopping.clone());
+                async move {
+                    let mut response = handler.answer(request).await?.map(|body| begun.answered(body));
+                    if stopping.is_cancelled() {
+                        // The client is told with its answer, so that it does not send the next request into a closing door.
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, Infallible>(response)
+                }
             });
             let mut connection = pin!(terms.http1.serve_connection(TokioIo::new(stream), service));
             tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = shutdown.cancelled() => {
+                () = async { shutdown.cancelled().await; terms.clock.sleep(LAST_HEAD).await } => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
