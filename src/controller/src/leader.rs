@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use berth_plan::alias::{self, Copies, Effect, Next, Versions};
 use berth_plan::background::{self, Purpose, Standby};
-use berth_plan::resource::is_ours;
+use berth_plan::resource::{OtherParts, is_ours};
 use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
-use berth_plan::status::{self, Observed, SpecState, Status, document};
+use berth_plan::status::document::{self, Circumstances};
+use berth_plan::status::{self, Observed, SpecState, Status};
 use berth_registry::{Alias, Change, Changes, Kind, NameEntry, Object, ObjectKey, Store, StoreError, Views};
 use berth_telemetry::{Clock, Counter, Gauge, Metrics};
 use berth_types::{Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis};
@@ -656,7 +657,9 @@ impl Leader {
             }
         }
         let target = resource.versions.target.as_ref().map(|target| target.id.clone());
-        let document = document::to_json(resource.owner, object.status.as_deref(), &moved.status, &self.config.endpoints);
+        let others = OtherParts::of(resource.owner, &object.spec);
+        let around = Circumstances { endpoints: &self.config.endpoints, others, now };
+        let document = document::to_json(resource.owner, object.status.as_deref(), &moved.status, &around);
         if object.status.as_deref() == Some(&document) {
             let told_target = target.filter(|_| moved.status.target.is_some());
             let news = moved.more || told_target != resource.told_target;

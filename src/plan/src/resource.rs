@@ -92,6 +92,24 @@ pub fn parse(owner: Owner, annotations: &Map<String, Value>, spec: &Value) -> Re
     Ok(written.into_spec(declared_size))
 }
 
+/// The parts of an InferenceService, besides its predictor, that its spec asks for. Nobody here runs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OtherParts {
+    /// Something that changes requests on their way to the predictor, and answers on their way back.
+    pub transformer: bool,
+    /// Something that explains predictions.
+    pub explainer: bool,
+}
+
+impl OtherParts {
+    /// Those of a resource; a Predictor has none.
+    #[must_use]
+    pub fn of(owner: Owner, spec: &Value) -> Self {
+        let asked = |part: &str| owner == Owner::Isvc && spec.get(part).is_some_and(|value| !value.is_null());
+        OtherParts { transformer: asked("transformer"), explainer: asked("explainer") }
+    }
+}
+
 /// The two kinds in one form: a Predictor's spec as upstream writes it, which is also what its hash covers.
 #[derive(Default)]
 struct Written<'a> {

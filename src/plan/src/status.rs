@@ -97,8 +97,6 @@ pub struct Status {
     pub total_copies: u32,
     /// The newest trouble.
     pub failure: Option<FailureInfo>,
-    /// Since when `available` is what it is, in whole seconds; `None` before the first write.
-    pub ready_since: Option<UnixMillis>,
 }
 
 impl Status {
@@ -319,7 +317,6 @@ fn folded(before: &Status, observed: &Observed, now: UnixMillis) -> Status {
     let runtime_away = active.as_ref().is_some_and(|(_, (_, wrong))| waits_for_runtime(wrong))
         || (target.is_none() && failure.as_ref().is_some_and(|info| info.reason == Reason::RuntimeUnhealthy));
     let available = !matches!(active_state, ModelState::Pending | ModelState::FailedToLoad) && !runtime_away;
-    let ready_since = before.ready_since.filter(|_| before.available == available).or(Some(whole_seconds(now)));
     Status {
         observed_generation: Some(observed.generation),
         active: active_state,
@@ -329,7 +326,6 @@ fn folded(before: &Status, observed: &Observed, now: UnixMillis) -> Status {
         failed_copies,
         total_copies,
         failure,
-        ready_since,
     }
 }
 

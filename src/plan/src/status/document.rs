@@ -7,9 +7,14 @@ use berth_types::{Location, ModelId, Owner, Reason, UnixMillis};
 use serde_json::{Map, Value, json};
 
 use super::{FailureInfo, ModelState, Status, Transition};
+use crate::resource::OtherParts;
 
-/// The two conditions that are ours. Both say the same: the predictor is the only part that we answer for.
-const CONDITIONS: [&str; 2] = ["PredictorReady", "Ready"];
+/// The condition of the only part that we answer for.
+const PREDICTOR_READY: &str = "PredictorReady";
+/// The condition that says whether every part that the resource asks for is ready.
+const READY: &str = "Ready";
+/// Why the condition of another part is false when nobody runs that part.
+const NOT_SERVED: &str = "NotServed";
 
 /// Where clients reach what the statuses describe; the same for every resource. `None` where there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,13 +66,25 @@ impl Transition {
     }
 }
 
-/// The status document of a resource, with what others wrote into `existing` left in place.
+/// What a status document says beside the status itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Circumstances<'a> {
+    /// Where clients connect.
+    pub endpoints: &'a Endpoints,
+    /// What else the resource asks for.
+    pub others: OtherParts,
+    /// The time of conditions that change with this document.
+    pub now: UnixMillis,
+}
+
+/// The status document of a resource, with what others wrote into `existing` left in place. A condition keeps its time
+/// for as long as its status stays what it is.
 #[must_use]
-pub fn to_json(owner: Owner, existing: Option<&Value>, status: &Status, endpoints: &Endpoints) -> Value {
+pub fn to_json(owner: Owner, existing: Option<&Value>, status: &Status, around: &Circumstances<'_>) -> Value {
     let mut document = existing.and_then(Value::as_object).cloned().unwrap_or_default();
     match owner {
-        Owner::Ksp => predictor(&mut document, status, endpoints),
-        Owner::Isvc => inference_service(&mut document, status, endpoints),
+        Owner::Ksp => predictor(&mut document, status, around.endpoints),
+        Owner::Isvc => inference_service(&mut document, status, around),
     }
     Value::Object(document)
 }
@@ -94,7 +111,8 @@ fn predictor(document: &mut Map<String, Value>, status: &Status, endpoints: &End
     put(document, "lastFailureInfo", status.failure.as_ref().map(|info| failure(info, &["modelId"])));
 }
 
-fn inference_service(document: &mut Map<String, Value>, status: &Status, endpoints: &Endpoints) {
+fn inference_service(document: &mut Map<String, Value>, status: &Status, around: &Circumstances<'_>) {
+    let endpoints = around.endpoints;
     put(document, "observedGeneration", status.observed_generation.map(Value::from));
     let primary = endpoints.grpc.as_deref().or(endpoints.rest.as_deref());
     put(document, "url", primary.filter(|_| status.available).map(Value::from));
@@ -107,19 +125,8 @@ fn inference_service(document: &mut Map<String, Value>, status: &Status, endpoin
     put(&mut components, "predictor", status.available.then_some(ours.into()));
     put(document, "components", (!components.is_empty()).then_some(components.into()));
 
-    let mut conditions: Vec<Value> = document.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
-    let kind = |condition: &Value| condition.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    conditions.retain(|condition| !CONDITIONS.contains(&kind(condition).as_str()));
-    for name in CONDITIONS {
-        let mut condition = Map::from_iter([
-            ("type".to_owned(), Value::from(name)),
-            ("status".to_owned(), Value::from(if status.available { "True" } else { "False" })),
-        ]);
-        put(&mut condition, "lastTransitionTime", status.ready_since.map(|since| since.rfc3339().into()));
-        conditions.push(condition.into());
-    }
-    conditions.sort_by_key(kind);
-    put(document, "conditions", Some(conditions.into()));
+    let existing = document.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    put(document, "conditions", Some(conditions(existing, status.available, around).into()));
 
     let mut states = Map::from_iter([("activeModelState".to_owned(), Value::from(status.active.as_str()))]);
     put(&mut states, "targetModelState", status.target.map(|target| target.as_str().into()));
@@ -135,6 +142,50 @@ fn inference_service(document: &mut Map<String, Value>, status: &Status, endpoin
         model.insert("lastFailureInfo".to_owned(), failure(info, &["modelRevisionName", "modelId"]));
     }
     put(document, "modelStatus", Some(model));
+}
+
+fn member<'a>(condition: &'a Value, name: &str) -> &'a str {
+    condition.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The conditions of an InferenceService, sorted by type.
+///
+/// A transformer or explainer that is asked for and that nobody else reports on gets a condition that says it is not
+/// served; one that another controller runs and reports on is taken at its word. `Ready` is false while any part is.
+fn conditions(existing: Vec<Value>, available: bool, around: &Circumstances<'_>) -> Vec<Value> {
+    let parts = [
+        (around.others.transformer, "TransformerReady", "the transformer is not run here: requests reach the predictor without it"),
+        (around.others.explainer, "ExplainerReady", "the explainer is not run here: there are predictions without explanations"),
+    ];
+    let (mine, mut all): (Vec<Value>, Vec<Value>) = existing.into_iter().partition(|condition| {
+        let kind = member(condition, "type");
+        kind == PREDICTOR_READY || kind == READY || parts.iter().any(|(_, part, _)| *part == kind) && member(condition, "reason") == NOT_SERVED
+    });
+    let mut ready = (available, None);
+    let mut ours = vec![(PREDICTOR_READY, available, None)];
+    for (_, part, message) in parts.into_iter().filter(|(asked, ..)| *asked) {
+        match all.iter().find(|condition| member(condition, "type") == part) {
+            Some(theirs) => ready.0 &= member(theirs, "status") == "True",
+            None => {
+                ours.push((part, false, Some(message)));
+                ready = (false, ready.1.or(Some(message)));
+            }
+        }
+    }
+    ours.push((READY, ready.0, ready.1));
+    for (kind, holds, message) in ours {
+        let status = if holds { "True" } else { "False" };
+        let before = mine.iter().find(|condition| member(condition, "type") == kind && member(condition, "status") == status);
+        let since = before.map(|condition| member(condition, "lastTransitionTime")).filter(|time| !time.is_empty());
+        let since = since.map_or_else(|| around.now.rfc3339(), str::to_owned);
+        let mut condition = json!({ "type": kind, "status": status, "lastTransitionTime": since });
+        if let (Some(message), Some(members)) = (message, condition.as_object_mut()) {
+            members.extend([("reason".to_owned(), NOT_SERVED.into()), ("message".to_owned(), message.into())]);
+        }
+        all.push(condition);
+    }
+    all.sort_by(|a, b| member(a, "type").cmp(member(b, "type")));
+    all
 }
 
 fn failure(info: &FailureInfo, id_names: &[&str]) -> Value {
@@ -163,23 +214,20 @@ pub fn from_json(owner: Owner, document: &Value) -> Status {
             failed_copies: count(document.get("failedCopies")),
             total_copies: count(document.get("totalCopies")),
             failure: document.get("lastFailureInfo").and_then(read_failure),
-            ready_since: None,
         },
         Owner::Isvc => {
             let at = |path: &str| document.pointer(path);
             let conditions = at("/conditions").and_then(Value::as_array);
-            let ready = conditions.and_then(|all| all.iter().find(|one| one.get("type").and_then(Value::as_str) == Some(CONDITIONS[0])));
-            let ready_text = |name: &str| ready.and_then(|condition| condition.get(name)).and_then(Value::as_str);
+            let ready = conditions.into_iter().flatten().find(|condition| member(condition, "type") == PREDICTOR_READY);
             Status {
                 observed_generation,
                 active: ModelState::read(at("/modelStatus/states/activeModelState")).unwrap_or_default(),
                 target: ModelState::read(at("/modelStatus/states/targetModelState")),
                 transition: Transition::read(at("/modelStatus/transitionStatus")).unwrap_or_default(),
-                available: ready_text("status") == Some("True"),
+                available: ready.is_some_and(|ready| member(ready, "status") == "True"),
                 failed_copies: count(at("/modelStatus/copies/failedCopies")),
                 total_copies: count(at("/modelStatus/copies/totalCopies")),
                 failure: at("/modelStatus/lastFailureInfo").and_then(read_failure),
-                ready_since: ready_text("lastTransitionTime").and_then(read_time),
             }
         }
     }
@@ -222,8 +270,15 @@ fn read_time(text: &str) -> Option<UnixMillis> {
 mod tests {
     use super::*;
 
-    fn endpoints() -> Endpoints {
-        Endpoints { grpc: Some("grpc://localhost:8033".to_owned()), rest: Some("http://localhost:8008".to_owned()) }
+    const THEN: UnixMillis = UnixMillis(1_795_333_400_000);
+
+    fn written(owner: Owner, existing: Option<&Value>, status: &Status) -> Value {
+        written_with(owner, existing, status, OtherParts::default(), THEN)
+    }
+
+    fn written_with(owner: Owner, existing: Option<&Value>, status: &Status, others: OtherParts, now: UnixMillis) -> Value {
+        let endpoints = Endpoints { grpc: Some("grpc://localhost:8033".to_owned()), rest: Some("http://localhost:8008".to_owned()) };
+        to_json(owner, existing, status, &Circumstances { endpoints: &endpoints, others, now })
     }
 
     fn failed() -> Status {
@@ -242,14 +297,13 @@ mod tests {
                 model: ModelId::new("m__isvc-1").ok(),
                 time: Some(UnixMillis(1_795_333_424_000)),
             }),
-            ready_since: Some(UnixMillis(1_795_333_400_000)),
         }
     }
 
     #[test]
     fn an_inference_service_gets_exactly_the_documented_members() {
         assert_eq!(
-            to_json(Owner::Isvc, None, &failed(), &endpoints()),
+            written(Owner::Isvc, None, &failed()),
             json!({
                 "observedGeneration": 3,
                 "url": "grpc://localhost:8033",
@@ -268,9 +322,9 @@ mod tests {
                 }
             })
         );
-        let idle = Status { ready_since: Some(UnixMillis(0)), ..Status::default() };
+        let nowhere = Circumstances { endpoints: &Endpoints::default(), others: OtherParts::default(), now: UnixMillis(0) };
         assert_eq!(
-            to_json(Owner::Isvc, None, &idle, &Endpoints::default()),
+            to_json(Owner::Isvc, None, &Status::default(), &nowhere),
             json!({
                 "conditions": [
                     { "type": "PredictorReady", "status": "False", "lastTransitionTime": "1970-01-01T00:00:00Z" },
@@ -284,7 +338,7 @@ mod tests {
     #[test]
     fn a_predictor_gets_exactly_the_documented_members() {
         assert_eq!(
-            to_json(Owner::Ksp, None, &failed(), &endpoints()),
+            written(Owner::Ksp, None, &failed()),
             json!({
                 "observedGeneration": 3, "available": true, "transitionStatus": "BlockedByFailedLoad", "activeModelState": "Loaded", "targetModelState": "FailedToLoad",
                 "failedCopies": 1, "totalCopies": 2, "grpcEndpoint": "grpc://localhost:8033", "httpEndpoint": "http://localhost:8008",
@@ -292,7 +346,12 @@ mod tests {
             })
         );
         assert_eq!(
-            to_json(Owner::Ksp, None, &Status::default(), &Endpoints::default()),
+            to_json(
+                Owner::Ksp,
+                None,
+                &Status::default(),
+                &Circumstances { endpoints: &Endpoints::default(), others: OtherParts::default(), now: THEN }
+            ),
             json!({ "available": false, "transitionStatus": "UpToDate", "activeModelState": "Pending", "targetModelState": "", "failedCopies": 0, "totalCopies": 0 })
         );
     }
@@ -303,7 +362,7 @@ mod tests {
             "deploymentMode": "ModelMesh", "url": "grpc://old", "components": { "transformer": { "url": "http://t" }, "predictor": { "url": "grpc://old" } },
             "conditions": [{ "type": "IngressReady", "status": "Unknown" }, { "type": "Ready", "status": "True" }], "modelStatus": { "lastFailureInfo": {} }
         });
-        let written = to_json(Owner::Isvc, Some(&existing), &Status { active: ModelState::FailedToLoad, ..Status::default() }, &endpoints());
+        let written = written(Owner::Isvc, Some(&existing), &Status { active: ModelState::FailedToLoad, ..Status::default() });
         assert_eq!(written["deploymentMode"], "ModelMesh");
         assert_eq!(written["components"], json!({ "transformer": { "url": "http://t" } }));
         assert!(written.get("url").is_none() && written["modelStatus"].get("lastFailureInfo").is_none());
@@ -311,13 +370,61 @@ mod tests {
         assert_eq!(kinds, ["IngressReady", "PredictorReady", "Ready"]);
     }
 
+    fn times(document: &Value) -> Vec<(&str, &str, &str)> {
+        let conditions = document["conditions"].as_array().expect("a list").iter();
+        conditions.map(|one| (member(one, "type"), member(one, "status"), member(one, "lastTransitionTime"))).collect()
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let up = failed();
+        let down = Status { available: false, ..failed() };
+        let (t0, t1) = ("2026-11-22T07:43:20Z", "2026-11-22T07:44:20Z");
+        let minute = |n: u64| UnixMillis(THEN.0 + n * 60_000);
+        let at = |existing: Option<&Value>, status: &Status, now| written_with(Owner::Isvc, existing, status, OtherParts::default(), now);
+        let first = at(None, &up, minute(0));
+        assert_eq!(times(&first), [("PredictorReady", "True", t0), ("Ready", "True", t0)]);
+        let same = at(Some(&first), &Status { total_copies: 7, ..up }, minute(1));
+        assert_eq!(times(&same), times(&first));
+        let lost = at(Some(&same), &down, minute(1));
+        assert_eq!(times(&lost), [("PredictorReady", "False", t1), ("Ready", "False", t1)]);
+    }
+
+    #[test]
+    fn a_transformer_or_explainer_that_nobody_runs_is_said_not_to_be_served() {
+        let transformer = OtherParts { transformer: true, explainer: false };
+        let both = OtherParts { transformer: true, explainer: true };
+        let first = written_with(Owner::Isvc, None, &failed(), both, THEN);
+        let kinds = |document: &Value| times(document).iter().map(|(kind, status, _)| format!("{kind}={status}")).collect::<Vec<_>>();
+        assert_eq!(kinds(&first), ["ExplainerReady=False", "PredictorReady=True", "Ready=False", "TransformerReady=False"]);
+        for (at, part) in [(0, "explainer"), (2, "transformer"), (3, "transformer")] {
+            let condition = &first["conditions"][at];
+            assert_eq!(condition["reason"], NOT_SERVED);
+            assert!(condition["message"].as_str().is_some_and(|message| message.contains(part)), "{condition}");
+        }
+        let one = written_with(Owner::Isvc, Some(&first), &failed(), transformer, THEN);
+        assert_eq!(kinds(&one), ["PredictorReady=True", "Ready=False", "TransformerReady=False"]);
+        let none = written(Owner::Isvc, Some(&one), &failed());
+        assert_eq!(kinds(&none), ["PredictorReady=True", "Ready=True"]);
+        assert!(none["conditions"][1].get("reason").is_none());
+    }
+
+    #[test]
+    fn a_transformer_that_another_controller_runs_is_taken_at_its_word() {
+        let transformer = OtherParts { transformer: true, explainer: false };
+        for (theirs, ready) in [("True", "True"), ("False", "False"), ("Unknown", "False")] {
+            let existing = json!({ "conditions": [{ "type": "TransformerReady", "status": theirs, "reason": "Deployed" }] });
+            let document = written_with(Owner::Isvc, Some(&existing), &failed(), transformer, THEN);
+            assert_eq!(document["conditions"][2], existing["conditions"][0]);
+            assert_eq!((member(&document["conditions"][1], "type"), member(&document["conditions"][1], "status")), ("Ready", ready));
+        }
+    }
+
     #[test]
     fn what_was_written_is_read_back_and_garbage_is_the_default() {
         for owner in [Owner::Isvc, Owner::Ksp] {
-            for status in [failed(), Status { ready_since: Some(UnixMillis(5_000)), ..Status::default() }] {
-                let back = from_json(owner, &to_json(owner, None, &status, &endpoints()));
-                let expected = Status { ready_since: status.ready_since.filter(|_| owner == Owner::Isvc), ..status };
-                assert_eq!(back, expected, "{owner}");
+            for status in [failed(), Status::default()] {
+                assert_eq!(from_json(owner, &written(owner, None, &status)), status, "{owner}");
             }
             for garbage in [
                 json!(null),

@@ -340,9 +340,6 @@ proptest! {
                     prop_assert!(!step.available || !matches!(step.active, Pending | FailedToLoad));
                     prop_assert!(!(step.transition == Transition::BlockedByFailedLoad && step.failure.is_none()));
                 }
-                if step.available == before.available && before.ready_since.is_some() {
-                    prop_assert_eq!(step.ready_since, before.ready_since);
-                }
                 before = step.clone();
             }
             let later = status(&before, &observed, NOW.after(std::time::Duration::from_secs(3600)));
