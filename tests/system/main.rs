@@ -3,6 +3,7 @@
 //! Each test starts its own `berth serve` with its own folders and ports. Nothing here knows how Berth is made, except
 //! for the names of the points at which `BERTH_HALT_AT` ends it.
 
+mod access;
 mod answers;
 mod cli;
 mod crash;
@@ -11,5 +12,9 @@ mod fixture;
 mod lifecycle;
 mod logs;
 mod onnx_runtime;
+mod orders;
 mod refusals;
+mod resources_doc;
+mod restarts;
 mod settings;
+mod trying;

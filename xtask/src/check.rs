@@ -124,7 +124,8 @@ mod tests {
     use super::*;
 
     fn member(name: &str, uses: &[&str]) -> Member {
-        Member { name: name.to_owned(), uses: uses.iter().map(|used| (*used).to_owned()).collect(), tests: Vec::new() }
+        let uses = uses.iter().map(|used| (*used).to_owned()).collect();
+        Member { name: name.to_owned(), package: format!("berth-{name}"), folder: PathBuf::new(), uses, tests: Vec::new() }
     }
 
     #[test]

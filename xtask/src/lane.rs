@@ -7,9 +7,9 @@ use anyhow::{Result, anyhow};
 
 use crate::group::now;
 use crate::parts::Parts;
-use crate::step::{Outcome, Step, Tests};
+use crate::step::{Outcome, Seen, Step, Tests};
 use crate::workspace::members;
-use crate::{check, say};
+use crate::{check, say, seeds};
 
 /// A group of checks that is run and timed as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +64,11 @@ pub(crate) fn run(lanes: &[Lane]) -> Result<bool> {
     for lane in lanes {
         let start = now();
         let deadline = start + lane.budget();
-        let outcomes = match lane {
+        let mut outcomes = match lane {
             Lane::Quick => quick(deadline),
             Lane::Real => real(installing.take(), deadline),
         };
+        outcomes.push(("seeds", seeds::check(*lane, &seen(&outcomes))));
         let mut row = Row { lane: *lane, took: start.elapsed(), tests: Tests::default(), faults: Vec::new() };
         for (name, outcome) in outcomes {
             match outcome {
@@ -96,8 +97,15 @@ pub(crate) fn run(lanes: &[Lane]) -> Result<bool> {
 
 type Outcomes = Vec<(&'static str, Result<Outcome>)>;
 
+/// What all steps of a lane have seen.
+fn seen(outcomes: &Outcomes) -> Seen {
+    let mut seen = Seen::default();
+    outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().ok()).for_each(|outcome| seen.extend(&outcome.seen));
+    seen
+}
+
 /// The whole-system tests: all that the quick lane leaves out.
-const SYSTEM: &str = "system";
+pub(crate) const SYSTEM: &str = "system";
 
 /// Everything that needs Rust alone. All of it runs even when a part fails, so that one run tells everything.
 ///
@@ -117,9 +125,9 @@ fn quick(deadline: Instant) -> Outcomes {
 
 /// Unit and integration tests of every crate, but for the whole-system tests.
 fn tests(by: Option<Instant>) -> Result<Outcome> {
-    let mut command = Step::cargo("tests", ["test", "--release", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
-    for test in members()?.into_iter().flat_map(|member| member.tests).filter(|test| test != SYSTEM) {
-        command = command.args(["--test".to_owned(), test]);
+    let mut command = Step::tests("tests", ["--release", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    for test in members()?.into_iter().flat_map(|member| member.tests).filter(|test| test.name != SYSTEM) {
+        command = command.args(["--test".to_owned(), test.name]);
     }
     command.run(by)
 }
@@ -150,8 +158,8 @@ fn real(installing: Option<Installing>, deadline: Instant) -> Outcomes {
         outcomes.push((SYSTEM, Err(anyhow!("not run, there is no binary to test"))));
         return outcomes;
     }
-    let system = ["test", "--release", "--workspace", "--test", SYSTEM, "--", "--test-threads=3"];
-    outcomes.push((SYSTEM, Step::cargo(SYSTEM, system).envs(parts.environment()).run(by)));
+    let system = ["--release", "--workspace", "--test", SYSTEM, "--", "--test-threads=3"];
+    outcomes.push((SYSTEM, Step::tests(SYSTEM, system).envs(parts.environment()).run(by)));
     outcomes
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod group;
 mod lane;
 mod parts;
+mod seeds;
 mod step;
 mod workspace;
 

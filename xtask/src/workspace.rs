@@ -1,5 +1,6 @@
 //! What cargo knows about the members of the workspace.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -11,10 +12,22 @@ use crate::step::{cargo, root};
 pub(crate) struct Member {
     /// Its name, without the prefix that ours have.
     pub(crate) name: String,
+    /// Its name as cargo knows it.
+    pub(crate) package: String,
+    /// Where its manifest lies.
+    pub(crate) folder: PathBuf,
     /// What it depends on other than for tests; ours with the prefix `berth-`, whatever they are called.
     pub(crate) uses: Vec<String>,
     /// Its integration tests.
-    pub(crate) tests: Vec<String>,
+    pub(crate) tests: Vec<TestTarget>,
+}
+
+/// An integration test.
+pub(crate) struct TestTarget {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its first file.
+    pub(crate) path: PathBuf,
 }
 
 /// All members.
@@ -33,13 +46,16 @@ pub(crate) fn members() -> Result<Vec<Member>> {
 fn member(package: &Value) -> Member {
     let list = |key: &str| package[key].as_array().cloned().unwrap_or_default();
     let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+    let path = |value: &Value| PathBuf::from(value.as_str().unwrap_or_default());
     let short = |name: String| name.strip_prefix("berth-").map_or(name.clone(), str::to_owned);
     let uses = list("dependencies").into_iter().filter(|used| used["kind"] != "dev");
     let tests = list("targets").into_iter().filter(|target| target["kind"][0] == "test");
     Member {
         name: short(name(package)),
+        package: name(package),
+        folder: path(&package["manifest_path"]).parent().map(PathBuf::from).unwrap_or_default(),
         uses: uses.map(|used| if used["path"].is_string() { format!("berth-{}", short(name(&used))) } else { name(&used) }).collect(),
-        tests: tests.map(|target| name(&target)).collect(),
+        tests: tests.map(|target| TestTarget { name: name(&target), path: path(&target["src_path"]) }).collect(),
     }
 }
 
@@ -53,6 +69,7 @@ mod tests {
         let one = |name: &str| members.iter().find(|member| member.name == name).expect("a member");
         assert!(one("plan").uses.iter().any(|used| used == "berth-types"));
         assert!(one("plan").uses.iter().all(|used| used != "proptest"), "what only tests use does not count");
-        assert!(one("tests").tests.iter().any(|test| test == "system"));
+        let system = one("tests").tests.iter().find(|test| test.name == "system").expect("the system tests");
+        assert!(system.path.is_file() && system.path.starts_with(&one("tests").folder), "{:?}", system.path);
     }
 }

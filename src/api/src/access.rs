@@ -1,7 +1,6 @@
 //! Who may use the API: whoever is on this machine, or whoever knows a token.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use http::HeaderMap;
 use http::Uri;
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::host;
@@ -20,8 +20,8 @@ pub enum Access {
     /// and not come from another site's page in a browser.
     #[default]
     Loopback,
-    /// Everybody who sends `Authorization: Bearer` with this token.
-    Token(Token),
+    /// Everybody who sends `Authorization: Bearer` with the token that the channel holds at that moment.
+    Token(watch::Receiver<Token>),
 }
 
 /// The secret of an API that can be reached from elsewhere.
@@ -51,10 +51,18 @@ impl Token {
     }
 
     /// Takes as long for a wrong token as for the right one of the same length; the length itself is no secret.
-    fn is(&self, given: &[u8]) -> bool {
+    fn is_equal(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
     }
 }
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_equal(other.0.as_bytes())
+    }
+}
+
+impl Eq for Token {}
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,14 +70,29 @@ impl fmt::Debug for Token {
     }
 }
 
+/// The API could be reached from elsewhere, and nothing would ask who is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unprotected(SocketAddr);
+
+impl fmt::Display for Unprotected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the resource API on {} can be reached from elsewhere: give it a token or a loopback address", self.0)
+    }
+}
+
+impl std::error::Error for Unprotected {}
+
 impl Access {
+    /// Access with a token that never changes.
+    #[must_use]
+    pub fn token(token: Token) -> Self {
+        Access::Token(watch::channel(token).1)
+    }
+
     /// Refuses a socket that others could reach while nothing asks them who they are.
-    pub(crate) fn check_socket(&self, addr: SocketAddr) -> io::Result<()> {
+    pub(crate) fn check_socket(&self, addr: SocketAddr) -> Result<(), Unprotected> {
         match self {
-            Access::Loopback if !addr.ip().is_loopback() => {
-                let text = format!("the resource API on {addr} can be reached from elsewhere: give it a token or a loopback address");
-                Err(io::Error::new(io::ErrorKind::InvalidInput, text))
-            }
+            Access::Loopback if !addr.ip().is_loopback() => Err(Unprotected(addr)),
             Access::Loopback | Access::Token(_) => Ok(()),
         }
     }
@@ -78,8 +101,9 @@ impl Access {
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, changes: bool) -> Result<(), Failure> {
         match self {
             Access::Token(token) => {
-                let given = headers.get(AUTHORIZATION).and_then(|header| bearer(header.as_bytes()));
-                if given.is_some_and(|given| token.is(given)) { Ok(()) } else { Err(Failure::unauthorized()) }
+                let Some(header) = headers.get(AUTHORIZATION) else { return Err(Failure::without_token()) };
+                let right = bearer(header.as_bytes()).is_some_and(|given| token.borrow().is_equal(given));
+                if right { Ok(()) } else { Err(Failure::wrong_token()) }
             }
             Access::Loopback => check_local(uri, headers, changes),
         }
@@ -97,7 +121,10 @@ fn check_local(uri: &Uri, headers: &HeaderMap, changes: bool) -> Result<(), Fail
     let host = uri.authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
     if !host::is_local(host) {
         let host: String = host.chars().take(80).collect();
-        return Err(Failure::forbidden(format!("this server listens on a loopback address and answers for localhost only, not for {host:?}")));
+        return Err(Failure::forbidden(format!(
+            "this server listens on a loopback address and answers for localhost only, not for {host:?}: \
+             call it localhost, or give it a token"
+        )));
     }
     // A page of any site may send some kinds of POST here without asking first; browsers say where the page is from.
     match headers.get(ORIGIN) {
@@ -116,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_token_is_asked_for_in_one_form_only() {
-        let access = Access::Token(Token::new(" s3cret\n").unwrap());
+        let access = Access::token(Token::new(" s3cret\n").unwrap());
         for (header, fine) in [
             ("Bearer s3cret", true),
             ("bearer  s3cret ", true),
@@ -137,10 +164,24 @@ mod tests {
 
     #[test]
     fn a_token_is_not_printed_and_not_every_text_is_one() {
-        assert_eq!(format!("{:?}", Access::Token(Token::new("s3cret").unwrap())), "Token(Token(..))");
+        let shown = format!("{:?}", Access::token(Token::new("s3cret").unwrap()));
+        assert!(shown.contains("Token(..)") && !shown.contains("s3cret"), "{shown}");
         for text in ["", "  ", "a b", "ä", "a\u{7f}"] {
             assert_eq!(Token::new(text).err(), Some(InvalidToken), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_new_token_takes_the_place_of_the_one_before_at_once() {
+        let (sender, receiver) = watch::channel(Token::new("old").unwrap());
+        let access = Access::Token(receiver);
+        let lets_in = |token: &str| {
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}")).unwrap())]);
+            access.check(&Uri::from_static("/"), &headers, true).is_ok()
+        };
+        assert_eq!((lets_in("old"), lets_in("new")), (true, false));
+        sender.send_replace(Token::new("new").unwrap());
+        assert_eq!((lets_in("old"), lets_in("new")), (false, true));
     }
 
     #[test]
@@ -152,7 +193,7 @@ mod tests {
             ("10.0.0.1:1", false, false),
             ("0.0.0.0:1", true, true),
         ] {
-            let access = if token { Access::Token(Token::new("x").unwrap()) } else { Access::Loopback };
+            let access = if token { Access::token(Token::new("x").unwrap()) } else { Access::Loopback };
             assert_eq!(access.check_socket(addr.parse().unwrap()).is_ok(), fine, "{addr}");
         }
     }

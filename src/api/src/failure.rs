@@ -1,6 +1,6 @@
 //! Errors as Kubernetes tells them: a `Status` object and its HTTP code.
 
-use berth_registry::{Kind, ObjectKey, StoreError};
+use berth_registry::{Kind, ObjectKey, StoreError, Uid};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -81,8 +81,15 @@ impl Failure {
         Failure::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }
 
-    pub(crate) fn unauthorized() -> Self {
-        let message = "this server wants a token: send it as Authorization: Bearer TOKEN";
+    pub(crate) fn without_token() -> Self {
+        Failure::unauthorized("this server wants a token: send it as Authorization: Bearer TOKEN")
+    }
+
+    pub(crate) fn wrong_token() -> Self {
+        Failure::unauthorized("this is not the token of this server: it may have been replaced")
+    }
+
+    fn unauthorized(message: &str) -> Self {
         Failure { header: Some(("www-authenticate", "Bearer")), ..Failure::new(StatusCode::UNAUTHORIZED, "Unauthorized", message) }
     }
 
@@ -130,9 +137,24 @@ impl Failure {
         Failure::new(StatusCode::REQUEST_TIMEOUT, "Timeout", message)
     }
 
-    pub(crate) fn too_many() -> Self {
+    pub(crate) fn too_many_writes() -> Self {
         let message = "too many writes at once: try again in a second";
-        Failure { header: Some(("retry-after", "1")), ..Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message) }
+        Failure { header: Some(("retry-after", "1")), details: Some(json!({ "retryAfterSeconds": 1 })), ..Failure::too_many(message) }
+    }
+
+    pub(crate) fn too_many_watches(allowed: usize) -> Self {
+        let message = format!("{allowed} watches are open already, as many as there may be: end some, or try again in 5 seconds");
+        Failure { header: Some(("retry-after", "5")), details: Some(json!({ "retryAfterSeconds": 5 })), ..Failure::too_many(message) }
+    }
+
+    fn too_many(message: impl Into<String>) -> Self {
+        Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
+    }
+
+    /// The answer cannot be written in any form that the client takes.
+    pub(crate) fn not_acceptable(accepted: &[&str]) -> Self {
+        let message = format!("only the following media types are accepted: {}", accepted.join(", "));
+        Failure::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)
     }
 
     /// A document that cannot be a resource; all its faults together.
@@ -179,8 +201,8 @@ impl Failure {
 }
 
 /// The `Status` object of a deletion.
-pub(crate) fn deleted(key: &ObjectKey, uid: &str) -> Value {
+pub(crate) fn deleted(key: &ObjectKey, uid: Uid) -> Value {
     let mut details = details(key);
-    details["uid"] = uid.into();
+    details["uid"] = uid.to_string().into();
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details })
 }

@@ -2,8 +2,11 @@
 //! move to a cluster unchanged.
 //!
 //! ```text
-//! serve(listener, Deps { store, views, clock, faults, access }, shutdown).await
+//! let api = Api::new(Deps { store, views, clock, faults, access, limits }, address, shutdown)?;
+//! serve_http(listener, move |request| { let api = api.clone(); async move { Ok(api.answer(request).await) } }, ...).await
 //! ```
+//!
+//! The server in front of it is somebody else's: it bounds connections and the time that a head may take.
 //!
 //! | path | what |
 //! |---|---|
@@ -19,6 +22,11 @@
 //!
 //! Lists take `labelSelector`, `fieldSelector` (name, namespace), `limit` and `continue`; with `watch=true` they become one
 //! line of JSON per change from `resourceVersion` on, no intermediate state left out, `410 Gone` when that is too long ago.
+//! So many watches are open at a time and no more ([`Limits`]); further ones are `429` with `Retry-After`.
+//!
+//! Reads are JSON, YAML (`Accept: application/yaml`; not watches) or a `Table` (`Accept:
+//! application/json;as=Table;v=v1;g=meta.k8s.io`, as kubectl asks, with `includeObject`). Whoever takes none of them gets a
+//! `406`. Answers to writes are JSON.
 //!
 //! Bodies are JSON or YAML, patches are merge patches, JSON patches, strategic merge patches (as merge patches: lists are
 //! replaced, directives refused) or applied manifests. Writes take `dryRun=All` and `fieldValidation`; `fieldManager`,
@@ -34,7 +42,9 @@
 //!
 //! Who may use it: see [`Access`].
 
+mod accept;
 mod access;
+mod age;
 mod body;
 mod discovery;
 mod document;
@@ -43,39 +53,44 @@ mod host;
 mod json_patch;
 mod options;
 mod patch;
+mod print;
 mod query;
+mod table;
 mod target;
 mod wanted;
 mod watch;
 mod write;
 
-pub use access::{Access, InvalidToken, Token};
+pub use access::{Access, InvalidToken, Token, Unprotected};
+pub use age::short_duration;
 
 use std::convert::Infallible;
-use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::{Query as Parameters, Request, State};
+use axum::BoxError;
+use axum::body::{Body, HttpBody};
+use axum::extract::Query as Parameters;
 use axum::response::Response;
-use axum::serve::ListenerExt;
 use berth_registry::{Fault, Faults, Kind, Object, ObjectKey, Store, Views};
-use berth_telemetry::{Clock, Listener};
+use berth_telemetry::Clock;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, WARNING, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY, WARNING, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Form;
 use crate::document::Resource;
 use crate::failure::Failure;
 use crate::options::{DeleteOptions, Options};
 use crate::patch::Patch;
+use crate::print::Printer;
 use crate::query::{Continue, Query};
+use crate::table::Include;
 use crate::target::{Target, target};
 use crate::watch::Scope;
 use crate::write::{Done, Writer};
@@ -98,49 +113,73 @@ pub struct Deps {
     pub faults: Option<Faults>,
     /// Who may use it.
     pub access: Access,
+    /// How much of it may be used at a time.
+    pub limits: Limits,
 }
 
-/// Serves the API on `listener` until `shutdown`; watches end then, other requests under way are finished.
-///
-/// # Errors
-/// What the system says about the socket, or that it can be reached from elsewhere and [`Access`] asks for no token.
-pub async fn serve(listener: Listener, deps: Deps, shutdown: CancellationToken) -> io::Result<()> {
-    deps.access.check_socket(listener.local_addr()?)?;
-    let app = Arc::new(App { deps, writes: Semaphore::new(WRITES_AT_ONCE), numbers: AtomicU64::new(0), shutdown: shutdown.clone() });
-    let router = Router::new().fallback(handle).with_state(app);
-    let listener = listener.into_tokio().tap_io(|connection| {
-        // A connection that is already gone says so when it is read.
-        let _ = connection.set_nodelay(true);
-    });
-    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+/// How much of the API may be used at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Watches that are open; each holds its connection, or a stream of one.
+    pub watches: usize,
 }
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { watches: 1024 }
+    }
+}
+
+/// The API, as something that answers requests. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<App>);
 
 struct App {
     deps: Deps,
     /// A permit per write under way.
     writes: Semaphore,
+    /// A permit per open watch.
+    watches: Arc<Semaphore>,
     /// Numbers the writes.
     numbers: AtomicU64,
     shutdown: CancellationToken,
 }
 
-async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
-    let mut response = app.answer(request).await.unwrap_or_else(|failure| refusal(&failure));
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    response
+impl Api {
+    /// The API for a server that listens on `addr`. Watches end with `shutdown`, other requests under way are finished.
+    ///
+    /// # Errors
+    /// It can be reached from elsewhere there and [`Access`] asks for no token.
+    pub fn new(deps: Deps, addr: SocketAddr, shutdown: CancellationToken) -> Result<Self, Unprotected> {
+        deps.access.check_socket(addr)?;
+        let (writes, watches) = (Semaphore::new(WRITES_AT_ONCE), Arc::new(Semaphore::new(deps.limits.watches)));
+        Ok(Api(Arc::new(App { deps, writes, watches, numbers: AtomicU64::new(0), shutdown })))
+    }
+
+    /// The answer to a request; refusals are answers too.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response
+    where
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let mut response = self.0.answer(request.map(Body::new)).await.unwrap_or_else(|failure| refusal(&failure));
+        let headers = response.headers_mut();
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        // The same path has several forms.
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+        response
+    }
 }
 
-fn answer(code: StatusCode, body: Body) -> Response {
+fn answer(code: StatusCode, form: Form, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(form.media_type()));
     response
 }
 
 fn json_answer(code: StatusCode, document: &Value) -> Response {
-    answer(code, Body::from(document::text(document)))
+    answer(code, Form::Json, Body::from(document::text(document)))
 }
 
 fn refusal(failure: &Failure) -> Response {
@@ -154,7 +193,7 @@ fn refusal(failure: &Failure) -> Response {
 /// The answer to a write, with what of it was not kept as warnings.
 fn written(done: &Done) -> Response {
     let code = if done.made { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = answer(code, Body::from(document::text(&Resource::of(&done.object))));
+    let mut response = answer(code, Form::Json, Body::from(document::text(&Resource::of(&done.object))));
     for remark in &done.remarks {
         // 299: a warning of no other kind, which stays. Escaped, it is printable ASCII.
         if let Ok(warning) = HeaderValue::from_str(&format!("299 - \"{}\"", remark.escape_default())) {
@@ -164,9 +203,10 @@ fn written(done: &Done) -> Response {
     response
 }
 
-fn list_answer(kind: Kind, metadata: &Value, objects: Vec<Arc<Object>>) -> Response {
-    let pieces = document::list(kind, metadata, objects).map(Ok::<Bytes, Infallible>);
-    answer(StatusCode::OK, Body::from_stream(futures::stream::iter(pieces)))
+fn list_answer(printer: Printer, kind: Kind, metadata: &Value, objects: Vec<Arc<Object>>) -> Response {
+    let form = printer.form;
+    let pieces = printer.list(kind, metadata, objects).map(Ok::<Bytes, Infallible>);
+    answer(StatusCode::OK, form, Body::from_stream(futures::stream::iter(pieces)))
 }
 
 fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Failure> {
@@ -181,7 +221,7 @@ struct Page {
 }
 
 impl App {
-    async fn answer(&self, request: Request) -> Result<Response, Failure> {
+    async fn answer(&self, request: Request<Body>) -> Result<Response, Failure> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         self.deps.access.check(request.uri(), request.headers(), !reads)?;
         let target = target(request.uri().path()).ok_or_else(Failure::no_such_path)?;
@@ -189,12 +229,16 @@ impl App {
         if !allowed.split(", ").any(|method| method == request.method().as_str()) {
             return Err(Failure::method_not_allowed(allowed, why_not(request.method(), &target, allowed)));
         }
-        if reads { self.read(request.uri(), target) } else { self.write(request, target).await }
+        if reads { self.read(request.uri(), request.headers(), target) } else { self.write(request, target).await }
     }
 
-    fn read(&self, uri: &Uri, target: Target) -> Result<Response, Failure> {
+    fn read(&self, uri: &Uri, headers: &HeaderMap, target: Target) -> Result<Response, Failure> {
         let document = match target {
-            Target::Health => return Ok(answer(StatusCode::OK, Body::from("ok"))),
+            Target::Health => {
+                let mut response = Response::new(Body::from("ok"));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+                return Ok(response);
+            }
             Target::Version => discovery::version(),
             Target::Core => discovery::core(),
             Target::CoreResources => discovery::core_resources(),
@@ -205,21 +249,36 @@ impl App {
             Target::OpenApiOf(version) => discovery::open_api_of(version),
             Target::Faults => self.faults(),
             Target::View => self.view(),
-            Target::One(key) | Target::Status(key) => return self.one(&key),
+            Target::One(key) | Target::Status(key) => {
+                let printer = self.printer(headers, Form::READS, &parameters(uri)?)?;
+                return self.one(&printer, &key);
+            }
             Target::Collection { kind, namespace } => {
-                let query = Query::read(&parameters(uri)?).map_err(Failure::bad_request)?;
+                let parameters = parameters(uri)?;
+                let query = Query::read(&parameters).map_err(Failure::bad_request)?;
+                let printer = self.printer(headers, if query.watch { Form::WATCHES } else { Form::READS }, &parameters)?;
                 let scope = Scope { kind, namespace, query };
-                return if scope.query.watch { self.watch(scope) } else { self.list(&scope) };
+                return if scope.query.watch { self.watch(printer, scope) } else { self.list(printer, &scope) };
             }
         };
-        Ok(json_answer(StatusCode::OK, &document))
+        // Clients that look around ask for forms of their own; what they find is JSON unless they want YAML.
+        match Form::wanted(headers, Form::DOCUMENTS).unwrap_or_default() {
+            Form::Yaml => Ok(answer(StatusCode::OK, Form::Yaml, Body::from(print::yaml(&document)))),
+            Form::Json | Form::Table => Ok(json_answer(StatusCode::OK, &document)),
+        }
     }
 
-    async fn write(&self, request: Request, target: Target) -> Result<Response, Failure> {
+    fn printer(&self, headers: &HeaderMap, possible: &[Form], parameters: &[(String, String)]) -> Result<Printer, Failure> {
+        let form = Form::wanted(headers, possible)?;
+        let include = Include::read(parameters).map_err(Failure::bad_request)?;
+        Ok(Printer { form, include, clock: self.deps.clock.clone() })
+    }
+
+    async fn write(&self, request: Request<Body>, target: Target) -> Result<Response, Failure> {
         let Deps { store, clock, .. } = &self.deps;
         let deadline = clock.deadline_in(PATIENCE);
         let turn = clock.until(deadline, self.writes.acquire()).await;
-        let Some(Ok(_turn)) = turn else { return Err(Failure::too_many()) };
+        let Some(Ok(_turn)) = turn else { return Err(Failure::too_many_writes()) };
         let (head, body) = request.into_parts();
         let body = body::read(&head.headers, body, clock, deadline).await?;
         let parameters = parameters(&head.uri)?;
@@ -237,7 +296,8 @@ impl App {
                 let query = Query::read(&parameters).map_err(Failure::bad_request)?;
                 let Page { metadata, objects } = self.page(&Scope { kind, namespace, query })?;
                 let removed = writer.delete_all(objects, &delete_options(&head.headers, &body)?).await?;
-                return Ok(list_answer(kind, &metadata, removed));
+                let printer = Printer { form: Form::Json, include: Include::default(), clock: clock.clone() };
+                return Ok(list_answer(printer, kind, &metadata, removed));
             }
             (Target::One(key), &Method::PUT) => writer.replace(&key, body::document(&head.headers, &body)?).await?,
             (Target::One(key), &Method::PATCH) => match Patch::read(&head.headers, &body)? {
@@ -246,21 +306,21 @@ impl App {
             },
             (Target::One(key), _) => {
                 let removed = writer.delete(&key, &delete_options(&head.headers, &body)?).await?;
-                return Ok(json_answer(StatusCode::OK, &failure::deleted(&key, &removed.uid)));
+                return Ok(json_answer(StatusCode::OK, &failure::deleted(&key, removed.uid)));
             }
             (_, _) => return Err(Failure::no_such_path()),
         };
         Ok(written(&done))
     }
 
-    fn one(&self, key: &ObjectKey) -> Result<Response, Failure> {
+    fn one(&self, printer: &Printer, key: &ObjectKey) -> Result<Response, Failure> {
         let object = self.deps.store.get(key).ok_or_else(|| Failure::not_found(key))?;
-        Ok(answer(StatusCode::OK, Body::from(document::text(&Resource::of(&object)))))
+        Ok(answer(StatusCode::OK, printer.form, Body::from(printer.one(&object))))
     }
 
-    fn list(&self, scope: &Scope) -> Result<Response, Failure> {
+    fn list(&self, printer: Printer, scope: &Scope) -> Result<Response, Failure> {
         let Page { metadata, objects } = self.page(scope)?;
-        Ok(list_answer(scope.kind, &metadata, objects))
+        Ok(list_answer(printer, scope.kind, &metadata, objects))
     }
 
     fn page(&self, scope: &Scope) -> Result<Page, Failure> {
@@ -288,10 +348,12 @@ impl App {
         Ok(Page { metadata, objects })
     }
 
-    fn watch(&self, scope: Scope) -> Result<Response, Failure> {
-        let Deps { store, clock, .. } = &self.deps;
-        let lines = watch::watch(Arc::clone(store), scope, clock.clone(), self.shutdown.clone())?;
-        Ok(answer(StatusCode::OK, Body::from_stream(lines)))
+    fn watch(&self, printer: Printer, scope: Scope) -> Result<Response, Failure> {
+        let place = Arc::clone(&self.watches).try_acquire_owned();
+        let place = place.map_err(|_full| Failure::too_many_watches(self.deps.limits.watches))?;
+        let form = printer.form;
+        let lines = watch::watch(Arc::clone(&self.deps.store), scope, printer, place, self.shutdown.clone())?;
+        Ok(answer(StatusCode::OK, form, Body::from_stream(lines)))
     }
 
     fn faults(&self) -> Value {
@@ -352,20 +414,85 @@ fn fault(fault: &Fault) -> Value {
 #[cfg(test)]
 mod tests {
     use berth_registry::MemoryStore;
+    use http_body_util::BodyExt;
+    use tokio::task::yield_now;
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_write_that_gets_no_turn_in_time_is_told_to_come_again() {
+    const RUNTIMES: &str = "http://localhost/apis/serving.kserve.io/v1alpha1/clusterservingruntimes";
+
+    fn app(limits: Limits) -> App {
         let clock = Clock::system();
         let store = Arc::new(MemoryStore::new(clock.clone()));
-        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, access: Access::Loopback };
-        let app = App { deps, writes: Semaphore::new(0), numbers: AtomicU64::new(0), shutdown: CancellationToken::new() };
-        let path = "http://localhost/apis/serving.kserve.io/v1alpha1/clusterservingruntimes";
-        let request = |method| Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
-        let app = Arc::new(app);
-        let refused = handle(State(Arc::clone(&app)), request(Method::POST)).await;
+        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, access: Access::Loopback, limits };
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+        let Api(app) = Api::new(deps, addr, CancellationToken::new()).expect("a loopback address");
+        Arc::into_inner(app).expect("the only one")
+    }
+
+    async fn ask(api: &Api, method: Method, query: &str) -> Response {
+        let request = Request::builder().method(method).uri(format!("{RUNTIMES}{query}")).body(Body::empty());
+        api.answer(request.expect("a request")).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_gets_no_turn_in_time_is_told_to_come_again() {
+        let api = Api(Arc::new(App { writes: Semaphore::new(0), ..app(Limits::default()) }));
+        let refused = ask(&api, Method::POST, "").await;
         assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &HeaderValue::from_static("1")));
-        assert_eq!(handle(State(app), request(Method::GET)).await.status(), 200, "reads need no turn");
+        assert_eq!(ask(&api, Method::GET, "").await.status(), 200, "reads need no turn");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_watch_too_many_is_told_to_come_again_and_one_that_ends_makes_room() {
+        let api = Api(Arc::new(app(Limits { watches: 2 })));
+        let (first, second) = (ask(&api, Method::GET, "?watch=1").await, ask(&api, Method::GET, "?watch=1").await);
+        assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
+        let refused = ask(&api, Method::GET, "?watch=1").await;
+        assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &HeaderValue::from_static("5")));
+        let status: Value = serde_json::from_slice(&refused.into_body().collect().await.expect("a body").to_bytes()).expect("JSON");
+        assert_eq!((&status["reason"], &status["details"]["retryAfterSeconds"]), (&json!("TooManyRequests"), &json!(5)));
+        assert_eq!(ask(&api, Method::GET, "").await.status(), 200, "a list needs no place");
+        drop(first);
+        assert_eq!(ask(&api, Method::GET, "?watch=1").await.status(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_watch_stays_open_and_tells_bookmarks_to_those_who_take_them() {
+        let api = Api(Arc::new(app(Limits::default())));
+        let clock = api.0.deps.clock.clone();
+        let start = clock.now();
+        let mut quiet = ask(&api, Method::GET, "?watch=1&timeoutSeconds=7200").await.into_body();
+        let mut marked = ask(&api, Method::GET, "?watch=1&timeoutSeconds=7200&allowWatchBookmarks=true").await.into_body();
+        let line = marked.frame().await.expect("a line").expect("no fault").into_data().expect("data");
+        let line: Value = serde_json::from_slice(&line).expect("JSON");
+        assert_eq!((clock.now() - start).as_secs(), 60);
+        let expected = json!({ "apiVersion": "serving.kserve.io/v1alpha1", "kind": "ClusterServingRuntime", "metadata": { "resourceVersion": "0" } });
+        assert_eq!(line, json!({ "type": "BOOKMARK", "object": expected }));
+        // Nothing to tell for an hour, then something.
+        let store = Arc::clone(&api.0.deps.store);
+        let later = clock.clone();
+        let change = tokio::spawn(async move {
+            later.sleep(Duration::from_secs(3600)).await;
+            let [object, ..] = &berth_registry::bundled()[..] else { panic!("something is bundled") };
+            store.apply(object.clone(), None).await.expect("kept");
+            yield_now().await;
+        });
+        let line = quiet.frame().await.expect("a line").expect("no fault").into_data().expect("data");
+        assert!(line.starts_with(br#"{"type":"ADDED""#), "{line:?}");
+        change.await.expect("no panic");
+        assert_eq!((clock.now() - start).as_secs(), 3660);
+        assert!(quiet.frame().await.is_none(), "its time is over");
+        assert_eq!((clock.now() - start).as_secs(), 7200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_watch_ends_with_the_server() {
+        let app = app(Limits::default());
+        let shutdown = app.shutdown.clone();
+        let api = Api(Arc::new(app));
+        let mut body = ask(&api, Method::GET, "?watch=1").await.into_body();
+        shutdown.cancel();
+        assert!(body.frame().await.is_none());
     }
 }

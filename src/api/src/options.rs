@@ -83,8 +83,8 @@ impl DeleteOptions {
     /// # Errors
     /// The object is not the one that the client means.
     pub(crate) fn check(&self, object: &Object) -> Result<(), Failure> {
-        let version = object.resource_version.to_string();
-        for (what, wanted, present) in [("UID", &self.uid, &object.uid), ("resourceVersion", &self.resource_version, &version)] {
+        let (uid, version) = (object.uid.to_string(), object.resource_version.to_string());
+        for (what, wanted, present) in [("UID", &self.uid, uid.as_str()), ("resourceVersion", &self.resource_version, version.as_str())] {
             if let Some(wanted) = wanted.as_ref().filter(|wanted| *wanted != present) {
                 let wanted: String = wanted.chars().take(80).collect();
                 return Err(Failure::conflict(&object.key, &format!("the precondition asks for {what} {wanted}, the object has {present}")));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use berth_registry::Object;
 
-/// The parameters of a read. Parameters of Kubernetes that change nothing here (`resourceVersionMatch`, bookmarks,
+/// The parameters of a read. Parameters of Kubernetes that change nothing here (`resourceVersionMatch`,
 /// `pretty`) are ignored, as a server may.
 #[derive(Debug, Default)]
 pub(crate) struct Query {
@@ -15,6 +15,8 @@ pub(crate) struct Query {
     pub(crate) limit: Option<NonZeroUsize>,
     pub(crate) after: Option<Continue>,
     pub(crate) watch: bool,
+    /// The client takes lines of a watch that tell of no change.
+    pub(crate) bookmarks: bool,
     /// The version that the client has seen; `None` when it has seen nothing.
     pub(crate) resource_version: Option<u64>,
     /// How long a watch may last.
@@ -37,6 +39,7 @@ impl Query {
                 "continue" if value.is_empty() => {}
                 "continue" => query.after = Some(Continue::read(value).ok_or_else(|| wrong("what the page before gave"))?),
                 "watch" => query.watch = truth(value).ok_or_else(|| wrong("true or false"))?,
+                "allowWatchBookmarks" => query.bookmarks = truth(value).ok_or_else(|| wrong("true or false"))?,
                 "resourceVersion" => {
                     let version = if value.is_empty() { 0 } else { value.parse().map_err(|_| wrong("a version that this server gave"))? };
                     query.resource_version = Some(version).filter(|version| *version > 0);
@@ -99,7 +102,8 @@ enum Rule {
 
 impl Requirement {
     fn holds(&self, object: &Object) -> bool {
-        let value = object.labels.get(&self.key).and_then(serde_json::Value::as_str);
+        let labels = object.labels.members();
+        let value = labels.get(&self.key).and_then(serde_json::Value::as_str);
         let among = |values: &[String]| value.is_some_and(|value| values.iter().any(|one| one == value));
         match &self.rule {
             Rule::Exists => value.is_some(),
@@ -213,7 +217,7 @@ fn field_requirements(selector: &str) -> Result<Vec<FieldRequirement>, String> {
 
 #[cfg(test)]
 mod tests {
-    use berth_registry::{Kind, ObjectKey, Origin};
+    use berth_registry::{Desired, Kind, ObjectKey, Origin};
     use berth_types::{Name, Namespace};
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
@@ -223,8 +227,8 @@ mod tests {
 
     fn object(labels: &[(&str, &str)]) -> Object {
         let key = ObjectKey { kind: Kind::Predictor, namespace: Some(Namespace::new("team").unwrap()), name: Name::new("a").unwrap() };
-        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-        Object { labels, ..Object::desired(key, Origin::Api, json!({})) }
+        let labels: serde_json::Map<String, serde_json::Value> = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        Object::unsaved(Desired { labels: labels.into(), ..Desired::new(key, Origin::Api, &json!({})) })
     }
 
     fn query(parameters: &[(&str, &str)]) -> Result<Query, String> {

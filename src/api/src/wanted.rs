@@ -4,7 +4,7 @@
 //! object. What a spec asks for is not: as with a kind that has no schema, an unsound one is accepted, and the status
 //! says what is wrong with it. Pure.
 
-use berth_registry::{Kind, Object, ObjectKey, Origin, namespace_name, resource_name};
+use berth_registry::{Desired, Kind, Object, ObjectKey, Origin, namespace_name, resource_name};
 use berth_types::{Name, Namespace};
 use serde_json::{Map, Value};
 
@@ -167,7 +167,8 @@ impl Wanted {
     /// It is too large.
     pub(crate) fn object(self, key: ObjectKey) -> Result<Object, Failure> {
         let spec = self.spec.unwrap_or_else(|| Value::Object(Map::new()));
-        let object = Object { labels: self.labels, annotations: self.annotations, ..Object::desired(key, Origin::Api, spec) };
+        let object =
+            Object::unsaved(Desired { labels: self.labels.into(), annotations: self.annotations.into(), ..Desired::new(key, Origin::Api, &spec) });
         let size = text(&Resource::of(&object)).len();
         if size > LARGEST {
             return Err(Failure::too_large(format!("the resource has {size} bytes as JSON, at most {LARGEST} are allowed")));
@@ -178,11 +179,11 @@ impl Wanted {
     /// What is left of `present` when this is applied to it: its spec, if this has none, and all labels and annotations
     /// that this does not set.
     pub(crate) fn over(mut self, present: &Object) -> Self {
-        let mut labels = present.labels.clone();
+        let mut labels = present.labels.members();
         labels.append(&mut self.labels);
-        let mut annotations = present.annotations.clone();
+        let mut annotations = present.annotations.members();
         annotations.append(&mut self.annotations);
-        Wanted { labels, annotations, spec: self.spec.or_else(|| Some((*present.spec).clone())), ..self }
+        Wanted { labels, annotations, spec: self.spec.or_else(|| Some(present.spec.value())), ..self }
     }
 }
 
@@ -371,7 +372,7 @@ mod tests {
             let spec = json!(fields);
             let key = ObjectKey { kind: Kind::Predictor, namespace: Some(Namespace::new("n").unwrap()), name: Name::new("a").unwrap() };
             let object = read(json!({ "name": "a" }), spec.clone()).unwrap().object(key).unwrap();
-            prop_assert_eq!(&*object.spec, &spec);
+            prop_assert_eq!(&object.spec, &spec);
         }
     }
 }

@@ -1,4 +1,7 @@
 //! A watch: every change of the chosen objects as a line of JSON, no intermediate state left out.
+//!
+//! A watch may be quiet for as long as nothing changes. Clients that take bookmarks get one a minute then: they go on from
+//! there later, and a connection whose other end has gone is noticed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,17 +12,19 @@ use berth_telemetry::Clock;
 use berth_types::{Deadline, Namespace};
 use bytes::Bytes;
 use futures::Stream;
-use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use crate::document::{Resource, text};
 use crate::failure::Failure;
+use crate::print::{Printer, line};
 use crate::query::Query;
 
 /// How long a watch lasts when the client does not say: it is expected to begin again where it was.
 const USUAL: Duration = Duration::from_secs(30 * 60);
+/// How long a watch is quiet before a client that takes bookmarks gets one.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Events written into one piece of the answer.
 const EVENTS_PER_PIECE: usize = 128;
 
@@ -36,18 +41,6 @@ impl Scope {
             && self.namespace.as_ref().is_none_or(|namespace| object.key.namespace.as_ref() == Some(namespace))
             && self.query.chooses(object)
     }
-}
-
-#[derive(Serialize)]
-struct Line<'o, T> {
-    r#type: &'static str,
-    object: &'o T,
-}
-
-fn line<T: Serialize>(kind: &'static str, object: &T) -> Vec<u8> {
-    let mut line = text(&Line { r#type: kind, object });
-    line.push(b'\n');
-    line
 }
 
 /// What a change is to somebody who sees only the objects of `scope`: an object whose labels change may come into sight or
@@ -71,10 +64,24 @@ struct Watch {
     first: VecDeque<Arc<Object>>,
     seen: u64,
     versions: Receiver<u64>,
+    printer: Printer,
+    /// Nothing has been told yet.
+    silent: bool,
+    /// When the next bookmark is due, for clients that take them.
+    mark_at: Option<Deadline>,
     clock: Clock,
     until: Deadline,
     shutdown: CancellationToken,
     ended: bool,
+    /// Its place among those that may be open at a time.
+    _place: OwnedSemaphorePermit,
+}
+
+/// Why the next line is not awaited any more.
+enum Woken {
+    Changed,
+    Quiet,
+    Ended,
 }
 
 /// The lines of a watch.
@@ -84,7 +91,8 @@ struct Watch {
 pub(crate) fn watch(
     store: Arc<dyn Store>,
     scope: Scope,
-    clock: Clock,
+    printer: Printer,
+    place: OwnedSemaphorePermit,
     shutdown: CancellationToken,
 ) -> Result<impl Stream<Item = Result<Bytes, std::convert::Infallible>>, Failure> {
     let versions = store.versions();
@@ -98,10 +106,13 @@ pub(crate) fn watch(
             (snapshot.objects.into_iter().filter(|object| scope.covers(object)).collect(), snapshot.version)
         }
     };
+    let clock = printer.clock.clone();
     let until = clock.deadline_in(scope.query.timeout.unwrap_or(USUAL).min(24 * USUAL));
-    let watch = Watch { store, scope, first, seen, versions, clock, until, shutdown, ended: false };
+    let mark_at = scope.query.bookmarks.then(|| clock.deadline_in(BOOKMARK_EVERY));
+    let watch = Watch { store, scope, first, seen, versions, printer, silent: true, mark_at, clock, until, shutdown, ended: false, _place: place };
     Ok(futures::stream::unfold(watch, |mut watch| async move {
         let piece = watch.next().await?;
+        watch.mark_at = watch.mark_at.map(|_past| watch.clock.deadline_in(BOOKMARK_EVERY));
         Some((Ok(piece), watch))
     }))
 }
@@ -115,20 +126,40 @@ impl Watch {
             }
             if !self.first.is_empty() {
                 let some = self.first.len().min(EVENTS_PER_PIECE);
-                let lines: Vec<u8> = self.first.drain(..some).flat_map(|object| line("ADDED", &Resource::of(&object))).collect();
-                return Some(lines.into());
+                let told: Vec<Arc<Object>> = self.first.drain(..some).collect();
+                return Some(told.iter().flat_map(|object| self.tell("ADDED", object)).collect());
             }
             self.versions.mark_unchanged();
             let lines = self.changes();
             if !lines.is_empty() {
                 return Some(lines.into());
             }
-            tokio::select! {
-                changed = self.versions.changed() => self.ended = changed.is_err(),
-                () = self.clock.sleep_until(self.until) => self.ended = true,
-                () = self.shutdown.cancelled() => self.ended = true,
+            match self.wait().await {
+                Woken::Changed => {}
+                Woken::Ended => self.ended = true,
+                Woken::Quiet => return Some(self.printer.bookmark(self.scope.kind, self.seen).into()),
             }
         }
+    }
+
+    async fn wait(&mut self) -> Woken {
+        let quiet = async {
+            match self.mark_at {
+                Some(due) => self.clock.sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = self.versions.changed() => if changed.is_err() { Woken::Ended } else { Woken::Changed },
+            () = self.clock.sleep_until(self.until) => Woken::Ended,
+            () = self.shutdown.cancelled() => Woken::Ended,
+            () = quiet => Woken::Quiet,
+        }
+    }
+
+    fn tell(&mut self, kind: &'static str, object: &Object) -> Vec<u8> {
+        let first = std::mem::take(&mut self.silent);
+        self.printer.event(kind, object, first)
     }
 
     /// What happened since the last call, until it is something that the client sees or the present is reached.
@@ -142,8 +173,12 @@ impl Watch {
             }
         };
         for some in events.chunks(EVENTS_PER_PIECE) {
-            let lines: Vec<u8> =
-                some.iter().filter_map(|event| Some(line(seen_as(&self.scope, event)?, &Resource::of(&event.object)))).flatten().collect();
+            let mut lines = Vec::new();
+            for event in some {
+                if let Some(kind) = seen_as(&self.scope, event) {
+                    lines.extend(self.tell(kind, &event.object));
+                }
+            }
             self.seen = some.last().map_or(self.seen, Event::version);
             if !lines.is_empty() {
                 return lines;

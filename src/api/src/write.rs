@@ -9,7 +9,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use berth_registry::{Kind, Object, ObjectKey, Origin, Store, StoreError};
+use berth_registry::{Desired, Kind, Object, ObjectKey, Origin, Store, StoreError};
 use berth_types::{Namespace, UnixMillis};
 use futures::StreamExt;
 use serde_json::Value;
@@ -180,7 +180,7 @@ impl Writer<'_> {
         if self.dry_run {
             return Ok(Arc::new(Object { generation: 1, created: self.now, ..object }));
         }
-        match self.store.apply(object, Some(0)).await {
+        match self.store.apply(object.desired, Some(0)).await {
             Err(StoreError::Conflict(text)) => {
                 Err(self.store.get(&key).map_or_else(|| Failure::of_store(StoreError::Conflict(text)), |present| taken(&present)))
             }
@@ -194,17 +194,17 @@ impl Writer<'_> {
         if let Some(sent) = wanted.resource_version.as_ref().filter(|sent| **sent != present.resource_version.to_string()) {
             return Err(Failure::modified(key, sent, present.resource_version));
         }
-        if let Some(sent) = wanted.uid.as_ref().filter(|sent| **sent != present.uid) {
+        if let Some(sent) = wanted.uid.as_ref().filter(|sent| **sent != present.uid.to_string()) {
             let sent: String = sent.chars().take(80).collect();
             return Err(Failure::conflict(key, &format!("metadata.uid is {sent}, the object has {}", present.uid)));
         }
         let object = wanted.object(key.clone())?;
         if self.dry_run {
             let generation = present.generation + u64::from(object.spec != present.spec);
-            let Object { labels, annotations, spec, .. } = object;
-            return Ok(Some(Arc::new(Object { generation, labels, annotations, spec, ..present.clone() })));
+            let desired = Arc::new(Desired { origin: present.origin.clone(), ..Desired::clone(&object) });
+            return Ok(Some(Arc::new(Object { generation, desired, ..present.clone() })));
         }
-        match self.store.apply(object, Some(present.resource_version)).await {
+        match self.store.apply(object.desired, Some(present.resource_version)).await {
             Ok(object) => Ok(Some(object)),
             Err(StoreError::Conflict(_)) => Ok(None),
             Err(fault) => Err(Failure::of_store(fault)),

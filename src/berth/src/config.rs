@@ -2,15 +2,19 @@
 //! anything starts, and all of them are reported together.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_api::Token;
 use berth_types::ByteSize;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
+
+use crate::token::{self, ApiToken};
 
 /// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
 #[derive(Args, Clone, Debug, Default)]
@@ -36,9 +40,13 @@ pub(crate) struct ServeArgs {
     /// REST inference, or `off` [default: 127.0.0.1:8008]
     #[arg(long, env = "BERTH_REST", value_name = "ADDR|off")]
     rest: Option<String>,
-    /// Resource API, loopback only for now [default: 127.0.0.1:8088]
+    /// Resource API; other than loopback addresses need a token [default: 127.0.0.1:8088]
     #[arg(long, env = "BERTH_API", value_name = "ADDR")]
     api: Option<String>,
+    /// File with the token that the resource API asks for; the variable BERTH_API_TOKEN may hold the token itself
+    /// [default: no token, and a loopback address only]
+    #[arg(long, env = "BERTH_API_TOKEN_FILE", value_name = "FILE")]
+    api_token_file: Option<String>,
     /// Prometheus metrics [default: 127.0.0.1:2112]
     #[arg(long, env = "BERTH_METRICS", value_name = "ADDR")]
     metrics: Option<String>,
@@ -90,6 +98,8 @@ pub(crate) struct Config {
     pub(crate) rest: Option<SocketAddr>,
     /// Resource API.
     pub(crate) api: SocketAddr,
+    /// What the resource API asks for; `None` lets in everybody on this machine.
+    pub(crate) api_token: Option<ApiToken>,
     /// Metrics.
     pub(crate) metrics: SocketAddr,
     /// Probes.
@@ -143,7 +153,7 @@ struct Reading {
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "manifests",
     "data",
     "storage-config",
@@ -151,6 +161,7 @@ const KEYS: [&str; 17] = [
     "grpc",
     "rest",
     "api",
+    "api-token-file",
     "metrics",
     "probes",
     "host-memory",
@@ -173,6 +184,7 @@ impl ServeArgs {
             "grpc" => self.grpc.as_ref(),
             "rest" => self.rest.as_ref(),
             "api" => self.api.as_ref(),
+            "api-token-file" => self.api_token_file.as_ref(),
             "metrics" => self.metrics.as_ref(),
             "probes" => self.probes.as_ref(),
             "host-memory" => self.host_memory.as_ref(),
@@ -222,6 +234,15 @@ impl Reading {
 /// # Errors
 /// [`ConfigFaults`]: every fault, each with the flag, variable or file key that it came from.
 pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
+    read_with(matches, std::env::var_os(TOKEN))
+}
+
+/// The one setting that is a variable only: a command line can be seen by everybody on the machine, and a file of settings
+/// is no place for secrets.
+const TOKEN: &str = "BERTH_API_TOKEN";
+
+/// `token` is the content of that variable.
+fn read_with(matches: &ArgMatches, token: Option<OsString>) -> Result<Config, ConfigFaults> {
     let args = ServeArgs::from_arg_matches(matches).map_err(|fault| ConfigFaults(vec![fault.to_string()]))?;
     let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
     for key in KEYS {
@@ -241,7 +262,7 @@ pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
     if let Some(path) = &file {
         read_file(path, &mut reading);
     }
-    let config = check(&mut reading, file);
+    let config = check(&mut reading, file, token);
     if reading.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(reading.faults)) }
 }
 
@@ -271,13 +292,35 @@ fn read_file(path: &Path, reading: &mut Reading) {
                 continue;
             }
         };
-        let is_path = matches!(*known, "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library");
+        let is_path = matches!(*known, "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file");
         let text = if is_path { path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned() } else { text };
         reading.given.entry(known).or_insert(Given { text, origin: format!("{shown}: {key}") });
     }
 }
 
-fn check(reading: &mut Reading, file: Option<PathBuf>) -> Config {
+/// The token of the resource API. A fault is told here; what is given and faulty is `None`.
+fn api_token(reading: &mut Reading, variable: Option<OsString>) -> Option<ApiToken> {
+    match (reading.text("api-token-file").map(PathBuf::from), variable) {
+        (None, None) => None,
+        (Some(_), Some(_)) => {
+            reading.fault("api-token-file", format!("{TOKEN} is set as well: give the token in one of the two"));
+            None
+        }
+        (Some(path), None) => {
+            let token = reading.parsed("api-token-file", |_| token::read(&path))?;
+            Some(ApiToken { token, file: Some(path) })
+        }
+        (None, Some(text)) => match Token::new(text.to_str().unwrap_or("\0")) {
+            Ok(token) => Some(ApiToken { token, file: None }),
+            Err(fault) => {
+                reading.faults.push(format!("{TOKEN}: {fault}"));
+                None
+            }
+        },
+    }
+}
+
+fn check(reading: &mut Reading, file: Option<PathBuf>, token: Option<OsString>) -> Config {
     let manifests = PathBuf::from(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS));
     if !manifests.is_dir() {
         let what = if manifests.exists() { "is not a folder" } else { "there is no such folder" };
@@ -306,8 +349,13 @@ fn check(reading: &mut Reading, file: Option<PathBuf>) -> Config {
     let grpc = reading.address("grpc", 8033);
     let rest = if reading.text("rest") == Some("off") { None } else { Some(reading.address("rest", 8008)) };
     let api = reading.address("api", 8088);
-    if !api.ip().is_loopback() {
-        reading.fault("api", format!("{api} can be reached from elsewhere and the resource API has no token yet: use a loopback address"));
+    let token_given = token.is_some() || reading.text("api-token-file").is_some();
+    let api_token = api_token(reading, token);
+    if !api.ip().is_loopback() && !token_given {
+        reading.fault(
+            "api",
+            format!("{api} can be reached from elsewhere: give the resource API a token with --api-token-file FILE, or use a loopback address"),
+        );
     }
     let metrics = reading.address("metrics", 2112);
     let probes = reading.address("probes", 8089);
@@ -357,6 +405,7 @@ fn check(reading: &mut Reading, file: Option<PathBuf>) -> Config {
         grpc,
         rest,
         api,
+        api_token,
         metrics,
         probes,
         host_memory,
@@ -378,7 +427,12 @@ mod tests {
 
     fn read_flags(flags: &[&str]) -> Result<Config, ConfigFaults> {
         let command = ServeArgs::augment_args(Command::new("serve"));
-        read(&command.get_matches_from(std::iter::once(&"serve").chain(flags)))
+        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), None)
+    }
+
+    fn read_with_token(flags: &[&str], token: &str) -> Result<Config, ConfigFaults> {
+        let command = ServeArgs::augment_args(Command::new("serve"));
+        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), Some(token.into()))
     }
 
     fn folder_with(file: &str) -> tempfile::TempDir {
@@ -420,7 +474,7 @@ mod tests {
         let text = faults.to_string();
         for part in [
             "--grpc: \"nowhere\" is not an address",
-            "--api: 0.0.0.0:1 can be reached from elsewhere",
+            "--api: 0.0.0.0:1 can be reached from elsewhere: give the resource API a token with --api-token-file FILE",
             "--host-memory: must be more than nothing",
             "berth.toml: disk: \"lots\" is not a size",
             "unknown key \"foo\": the keys are manifests,",
@@ -431,6 +485,32 @@ mod tests {
             assert!(text.contains(part), "missing {part:?} in:\n{text}");
         }
         assert_eq!(faults.0.len(), 8, "{text}");
+    }
+
+    #[test]
+    fn with_a_token_the_api_may_listen_anywhere_and_a_faulty_one_is_never_shown() {
+        let folder = folder_with("api = \"0.0.0.0:1\"\napi-token-file = \"token\"\n");
+        let manifests = ["--manifests", folder.path().to_str().expect("text")];
+        let file = folder.path().join("token");
+        std::fs::write(&file, "s3cret\n").expect("written");
+        let config = read_flags(&manifests).expect("right");
+        let token = Token::new("s3cret").expect("a token");
+        assert_eq!((config.api.ip().is_loopback(), config.api_token.as_ref()), (false, Some(&ApiToken { token, file: Some(file.clone()) })));
+        assert!(!format!("{config:?}").contains("s3cret"));
+
+        let both = read_with_token(&manifests, "s3cret").expect_err("two tokens").to_string();
+        assert!(both.ends_with("berth.toml: api-token-file: BERTH_API_TOKEN is set as well: give the token in one of the two"), "{both}");
+        std::fs::write(&file, "s3 cret").expect("written");
+        let faulty = read_flags(&manifests).expect_err("no token").to_string();
+        assert!(faulty.contains("berth.toml: api-token-file: ") && faulty.contains("token: the token must be visible"), "{faulty}");
+        assert!(!faulty.contains("cret") && !faulty.contains("elsewhere"), "{faulty}");
+
+        let open = ["--manifests", "/", "--api", "0.0.0.0:1"];
+        assert_eq!(read_with_token(&open, "s3cret").expect("right").api_token.expect("a token").file, None);
+        for wrong in ["", "s3 cret"] {
+            let faults = read_with_token(&open, wrong).expect_err("no token").0;
+            assert_eq!(faults, ["BERTH_API_TOKEN: the token must be visible ASCII characters without blanks, at least one"]);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod machine;
 mod narrator;
 mod ports;
 mod serve;
+mod token;
 mod ui;
 
 use std::process::ExitCode;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use berth_adapters::RuntimeInfo;
 use berth_plan::resource::is_ours;
 use berth_puller::{Progress, Stage};
-use berth_registry::{Changes, Kind, Object, ObjectKey, Resolved, Views};
+use berth_registry::{Changes, Json, Kind, Object, ObjectKey, Resolved, Views};
 use berth_residency::Residency;
 use berth_telemetry::Clock;
 use berth_types::{ByteSize, CopyState, Owner};
@@ -130,14 +130,14 @@ impl Narrator {
             Kind::Predictor => Owner::Ksp,
             Kind::ServingRuntime | Kind::ClusterServingRuntime => return,
         };
-        match object.filter(|object| is_ours(owner, &object.annotations)) {
+        match object.filter(|object| is_ours(owner, &object.annotations.members())) {
             None => {
                 if self.settled.remove(key).is_some() {
                     self.ui.gone(&name_of(key));
                 }
             }
             Some(object) => {
-                let mut standing = standing(key, object.status.as_deref());
+                let mut standing = standing(key, object.status.as_ref().map(Json::value).as_ref());
                 if let Resolved::Model(registration) = self.views.current().resolve(key.name.as_str()) {
                     standing.size = self.sizes.get(registration.id.as_str()).copied();
                 }

@@ -8,23 +8,26 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, Runtime};
+use berth_api::{Access, Api, Limits};
 use berth_controller::{Controller, Endpoints};
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready};
 use berth_puller::{Puller, PullerConfig};
 use berth_registry::{EMBEDDED_RUNTIME, Folder, RedbStore, Store, Views, bundled};
 use berth_residency::Residency;
-use berth_telemetry::{Clock, HostNet, Metrics, log};
+use berth_telemetry::{Clock, HostNet, Listener, Metrics, log};
 use berth_types::{Footprint, Location, PodId};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{Config, ConfigFaults};
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
 use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
+use crate::token;
 use crate::ui::Ui;
 
 /// Why `serve` ended otherwise than by a signal.
@@ -44,6 +47,12 @@ impl From<anyhow::Error> for ServeError {
 
 /// Exit status of a process that its user interrupted twice, or before it had started.
 const INTERRUPTED: i32 = 130;
+
+/// Connections of the resource API. Each watch may hold one, and the rest is for those who ask.
+const API_CONNECTIONS: usize = 2048;
+
+/// Requests that one HTTP/2 connection of the resource API may have open.
+const API_STREAMS: u32 = 256;
 
 /// How long the last answers may take to leave once their requests were told to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -89,6 +98,7 @@ struct Running {
     stop_inference: CancellationToken,
     /// Resource API, metrics and probes: they answer until the very end.
     operations: JoinSet<&'static str>,
+    stop_operations: CancellationToken,
     residency: Residency,
     owner: JoinHandle<()>,
     narrator: JoinHandle<()>,
@@ -186,18 +196,35 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     if let Some(Port { listener, .. }) = ports.rest {
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, listener, stop_inference.clone()));
     }
-    let mut operations = JoinSet::new();
-    let never = CancellationToken::new();
-    let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), access: berth_api::Access::Loopback };
-    let api = berth_api::serve(ports.api.listener, api, never.clone());
-    spawn(&mut operations, "the resource API", async move {
-        if let Err(fault) = api.await {
-            error!(error = %fault, "the resource API failed");
+    let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
+    let access = match &config.api_token {
+        None => Access::Loopback,
+        Some(given) => {
+            let (sender, receiver) = watch::channel(given.token.clone());
+            if let Some(file) = &given.file {
+                token::warn_if_open(file);
+                spawn(&mut operations, "the watch of the token's file", token::follow(file.clone(), sender, clock.clone(), stop_operations.clone()));
+            }
+            Access::Token(receiver)
         }
-    });
-    spawn(&mut operations, "the metrics port", berth_proxy::serve_metrics(ports.metrics.listener, metrics, || {}, clock.clone(), never.clone()));
-    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, clock, never));
-    Ok(Running { leading, stop_leading, inference, stop_inference, operations, residency, owner, narrator })
+    };
+    let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), access, limits: Limits::default() };
+    let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
+    spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
+    let stop = stop_operations.clone();
+    spawn(&mut operations, "the metrics port", berth_proxy::serve_metrics(ports.metrics.listener, metrics, || {}, clock.clone(), stop.clone()));
+    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, clock, stop));
+    Ok(Running { leading, stop_leading, inference, stop_inference, operations, stop_operations, residency, owner, narrator })
+}
+
+/// Serves the resource API as the inference ports are served: heads have their time, connections their number.
+async fn serve_api(api: Api, listener: Listener, clock: Clock, stop: CancellationToken) {
+    let answer = move |request| {
+        let api = api.clone();
+        async move { Ok(api.answer(request).await) }
+    };
+    let config = ProxyConfig { max_connections: API_CONNECTIONS, max_streams: API_STREAMS, ..ProxyConfig::default() };
+    berth_proxy::serve_http(listener, answer, &config, &clock, stop).await;
 }
 
 /// Runs `part`; the set tells its name when it ends.
@@ -261,6 +288,10 @@ impl Running {
         if !self.owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), &mut self.owner).await.is_none() {
             warn!("models were still loaded when the drain ended");
         }
+        // Watches end as if their time were over, not as if the connection had broken.
+        self.stop_operations.cancel();
+        let last = async { while self.operations.join_next().await.is_some() {} };
+        let _ = clock.until(clock.deadline_in(LAST_ANSWERS), last).await;
         self.operations.shutdown().await;
         self.narrator.abort();
     }

@@ -14,21 +14,29 @@ pub(crate) enum Asked {
     #[default]
     No,
     /// In the queue of its pod.
-    Queued {
-        /// What to ask for.
-        ask: Ask,
-        /// Its place.
-        place: Place,
-    },
+    Queued(Box<Queued>),
     /// The pod was asked and has not said how it went.
-    Pending {
-        /// Whom.
-        pod: PodId,
-        /// Why.
-        purpose: Purpose,
-        /// When.
-        at: UnixMillis,
-    },
+    Pending(Box<Pending>),
+}
+
+/// What is to be asked for. Boxed: of many versions few are queued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Queued {
+    /// What to ask for.
+    pub(crate) ask: Ask,
+    /// Its place.
+    pub(crate) place: Place,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Whom.
+    pub(crate) pod: PodId,
+    /// Why.
+    pub(crate) purpose: Purpose,
+    /// When.
+    pub(crate) at: UnixMillis,
 }
 
 /// A place in a queue: updates before new resources before retries, each in the order in which they came.
@@ -58,20 +66,20 @@ impl Queues {
         self.next_number += 1;
         let place = Place { waits_behind_a_target: !is_target, purpose: ask.purpose, number: self.next_number };
         self.pods.entry(ask.pod.clone()).or_default().waiting.insert((place, model.clone()));
-        Asked::Queued { ask, place }
+        Asked::Queued(Box::new(Queued { ask, place }))
     }
 
     /// Forgets what was decided for `model`, wherever it is by now.
     pub(crate) fn forget(&mut self, model: &ModelId, asked: &mut Asked) {
         match std::mem::take(asked) {
             Asked::No => {}
-            Asked::Queued { ask, place } => {
-                if let Some(pod) = self.pods.get_mut(&ask.pod) {
-                    pod.waiting.remove(&(place, model.clone()));
+            Asked::Queued(queued) => {
+                if let Some(pod) = self.pods.get_mut(&queued.ask.pod) {
+                    pod.waiting.remove(&(queued.place, model.clone()));
                 }
             }
-            Asked::Pending { pod, .. } => {
-                if let Some(pod) = self.pods.get_mut(&pod) {
+            Asked::Pending(pending) => {
+                if let Some(pod) = self.pods.get_mut(&pending.pod) {
                     pod.pending = pod.pending.saturating_sub(1);
                 }
             }
@@ -88,7 +96,7 @@ impl Queues {
     /// Counts a load that `pod` is asked for now.
     pub(crate) fn pending(&mut self, pod: &PodId, purpose: Purpose, at: UnixMillis) -> Asked {
         self.pods.entry(pod.clone()).or_default().pending += 1;
-        Asked::Pending { pod: pod.clone(), purpose, at }
+        Asked::Pending(Box::new(Pending { pod: pod.clone(), purpose, at }))
     }
 
     /// True when `pod` has nothing queued and nothing pending: only then is anything warmed.

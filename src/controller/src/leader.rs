@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use berth_plan::alias::{self, Copies, Effect, Next, Versions};
 use berth_plan::background::{self, Purpose, Standby};
-use berth_plan::resource::{OtherParts, is_ours};
+use berth_plan::resource::{InvalidSpec, OtherParts, is_ours};
 use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
 use berth_plan::status::document::{self, Circumstances};
 use berth_plan::status::{self, Observed, SpecState, Status};
-use berth_registry::{Alias, Change, Changes, Kind, NameEntry, Object, ObjectKey, Store, StoreError, Views};
+use berth_registry::{Alias, Change, Changes, Json, NameEntry, Object, ObjectKey, Store, StoreError, Views};
 use berth_telemetry::{Clock, Counter, Gauge, Metrics};
 use berth_types::{Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis};
 use futures::FutureExt as _;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::asks::{Asked, LoadCommand, Queues, Warmable};
+use crate::keyed::Table;
 use crate::model::{Hosts, Model};
 use crate::names::Names;
 use crate::resource::{Resource, Shown, Writing, owner};
@@ -58,9 +59,9 @@ pub struct Leader {
     config: Config,
     incoming: mpsc::Receiver<Report>,
 
-    resources: HashMap<ObjectKey, Resource>,
+    resources: Table<Resource>,
     names: Names,
-    models: HashMap<ModelId, Model>,
+    models: Table<Model>,
     runtimes: BTreeMap<(Name, Option<Namespace>), RuntimeSpec>,
     /// The live pods as of this turn.
     pods: Vec<Pod>,
@@ -74,6 +75,8 @@ pub struct Leader {
     writing: HashSet<ObjectKey>,
     /// Resources that want to write while too many writes are under way.
     write_backlog: BTreeSet<ObjectKey>,
+    /// After the store failed: no write of these before then.
+    paused: HashMap<ObjectKey, UnixMillis>,
 
     names_to_show: Vec<(Name, Option<NameEntry>)>,
     to_retire: Vec<Arc<Registration>>,
@@ -108,9 +111,9 @@ impl Leader {
             metrics,
             config,
             incoming,
-            resources: HashMap::new(),
+            resources: Table::default(),
             names: Names::default(),
-            models: HashMap::new(),
+            models: Table::default(),
             runtimes: BTreeMap::new(),
             pods: Vec::new(),
             to_look_at: BTreeSet::new(),
@@ -120,6 +123,7 @@ impl Leader {
             writes: JoinSet::new(),
             writing: HashSet::new(),
             write_backlog: BTreeSet::new(),
+            paused: HashMap::new(),
             names_to_show: Vec::new(),
             to_retire: Vec::new(),
             to_load: Vec::new(),
@@ -234,12 +238,9 @@ impl Leader {
         }
     }
 
-    /// True when no status has anything left to say. Looks at every resource: asked until it is true for the first time.
+    /// True when no status has anything left to say.
     fn says_what_is(&self) -> bool {
-        self.settled
-            && self.writes.is_empty()
-            && self.write_backlog.is_empty()
-            && self.resources.values().all(|resource| resource.paused_until.is_none())
+        self.settled && self.writes.is_empty() && self.write_backlog.is_empty() && self.paused.is_empty()
     }
 
     fn next_of_backlog(&mut self) -> Option<ObjectKey> {
@@ -269,7 +270,7 @@ impl Leader {
         let Some(owner) = owner(key.kind) else {
             return self.take_runtime(&key, change.object.as_deref());
         };
-        let Some(object) = change.object.filter(|object| is_ours(owner, &object.annotations)) else {
+        let Some(object) = change.object.filter(|object| is_ours(owner, &object.annotations.members())) else {
             return self.drop_resource(&key);
         };
         match self.resources.get_mut(&key) {
@@ -277,14 +278,14 @@ impl Leader {
             Some(known) => {
                 let before = std::mem::replace(&mut known.object, object.clone());
                 // The echo of a status that we wrote. Not told by its version: an edit may have come with it, since a
-                // subscriber gets the newest state only. A store keeps the spec where it is when a status is written.
-                if Arc::ptr_eq(&before.spec, &object.spec) && before.annotations == object.annotations {
+                // subscriber gets the newest state only. A store keeps the desired part where it is when a status is written.
+                if Arc::ptr_eq(&before.desired, &object.desired) {
                     return;
                 }
             }
             None => {}
         }
-        let wanted = Resource::wanted(owner, &object);
+        let wanted = Resource::wanted(owner, &object).map(|wanted| self.views.current().share(&wanted)).map_err(Box::new);
         if let Err(fault) = &wanted
             && self.resources.get(&key).is_none_or(|known| known.wanted.as_ref().err() != Some(fault))
         {
@@ -298,16 +299,10 @@ impl Leader {
         self.to_look_at.insert(key);
     }
 
-    fn add_resource(
-        &mut self,
-        key: &ObjectKey,
-        object: Arc<Object>,
-        wanted: Result<Arc<Registration>, berth_plan::resource::InvalidSpec>,
-        at_start: bool,
-    ) {
+    fn add_resource(&mut self, key: &ObjectKey, object: Arc<Object>, wanted: Result<Arc<Registration>, Box<InvalidSpec>>, at_start: bool) {
         let Some(owner) = owner(key.kind) else { return };
         self.names.claim(key, object.created);
-        let published = object.status.as_deref().map_or_else(Status::default, |status| document::from_json(owner, status));
+        let published = Resource::published(owner, &object);
         let kept = self.store.alias(key);
         let was_loaded = match &kept {
             Some(_) => published.active.was_loaded(),
@@ -319,33 +314,32 @@ impl Leader {
             object,
             wanted,
             versions: Versions::default(),
-            kept,
-            published,
+            kept: kept.map(Box::new),
             told_target: None,
             was_loaded,
-            unproven: None,
+            active_worked: false,
             shown: None,
             writing: None,
-            paused_until: None,
             look_again: None,
         };
         // An alias outlives a restart; a resource that was just made has none to go on from.
-        if let Some(Alias { active, target }) = resource.kept.clone().filter(|_| at_start && self.names.other_holder(key).is_none()) {
-            resource.told_target = target.as_ref().filter(|_| resource.published.target.is_some()).map(|target| target.id.clone());
-            resource.unproven = target.as_ref().filter(|_| was_loaded).map(|target| target.id.clone());
+        if let Some(Alias { active, target }) = resource.kept.as_deref().cloned().filter(|_| at_start && self.names.other_holder(key).is_none()) {
+            resource.told_target = target.as_ref().filter(|_| published.target.is_some()).map(|target| Box::new(target.id.clone()));
+            resource.active_worked = was_loaded;
             resource.versions = Versions { active: Some(active.clone()), target: target.clone() };
-            self.models.insert(active.id.clone(), Model::new(key.clone(), active, was_loaded));
+            self.models.insert(Model::new(Arc::clone(&resource.object.desired), active, was_loaded));
             if let Some(target) = target {
-                self.models.insert(target.id.clone(), Model::new(key.clone(), target, false));
+                self.models.insert(Model::new(Arc::clone(&resource.object.desired), target, false));
             }
         }
-        self.resources.insert(key.clone(), resource);
+        self.resources.insert(resource);
     }
 
     fn drop_resource(&mut self, key: &ObjectKey) {
         let Some(resource) = self.resources.remove(key) else { return };
         self.timers.set(key, resource.look_again, None);
         self.write_backlog.remove(key);
+        self.paused.remove(key);
         for version in [resource.versions.active, resource.versions.target].into_iter().flatten() {
             self.forget_model(&version.id);
         }
@@ -366,7 +360,7 @@ impl Leader {
 
     fn take_runtime(&mut self, key: &ObjectKey, object: Option<&Object>) {
         let at = (key.name.clone(), key.namespace.clone());
-        let parsed = object.map(|object| RuntimeSpec::parse(key.name.as_str(), key.namespace.as_ref(), &object.spec));
+        let parsed = object.map(|object| RuntimeSpec::parse(key.name.as_str(), key.namespace.as_ref(), &object.spec.value()));
         let before = match parsed {
             None => self.runtimes.remove(&at),
             Some(Ok(spec)) if self.runtimes.get(&at) == Some(&spec) => return,
@@ -392,7 +386,7 @@ impl Leader {
             if model.take(&pod, report, now) {
                 self.queues.forget(&id, &mut model.asked);
             }
-            self.to_look_at.insert(model.key.clone());
+            self.to_look_at.insert(model.of().clone());
         }
         self.heard_of.insert(pod);
     }
@@ -415,21 +409,20 @@ impl Leader {
         let Some(resource) = self.resources.get_mut(&key) else { return };
         // A resource made anew under the same key while its predecessor was being written has nothing pending.
         let Some(writing) = resource.writing.take() else { return };
-        match (outcome, writing) {
+        match (outcome, *writing) {
             (Ok(()), Writing::Alias { alias, next }) => {
-                resource.kept = alias;
+                resource.kept = alias.map(Box::new);
                 self.commit(&key, next);
             }
-            (Ok(()), Writing::Status { status, target }) => {
-                resource.told_target = target.filter(|_| status.target.is_some());
-                resource.published = status;
+            (Ok(()), Writing::Status { told_target }) => {
+                resource.told_target = told_target;
                 self.metrics.add(Counter::StatusWrites, &[], 1);
             }
             // It is gone, or another one by now: its change is on the way here.
             (Err(StoreError::NotFound(_)), _) => debug!(name = %key.name, "resource went while it was being written"),
             (Err(fault), _) => {
                 error!(name = %key.name, error = %fault, "cannot write to the store: trying again");
-                resource.paused_until = Some(self.clock.wall().after(WRITE_AGAIN_AFTER));
+                self.paused.insert(key, self.clock.wall().after(WRITE_AGAIN_AFTER));
             }
         }
     }
@@ -437,12 +430,13 @@ impl Leader {
     // One resource.
 
     fn look_at(&mut self, key: &ObjectKey, now: UnixMillis) {
-        let Some(resource) = self.resources.get_mut(key) else { return };
-        if self.writing.contains(key) {
+        if self.writing.contains(key) || self.resources.get(key).is_none() {
             return; // The end of the write looks at it again.
         }
-        resource.paused_until = resource.paused_until.filter(|until| *until > now);
-        let mut look_again = resource.paused_until;
+        if self.paused.get(key).is_some_and(|until| *until <= now) {
+            self.paused.remove(key);
+        }
+        let mut look_again = self.paused.get(key).copied();
         loop {
             let (by_versions, may_write) = self.step_versions(key, now);
             let by_loads = self.plan_loads(key, now);
@@ -468,19 +462,19 @@ impl Leader {
         loop {
             let Some(resource) = self.resources.get(key) else { return (None, false) };
             if self.names.other_holder(key).is_some() {
-                return (None, resource.paused_until.is_none());
+                return (None, !self.paused.contains_key(key));
             }
             let copies = self.copies(key, resource, now);
-            let next = alias::next(&resource.versions, resource.wanted.as_ref(), &copies, now);
+            let next = alias::next(&resource.versions, resource.wanted.as_ref().map_err(|fault| &**fault), &copies, now);
             let alias = resource.alias_for(&next.versions);
-            if alias != resource.kept {
+            if alias.as_ref() != resource.kept.as_deref() {
                 let write = Writing::Alias { alias: alias.clone(), next };
-                let (store, of, uid) = (self.store.clone(), key.clone(), resource.object.uid.clone());
-                self.write(key, write, async move { store.set_alias(&of, &uid, alias).await });
+                let (store, of, uid) = (self.store.clone(), key.clone(), resource.object.uid);
+                self.write(key, write, async move { store.set_alias(&of, uid, alias).await });
                 return (None, false);
             }
             if next.effects.is_empty() && next.versions == resource.versions {
-                return (next.look_again, resource.paused_until.is_none());
+                return (next.look_again, !self.paused.contains_key(key));
             }
             self.commit(key, next);
         }
@@ -496,8 +490,9 @@ impl Leader {
                         info!(name = %key.name, model = %id, "model registered");
                     }
                     let is_active = next.versions.active.as_ref().is_some_and(|active| active.id == id);
-                    let was_loaded = is_active && self.resources.get_mut(key).is_some_and(|resource| std::mem::take(&mut resource.was_loaded));
-                    self.models.insert(id, Model::new(key.clone(), registration, was_loaded));
+                    let Some(resource) = self.resources.get_mut(key) else { continue };
+                    let was_loaded = is_active && std::mem::take(&mut resource.was_loaded);
+                    self.models.insert(Model::new(Arc::clone(&resource.object.desired), registration, was_loaded));
                 }
                 Effect::Amend(registration) => {
                     if let Some(model) = self.models.get_mut(&registration.id) {
@@ -509,6 +504,7 @@ impl Leader {
             }
         }
         let Some(resource) = self.resources.get_mut(key) else { return };
+        resource.active_worked &= !next.switched;
         if next.switched
             && let Some(active) = &next.versions.active
         {
@@ -536,10 +532,10 @@ impl Leader {
             active_can_load: !failed(active),
             target_loaded,
             target_loaded_since: target.loaded_since(&self.pods),
-            target_failed: failed(target) || resource.unproven.as_ref() == Some(&target.registration.id),
+            target_failed: failed(target) || resource.active_worked,
             target_room: target_loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
             // Before every pod has spoken, "no copy is loaded" is no evidence to switch on.
-            shown: self.settled && resource.told_target.as_ref() == Some(&target.registration.id),
+            shown: self.settled && resource.told_target.as_deref() == Some(&target.registration.id),
         }
     }
 
@@ -571,7 +567,7 @@ impl Leader {
         let id = &version.id;
         if let Some(model) = self.models.get_mut(id).filter(|model| model.is_unanswered(now)) {
             warn!(model = %id, "the pod that was asked to load this model says nothing");
-            model.refused = Some(model.refused_again(now));
+            model.refused = Some(Box::new(model.refused_again(now)));
             self.queues.forget(id, &mut model.asked);
         }
         let model = self.models.get(id)?;
@@ -581,9 +577,9 @@ impl Leader {
         let warm_from = model.warm_from(&self.pods, &hosts, now);
         let model = self.models.get_mut(id)?;
         match (&model.asked, due.ask.filter(|_| wanted)) {
-            (Asked::Pending { .. }, _) | (Asked::No, None) => {}
-            (Asked::Queued { ask: queued, .. }, Some(ask)) if *queued == ask => {}
-            (Asked::No | Asked::Queued { .. }, ask) => {
+            (Asked::Pending(_), _) | (Asked::No, None) => {}
+            (Asked::Queued(queued), Some(ask)) if queued.ask == ask => {}
+            (Asked::No | Asked::Queued(_), ask) => {
                 self.queues.forget(id, &mut model.asked);
                 if let Some(ask) = ask {
                     model.asked = self.queues.push(id, ask, is_target);
@@ -647,32 +643,28 @@ impl Leader {
         let Some(resource) = self.resources.get(key) else { return StatusStep::Rest };
         let Some(object) = self.store.get(key).filter(|object| object.uid == resource.object.uid) else { return StatusStep::Rest };
         let observed = self.observed(key, resource, now);
-        let mut moved = status::status(&resource.published, &observed, now);
-        if object.status.is_none() {
-            if key.kind == Kind::Predictor && moved.status != resource.published {
-                // Its schema gives a Predictor a status from the start.
-                moved = status::Moved { status: resource.published.clone(), more: true };
-            } else if key.kind == Kind::InferenceService && moved.status == resource.published {
-                return StatusStep::Rest;
-            }
+        let existing = object.status.as_ref().map(Json::value);
+        let published = existing.as_ref().map_or_else(Status::default, |existing| document::from_json(resource.owner, existing));
+        let moved = status::status(&published, &observed, now);
+        if existing.is_none() && moved.status == published {
+            return StatusStep::Rest;
         }
-        let target = resource.versions.target.as_ref().map(|target| target.id.clone());
-        let others = OtherParts::of(resource.owner, &object.spec);
+        let target = resource.versions.target.as_ref().map(|target| Box::new(target.id.clone()));
+        let others = OtherParts::of(resource.owner, &object.spec.value());
         let around = Circumstances { endpoints: &self.config.endpoints, others, now };
-        let document = document::to_json(resource.owner, object.status.as_deref(), &moved.status, &around);
-        if object.status.as_deref() == Some(&document) {
-            let told_target = target.filter(|_| moved.status.target.is_some());
+        let document = document::to_json(resource.owner, existing.as_ref(), &moved.status, &around);
+        let told_target = target.filter(|_| moved.status.target.is_some());
+        if existing.as_ref() == Some(&document) {
             let news = moved.more || told_target != resource.told_target;
             if let Some(resource) = self.resources.get_mut(key) {
-                resource.published = moved.status;
                 resource.told_target = told_target;
             }
             return if news { StatusStep::Again } else { StatusStep::Rest };
         }
         debug!(name = %key.name, active = moved.status.active.as_str(), transition = moved.status.transition.as_str(), "status moves");
-        let (store, of, uid) = (self.store.clone(), key.clone(), resource.object.uid.clone());
-        let write = Writing::Status { status: moved.status, target };
-        self.write(key, write, async move { store.set_status(&of, &uid, document).await.map(drop) });
+        let (store, of, uid) = (self.store.clone(), key.clone(), resource.object.uid);
+        let write = Writing::Status { told_target };
+        self.write(key, write, async move { store.set_status(&of, uid, document).await.map(drop) });
         StatusStep::Writing
     }
 
@@ -697,12 +689,12 @@ impl Leader {
 
     /// Starts a store write, or puts the resource into the backlog while too many are under way.
     fn write(&mut self, key: &ObjectKey, what: Writing, how: impl Future<Output = Result<(), StoreError>> + Send + 'static) {
-        let Some(resource) = self.resources.get_mut(key).filter(|resource| resource.paused_until.is_none()) else { return };
+        let Some(resource) = self.resources.get_mut(key).filter(|_| !self.paused.contains_key(key)) else { return };
         if self.writes.len() >= self.config.writes_at_a_time.get() {
             self.write_backlog.insert(key.clone());
             return;
         }
-        resource.writing = Some(what);
+        resource.writing = Some(Box::new(what));
         self.writing.insert(key.clone());
         let key = key.clone();
         self.writes.spawn(async move {
@@ -719,8 +711,8 @@ impl Leader {
         for pod in self.pods.clone() {
             while let Some(id) = self.queues.pop(&pod.id, pod.loads_at_a_time.get()) {
                 let Some(model) = self.models.get_mut(&id) else { continue };
-                let Asked::Queued { ask, .. } = &model.asked else { continue };
-                let (purpose, may_evict) = (ask.purpose, ask.may_evict);
+                let Asked::Queued(queued) = &model.asked else { continue };
+                let (purpose, may_evict) = (queued.ask.purpose, queued.ask.may_evict);
                 self.ask(&pod, id, purpose, may_evict, now);
             }
             if self.queues.idle(&pod.id)
@@ -734,7 +726,7 @@ impl Leader {
     fn to_warm(&self, pod: &Pod) -> Option<ModelId> {
         let loadable = |id: &&ModelId| {
             let model = self.models.get(*id);
-            model.is_some_and(|model| self.hosts(&model.key, &model.registration).pods.contains(&&pod.id))
+            model.is_some_and(|model| self.hosts(model.of(), &model.registration).pods.contains(&&pod.id))
         };
         let standby = self.warmable.hottest(WARM_CANDIDATES).filter(loadable);
         let sized = standby.map(|id| Standby { model: id, size: self.models.get(id).and_then(|model| model.size.as_ref()) });
@@ -748,7 +740,7 @@ impl Leader {
         let before = model.warmth.take();
         self.warmable.set(&id, before, None);
         // If the pod says nothing at all, somebody has to notice.
-        let key = model.key.clone();
+        let key = model.of().clone();
         let due = model.answer_due();
         if let Some(resource) = self.resources.get_mut(&key) {
             let earliest = resource.look_again.into_iter().chain(due).min();

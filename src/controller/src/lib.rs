@@ -25,6 +25,7 @@
 //! kind and namespace; the others say who holds it and get it when it is free.
 
 mod asks;
+mod keyed;
 mod leader;
 mod model;
 mod names;

@@ -7,11 +7,12 @@ use std::time::Duration;
 use berth_plan::background::{self, LoadFacts, PodCopy, Refused};
 use berth_plan::runtime::NoRuntime;
 use berth_plan::status::{Hosting, VersionFacts};
-use berth_registry::ObjectKey;
-use berth_types::{CopyReport, CopyState, Failure, Footprint, PodId, Registration, UnixMillis};
+use berth_registry::{Desired, ObjectKey};
+use berth_types::{CopyReport, CopyState, Failure, Footprint, ModelId, PodId, Registration, UnixMillis};
 
 use crate::Pod;
 use crate::asks::{Asked, Warmth};
+use crate::keyed::Keyed;
 
 /// A pod that was asked and says nothing at all for this long counts as having refused.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -43,15 +44,17 @@ impl CopyAt {
 
 /// One registered version.
 pub(crate) struct Model {
-    /// The resource that it belongs to.
-    pub(crate) key: ObjectKey,
+    /// The resource that it belongs to, as it was when this version was registered.
+    of: Arc<Desired>,
     pub(crate) registration: Arc<Registration>,
-    /// Pods that have nothing of it and nothing against it are not listed.
-    copies: Vec<CopyAt>,
+    /// Pods that have nothing of it and nothing against it are not listed; `None` when that is all of them, as for most of
+    /// many versions.
+    #[allow(clippy::box_collection, reason = "a vector in place takes three words of each version, most have none")]
+    copies: Option<Box<Vec<CopyAt>>>,
     /// It reached Loaded since it was registered.
     pub(crate) loaded_once: bool,
     pub(crate) asked: Asked,
-    pub(crate) refused: Option<Refused>,
+    pub(crate) refused: Option<Box<Refused>>,
     /// What it took when it was last loaded, or what it is declared to take.
     pub(crate) size: Option<Footprint>,
     /// When its last copy went.
@@ -78,20 +81,34 @@ impl Hosts<'_> {
     }
 }
 
+impl Keyed for Model {
+    type Key = ModelId;
+
+    fn key(&self) -> &ModelId {
+        &self.registration.id
+    }
+}
+
 impl Model {
-    pub(crate) fn new(key: ObjectKey, registration: Arc<Registration>, loaded_once: bool) -> Self {
+    pub(crate) fn new(of: Arc<Desired>, registration: Arc<Registration>, loaded_once: bool) -> Self {
         let size = registration.declared_size.map(Footprint::host);
-        Model { key, registration, copies: Vec::new(), loaded_once, asked: Asked::No, refused: None, size, lost: None, last_used: None, warmth: None }
+        Model { of, registration, copies: None, loaded_once, asked: Asked::No, refused: None, size, lost: None, last_used: None, warmth: None }
+    }
+
+    /// The resource that it belongs to.
+    pub(crate) fn of(&self) -> &ObjectKey {
+        &self.of.key
     }
 
     /// Takes in what `pod` says now. True when this answers what the pod was asked.
     pub(crate) fn take(&mut self, pod: &PodId, report: CopyReport, now: UnixMillis) -> bool {
         self.last_used = self.last_used.max(report.last_used);
-        let at = self.copies.iter().position(|copy| copy.pod == *pod);
-        let was_there = at.is_some_and(|at| !matches!(self.copies[at].state, CopyState::Absent | CopyState::Loading { .. }));
+        let mut copies = self.copies.take().unwrap_or_default();
+        let at = copies.iter().position(|copy| copy.pod == *pod);
+        let was_there = at.is_some_and(|at| !matches!(copies[at].state, CopyState::Absent | CopyState::Loading { .. }));
         let asked_at = match &self.asked {
-            Asked::Pending { pod: asked, at, .. } if asked == pod => Some(*at),
-            Asked::Pending { .. } | Asked::Queued { .. } | Asked::No => None,
+            Asked::Pending(asked) if asked.pod == *pod => Some(asked.at),
+            Asked::Pending(_) | Asked::Queued(_) | Asked::No => None,
         };
         let mut answers = false;
         match &report.state {
@@ -106,22 +123,26 @@ impl Model {
                 if let Some(asked_at) = asked_at {
                     answers = true;
                     let failed = report.failure.as_ref().is_some_and(|failure| failure.time >= asked_at);
-                    self.refused = if failed { None } else { Some(self.refused_again(now)) };
+                    self.refused = if failed { None } else { Some(Box::new(self.refused_again(now))) };
                 }
             }
         }
-        let was_away_since = at.and_then(|at| self.copies[at].away_since);
+        let was_away_since = at.and_then(|at| copies[at].away_since);
         let away = report.failure.as_ref().filter(|failure| background::storage_was_away(failure));
         let away_since = away.map(|failure| was_away_since.unwrap_or(failure.time));
         let keep = report.state != CopyState::Absent || report.failure.is_some();
         let copy = CopyAt { pod: pod.clone(), state: report.state, failure: report.failure, away_since, last_used: report.last_used };
         match (at, keep) {
-            (Some(at), true) => self.copies[at] = copy,
-            (Some(at), false) => drop(self.copies.swap_remove(at)),
-            (None, true) => self.copies.push(copy),
+            (Some(at), true) => copies[at] = copy,
+            (Some(at), false) => drop(copies.swap_remove(at)),
+            (None, true) => {
+                copies.reserve_exact(1);
+                copies.push(copy);
+            }
             (None, false) => {}
         }
-        let there = self.copies.iter().any(|copy| !matches!(copy.state, CopyState::Absent));
+        let there = copies.iter().any(|copy| !matches!(copy.state, CopyState::Absent));
+        self.copies = Some(copies).filter(|copies| !copies.is_empty());
         if was_there && !there {
             self.lost = Some(now);
         }
@@ -136,19 +157,23 @@ impl Model {
     /// By when the pod that was asked should have said something.
     pub(crate) fn answer_due(&self) -> Option<UnixMillis> {
         match &self.asked {
-            Asked::Pending { pod, at, .. } if !self.copies.iter().any(|copy| copy.pod == *pod && copy.held()) => Some(at.after(ANSWER_WITHIN)),
-            Asked::Pending { .. } | Asked::Queued { .. } | Asked::No => None,
+            Asked::Pending(asked) if !self.copies().any(|copy| copy.pod == asked.pod && copy.held()) => Some(asked.at.after(ANSWER_WITHIN)),
+            Asked::Pending(_) | Asked::Queued(_) | Asked::No => None,
         }
     }
 
     /// One more refusal in a row.
     pub(crate) fn refused_again(&self, now: UnixMillis) -> Refused {
-        Refused { at: now, times: self.refused.map_or(0, |refused| refused.times).saturating_add(1) }
+        Refused { at: now, times: self.refused.as_ref().map_or(0, |refused| refused.times).saturating_add(1) }
+    }
+
+    fn copies(&self) -> impl Iterator<Item = &CopyAt> {
+        self.copies.iter().flat_map(|copies| copies.iter())
     }
 
     /// Copies on pods that live.
     fn live<'a>(&'a self, pods: &'a [Pod]) -> impl Iterator<Item = &'a CopyAt> {
-        self.copies.iter().filter(|copy| pods.iter().any(|pod| pod.id == copy.pod))
+        self.copies().filter(move |copy| pods.iter().any(|pod| pod.id == copy.pod))
     }
 
     /// Loaded copies.
@@ -185,29 +210,37 @@ impl Model {
                 away_since: copy.away_since,
             })
             .collect();
-        let facts =
-            LoadFacts { model: &self.registration.id, loaded_once: self.loaded_once, refused: self.refused, copies: &copies, pods: &hosts.pods };
+        let facts = LoadFacts {
+            model: &self.registration.id,
+            loaded_once: self.loaded_once,
+            refused: self.refused.as_deref().copied(),
+            copies: &copies,
+            pods: &hosts.pods,
+        };
         background::due(&facts, now)
     }
 
     /// From when it may be warmed, and its place then; `None` while it is not on standby.
     pub(crate) fn warm_from(&self, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> Option<(UnixMillis, Warmth)> {
         let standby = self.loaded_once && !hosts.pods.is_empty() && self.asked == Asked::No && self.at_rest(pods, now);
-        let from = background::warm_from(self.lost, self.refused).unwrap_or(now);
+        let from = background::warm_from(self.lost, self.refused.as_deref().copied()).unwrap_or(now);
         standby.then_some((from, Reverse(self.last_used)))
     }
 
     /// As the status sees it.
     pub(crate) fn facts(&self, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> VersionFacts {
-        use berth_plan::background::Purpose::{First, Retry, Warm};
-        let mut failures: Vec<Arc<Failure>> =
-            self.live(pods).filter_map(|copy| copy.failure.clone()).filter(|failure| background::counts_until(failure) > now).collect();
-        failures.sort_by_key(|failure| std::cmp::Reverse(failure.time));
-        let loading = self.live(pods).any(|copy| matches!(copy.state, CopyState::Loading { .. }));
+        use berth_plan::background::Purpose::{First, Retry};
+        let is_loading = |copy: &CopyAt| matches!(copy.state, CopyState::Loading { .. });
+        // Where it is being tried again, the failure before is settled by how that goes.
+        let failures = self.live(pods).filter(|copy| !is_loading(copy)).filter_map(|copy| copy.failure.clone());
+        let mut failures: Vec<Arc<Failure>> = failures.filter(|failure| background::counts_until(failure) > now).collect();
+        failures.sort_by_key(|failure| Reverse(failure.time));
+        let loading = self.live(pods).any(is_loading);
         let decided = match &self.asked {
-            Asked::Pending { purpose: First | Retry, .. } => true,
-            Asked::Queued { ask, .. } => ask.purpose == First && self.refused.is_none(),
-            Asked::Pending { purpose: Warm, .. } | Asked::No => false,
+            // A first load that was refused for want of room before is not on its way until the pod says that it is.
+            Asked::Pending(asked) => asked.purpose == Retry || (asked.purpose == First && self.refused.is_none()),
+            Asked::Queued(queued) => queued.ask.purpose == First && self.refused.is_none(),
+            Asked::No => false,
         };
         let tried_at_once = background::PODS_TRIED_AT_ONCE.min(hosts.pods.len().max(1));
         VersionFacts {

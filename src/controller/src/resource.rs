@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::keyed::Keyed;
 use berth_plan::alias::{Next, Versions};
 use berth_plan::registration::registration;
 use berth_plan::resource::{self, InvalidSpec};
 use berth_plan::status::Status;
-use berth_registry::{Alias, Kind, Object};
+use berth_plan::status::document;
+use berth_registry::{Alias, Kind, Object, ObjectKey};
 use berth_types::{Failure, ModelId, Owner, Registration, UnixMillis};
 
 /// A store write under way, and what becomes true when it is done.
@@ -20,10 +22,8 @@ pub(crate) enum Writing {
     },
     /// The status.
     Status {
-        /// What is being published.
-        status: Status,
-        /// The target that it is about.
-        target: Option<ModelId>,
+        /// The target that it tells users about.
+        told_target: Option<Box<ModelId>>,
     },
 }
 
@@ -34,40 +34,49 @@ pub(crate) struct Shown {
     pub(crate) failure: Option<Arc<Failure>>,
 }
 
-/// One resource that is ours.
+/// One resource that is ours. What few of many have at a time is boxed.
 pub(crate) struct Resource {
     pub(crate) owner: Owner,
     /// As last read.
     pub(crate) object: Arc<Object>,
     /// What its spec asks for.
-    pub(crate) wanted: Result<Arc<Registration>, InvalidSpec>,
+    pub(crate) wanted: Result<Arc<Registration>, Box<InvalidSpec>>,
     /// What serves and what should.
     pub(crate) versions: Versions,
     /// The alias in the store.
-    pub(crate) kept: Option<Alias>,
-    /// The status as last published.
-    pub(crate) published: Status,
+    pub(crate) kept: Option<Box<Alias>>,
     /// The target that a published status told users about.
-    pub(crate) told_target: Option<ModelId>,
+    pub(crate) told_target: Option<Box<ModelId>>,
     /// A status of an earlier run says that the active version had been loaded.
     pub(crate) was_loaded: bool,
-    /// The target of an earlier run that had not taken over from an active version that worked. That nothing is loaded
-    /// after a restart is no reason to switch to it: it must load first.
-    pub(crate) unproven: Option<ModelId>,
+    /// The active version of an earlier run worked. That nothing is loaded after a restart is no reason to switch: whichever
+    /// target there is must load before it takes over.
+    pub(crate) active_worked: bool,
     /// What the view says; `None` while the name is not ours.
     pub(crate) shown: Option<Shown>,
-    pub(crate) writing: Option<Writing>,
-    /// After the store failed: no write before this.
-    pub(crate) paused_until: Option<UnixMillis>,
+    pub(crate) writing: Option<Box<Writing>>,
     /// Its entry among the timers.
     pub(crate) look_again: Option<UnixMillis>,
+}
+
+impl Keyed for Resource {
+    type Key = ObjectKey;
+
+    fn key(&self) -> &ObjectKey {
+        &self.object.key
+    }
 }
 
 impl Resource {
     /// What an object asks for.
     pub(crate) fn wanted(owner: Owner, object: &Object) -> Result<Arc<Registration>, InvalidSpec> {
-        let spec = resource::parse(owner, &object.annotations, &object.spec)?;
+        let spec = resource::parse(owner, &object.annotations.members(), &object.spec.value())?;
         Ok(Arc::new(registration(&object.key.name, owner, &spec)))
+    }
+
+    /// The status as last published. Read anew each time: it is looked at when something changes, and kept for long.
+    pub(crate) fn published(owner: Owner, object: &Object) -> Status {
+        object.status.as_ref().map_or_else(Status::default, |status| document::from_json(owner, &status.value()))
     }
 
     /// The alias that must be in the store when these are the versions.

@@ -4,7 +4,7 @@ mod world;
 
 use std::time::Duration;
 
-use berth_registry::{Resolved, Store};
+use berth_registry::{Json, Resolved, Store};
 use berth_types::{ByteSize, CopyState, UnixMillis};
 use serde_json::json;
 
@@ -351,6 +351,28 @@ async fn a_version_from_an_edit_made_while_no_leader_ran_gets_its_first_load() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_version_that_worked_serves_until_what_was_written_while_no_leader_ran_is_loaded() {
+    let invalid = json!({ "predictor": {} });
+    for (case, second) in [("a target that failed", onnx("2")), ("an invalid spec", invalid)] {
+        let world = World::start().await;
+        world.apply(isvc("digits", onnx("1"))).await;
+        let old = world.model("digits");
+        world.answer("digits", Answer::Fails);
+        world.apply(isvc("digits", second)).await;
+        let world = world.restart_after(Some(isvc("digits", onnx("3")))).await;
+        world.answer("digits", Answer::Silence);
+        world.controller.report(&world.pod(), Vec::new()).await;
+        world.pass(secs(30)).await;
+        assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "{case}: what worked was given up");
+        assert_eq!(world.last("digits"), "Standby/Loading InProgress True", "{case}");
+        world.answer("digits", Answer::Loads);
+        world.pass(secs(200)).await;
+        assert_eq!(world.last("digits"), "Loaded/ UpToDate True", "{case}");
+        assert!(!matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_alias_does_not_reach_a_resource_made_anew() {
     let world = World::start().await;
     world.apply(isvc("digits", onnx("1"))).await;
@@ -411,14 +433,14 @@ async fn without_a_runtime_a_model_fails_with_the_reason_and_loads_once_there_is
 async fn an_inference_service_of_another_mode_is_left_alone() {
     let world = World::start().await;
     let mut object = isvc("digits", onnx("1"));
-    object.annotations.clear();
+    object.annotations = Json::EMPTY;
     world.apply(object).await;
     assert!(world.history("digits").is_empty() && world.loads().is_empty());
     assert!(matches!(world.resolve("digits"), Resolved::Unknown));
     world.apply(isvc("digits", onnx("1"))).await;
     assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
     let mut object = isvc("digits", onnx("1"));
-    object.annotations.clear();
+    object.annotations = Json::EMPTY;
     world.apply(object).await;
     assert!(matches!(world.resolve("digits"), Resolved::Unknown));
     assert_eq!(world.retired().len(), 1);
@@ -523,7 +545,9 @@ async fn a_declared_size_is_passed_on_without_a_new_version() {
     world.apply(isvc("digits", onnx("1"))).await;
     let id = world.model("digits");
     let mut object = isvc("digits", onnx("1"));
-    object.annotations.insert("berth/model-size".to_owned(), json!("64Mi"));
+    let mut annotations = object.annotations.members();
+    annotations.insert("berth/model-size".to_owned(), json!("64Mi"));
+    object.annotations = annotations.into();
     world.apply(object).await;
     let resolved = world.resolve("digits");
     assert!(matches!(resolved, Resolved::Model(model) if model.id == id && model.declared_size == Some(ByteSize::mib(64))));
@@ -554,6 +578,6 @@ async fn the_leader_ends_when_told_and_leaves_a_true_status() {
     let store = world.store.clone();
     let key = world.key("digits");
     world.stop().await;
-    let status = store.get(&key).expect("there").status.clone().expect("written");
+    let status = store.get(&key).expect("there").status.clone().expect("written").value();
     assert_eq!(status["modelStatus"]["states"]["activeModelState"], "Loaded");
 }

@@ -155,7 +155,10 @@ pub fn due(facts: &LoadFacts<'_>, now: UnixMillis) -> Due {
     }
     let leaving = |pod: &PodId| facts.copies.iter().any(|copy| copy.pod == pod && copy.leaving);
     let open = || facts.pods.iter().filter(|pod| !leaving(pod));
-    let ask = |pod: &PodId, purpose| Some(Ask { pod: pod.clone(), purpose, may_evict: MayEvict::UnusedFor(LONG_IDLE) });
+    // A model is loaded once when it is new, whatever is there: at first at the cost of copies that nobody misses, then of
+    // the least recently used one. The next new model takes the place of this one, not of another that is used.
+    let may_evict = if facts.loaded_once || facts.refused.is_none() { MayEvict::UnusedFor(LONG_IDLE) } else { MayEvict::AnyIdle };
+    let ask = |pod: &PodId, purpose| Some(Ask { pod: pod.clone(), purpose, may_evict });
     let purpose = if failures.is_empty() { Purpose::First } else { Purpose::Retry };
     if failures.len() < PODS_TRIED_AT_ONCE && (!facts.loaded_once || !failures.is_empty()) {
         let fresh = open().filter(|pod| failed(pod).is_none()).min_by_key(|pod| hash(facts.model, pod));
@@ -312,10 +315,20 @@ mod tests {
     }
 
     #[test]
-    fn a_first_load_evicts_only_what_nobody_used_for_long() {
+    fn a_first_load_evicts_what_nobody_used_for_long_and_what_is_idle_only_after_a_refusal() {
         let (id, p) = (model("m"), pod("p"));
         let facts = LoadFacts { model: &id, loaded_once: false, refused: None, copies: &[], pods: &[&p] };
         assert_eq!(due(&facts, T0).ask.map(|ask| ask.may_evict), Some(MayEvict::UnusedFor(LONG_IDLE)));
+        let refused = Some(Refused { at: T0, times: 1 });
+        let again = T0.after(REFUSED_AGAIN_AFTER);
+        assert_eq!(due(&LoadFacts { refused, ..facts.clone() }, again).ask.map(|ask| ask.may_evict), Some(MayEvict::AnyIdle));
+        // One that was loaded before is tried again at nobody's cost.
+        let failed = failure(&id, T0, Retry::AfterChange);
+        let copies = [PodCopy { pod: &p, held: false, leaving: false, failure: Some(&failed), away_since: None }];
+        let retried = LoadFacts { loaded_once: true, refused, copies: &copies, ..facts };
+        assert_eq!(due(&retried, T0.after(RETRY_AFTER * 2)).ask.map(|ask| ask.may_evict), None, "its failure is forgotten by then");
+        let due = due(&retried, T0.after(RETRY_AFTER * 11 / 10));
+        assert_eq!(due.ask.map(|ask| ask.may_evict), Some(MayEvict::UnusedFor(LONG_IDLE)));
     }
 
     #[test]

@@ -181,7 +181,10 @@ pub fn status(before: &Status, observed: &Observed, now: UnixMillis) -> Moved {
         return Moved { status: before.clone(), more: false };
     }
     let mut seen = observed.clone();
-    let target_appears = before.target.is_none() && goal.target.is_some();
+    // A blocked status names the target that failed; another one, which is as hopeless, is still shown as on its way first.
+    let told_of = before.failure.as_ref().and_then(|info| info.model.as_ref());
+    let is_another = |target: &VersionFacts| told_of.is_some_and(|told| *told != target.id) && before.target == Some(ModelState::FailedToLoad);
+    let target_appears = goal.target.is_some() && (before.target.is_none() || observed.target.as_ref().is_some_and(is_another));
     // What was the target becomes the active version as it is; every other way to Loaded leads through Loading.
     let was_target = matches!(before.target, Some(ModelState::Loading | ModelState::Loaded)) && goal.target.is_none();
     let skips_loading = match goal.active {

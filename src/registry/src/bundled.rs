@@ -1,16 +1,18 @@
 //! What comes with the program: the runtime that is built into it.
 
+use std::sync::Arc;
+
 use berth_types::Name;
 use serde_json::json;
 
-use crate::{Kind, Object, ObjectKey, Origin};
+use crate::{Desired, Kind, ObjectKey, Origin};
 
 /// The name of the ClusterServingRuntime of the embedded engine.
 pub const EMBEDDED_RUNTIME: &str = "berth-onnx";
 
 /// The objects that the program brings with it; apply them to the store before anything else.
 #[must_use]
-pub fn bundled() -> Vec<Object> {
+pub fn bundled() -> Vec<Arc<Desired>> {
     let name = Name::new(EMBEDDED_RUNTIME).expect("the constant above is a name");
     let key = ObjectKey { kind: Kind::ClusterServingRuntime, namespace: None, name };
     let spec = json!({
@@ -20,5 +22,5 @@ pub fn bundled() -> Vec<Object> {
         // The schema of the kind requires the field; nothing is started for an engine that lives in this process.
         "containers": [],
     });
-    vec![Object::desired(key, Origin::Bundled, spec)]
+    vec![Arc::new(Desired::new(key, Origin::Bundled, &spec))]
 }

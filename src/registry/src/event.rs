@@ -6,9 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use crate::Object;
+use crate::{Json, Object};
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +71,10 @@ impl Recent {
 
     pub(crate) fn push(&mut self, event: Event) {
         let object = &event.object;
-        let bytes = 512 + weight(&object.spec) + object.status.as_deref().map_or(0, weight);
+        let parts = [&object.labels, &object.annotations, &object.spec].into_iter().chain(&object.status);
+        // The desired part is counted with each event although events of one object mostly share it: an estimate that is
+        // too high only keeps fewer events.
+        let bytes = 512 + parts.map(Json::weight).sum::<usize>();
         self.bytes += bytes;
         self.events.push_back((event, bytes));
         while self.events.len() > MOST_EVENTS || (self.bytes > MOST_BYTES && self.events.len() > 1) {
@@ -89,17 +90,5 @@ impl Recent {
         }
         let from = self.events.partition_point(|(event, _)| event.version() <= asked);
         Ok(self.events.range(from..).map(|(event, _)| event.clone()).collect())
-    }
-}
-
-/// About how many bytes a value takes in memory. The spec is counted with each event although events of one object
-/// mostly share it: an estimate that is too high only keeps fewer events.
-fn weight(value: &Value) -> usize {
-    let own = size_of::<Value>();
-    own + match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(weight).sum(),
-        Value::Object(fields) => fields.iter().map(|(key, value)| size_of::<String>() + key.len() + weight(value)).sum(),
     }
 }

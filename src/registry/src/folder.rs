@@ -32,7 +32,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::manifest::{self, Manifests};
-use crate::{Object, ObjectKey, Origin, Store, StoreError};
+use crate::{Desired, Object, ObjectKey, Origin, Store, StoreError};
 
 /// Larger files are not read.
 const LARGEST_FILE: ByteSize = ByteSize::mib(16);
@@ -219,7 +219,7 @@ impl Folder {
         let stored: Vec<Arc<Object>> = self.store.list().into_iter().filter(|object| matches!(object.origin, Origin::Folder(_))).collect();
         let Plan { apply, remove, missing, held_back, mut faults } = plan(&files, &stored, self.missing.as_ref(), now.instant);
         self.files = files;
-        self.missing = Some(missing);
+        let at_start = self.missing.replace(missing).is_none();
 
         let store = &self.store;
         let mut scan = Scan { held_back, ..Scan::default() };
@@ -234,10 +234,9 @@ impl Folder {
         }
         let writes = futures::stream::iter(apply).map(|wanted| async move {
             let Wanted { file, line, object } = wanted;
-            match store.get(&object.key) {
-                Some(present) if present.is_as_desired(&object) => (file, line, Ok(false)),
-                Some(_) | None => (file, line, store.apply(object, None).await.map(|_| true)),
-            }
+            let before = store.get(&object.key).map(|present| present.resource_version);
+            let outcome = store.apply(object, None).await;
+            (file, line, outcome.map(|after| before != Some(after.resource_version)))
         });
         let applied: Vec<_> = writes.buffered(WRITES_AT_ONCE).collect().await;
         for (file, line, outcome) in applied {
@@ -246,11 +245,27 @@ impl Folder {
                 Err(fault) => faults.push(self.refused(file, Some(line), fault.to_string())),
             }
         }
+        if at_start {
+            self.share_with_store();
+        }
         self.report(faults, scan)
     }
 
     fn refused(&self, file: PathBuf, line: Option<u64>, message: String) -> Fault {
         Fault { file, line, column: None, kind: FaultKind::Refused, message }
+    }
+
+    /// Lets go of copies of what the store holds: after a start, everything was read twice.
+    fn share_with_store(&mut self) {
+        for known in self.files.values_mut() {
+            let held = |object: &Arc<Desired>| self.store.get(&object.key).filter(|present| present.desired == *object);
+            let is_copy = |object: &Arc<Desired>| held(object).is_some_and(|present| !Arc::ptr_eq(&present.desired, object));
+            if known.manifests.objects.iter().any(|(_, object)| is_copy(object)) {
+                for (_, object) in &mut Arc::make_mut(&mut known.manifests).objects {
+                    *object = held(object).map_or_else(|| Arc::clone(object), |present| Arc::clone(&present.desired));
+                }
+            }
+        }
     }
 
     /// Publishes the faults and logs what is new about them and about the scan.
@@ -389,7 +404,7 @@ fn unreadable(path: &Path, fault: &str) -> Manifests {
 struct Wanted {
     file: PathBuf,
     line: u64,
-    object: Object,
+    object: Arc<Desired>,
 }
 
 /// What a scan means to do.
@@ -435,9 +450,13 @@ fn plan(files: &Files, stored: &[Arc<Object>], missing: Option<&Missing>, now: I
                 continue;
             }
             claims.insert(&object.key, (file, Some(*line)));
-            if being_written && stored_by_key.get(&object.key).is_some_and(|present| !present.is_as_desired(object)) {
-                held_back += 1;
-                continue;
+            match stored_by_key.get(&object.key) {
+                Some(present) if present.is_as_desired(object) => continue,
+                Some(_) if being_written => {
+                    held_back += 1;
+                    continue;
+                }
+                Some(_) | None => {}
             }
             apply.push(Wanted { file: file.clone(), line: *line, object: object.clone() });
         }
@@ -455,7 +474,7 @@ fn plan(files: &Files, stored: &[Arc<Object>], missing: Option<&Missing>, now: I
     let (mut remove, mut still_missing) = (Vec::new(), Missing::new());
     for object in stored.iter().filter(|object| !claims.contains_key(&object.key)) {
         let Origin::Folder(file) = &object.origin else { continue };
-        let (at_rest, exists) = files.get(file).map_or((true, false), |known| (known.is_at_rest(now), true));
+        let (at_rest, exists) = files.get(&**file).map_or((true, false), |known| (known.is_at_rest(now), true));
         let since = missing.and_then(|missing| missing.get(&object.key)).copied().unwrap_or(now);
         if (at_start && !exists) || (at_rest && now.saturating_duration_since(since) >= TIMES_SETTLE) {
             remove.push(object.key.clone());

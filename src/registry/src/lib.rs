@@ -25,6 +25,7 @@
 mod bundled;
 mod event;
 mod folder;
+mod json;
 mod lock;
 mod manifest;
 mod map;
@@ -37,15 +38,18 @@ mod state;
 mod store;
 #[cfg(test)]
 mod testing;
+mod uid;
 mod view;
 
 pub use bundled::{EMBEDDED_RUNTIME, bundled};
 pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
+pub use json::Json;
 pub use manifest::yaml_document;
 pub use memory_store::MemoryStore;
 pub use naming::{namespace_name, resource_name};
-pub use object::{Alias, Kind, Object, ObjectKey, Origin};
+pub use object::{Alias, Desired, Kind, Object, ObjectKey, Origin};
 pub use redb_store::{OpenError, RedbStore};
 pub use store::{Change, Changes, Snapshot, Store, StoreError};
+pub use uid::{InvalidUid, Uid};
 pub use view::{NameEntry, Resolved, View, Views};

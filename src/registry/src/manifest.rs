@@ -5,11 +5,12 @@
 //! spec makes of them is decided where specs are read, nothing is bent here.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::naming::{namespace_name, resource_name};
-use crate::{Fault, FaultKind, Kind, Object, ObjectKey, Origin};
+use crate::{Desired, Fault, FaultKind, Kind, ObjectKey, Origin};
 
 /// Documents nested deeper than this, or with more values than that, are refused.
 const DEEPEST: usize = 64;
@@ -19,7 +20,7 @@ const MOST_VALUES: usize = 2_000_000;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Manifests {
     /// Its resources in the order of the file, each with the line on which its document begins.
-    pub(crate) objects: Vec<(u64, Object)>,
+    pub(crate) objects: Vec<(u64, Arc<Desired>)>,
     /// What is wrong with it.
     pub(crate) faults: Vec<Fault>,
 }
@@ -33,6 +34,7 @@ impl Manifests {
 
 /// Reads `text`, the content of `file`; the ending of the file's name says whether it is JSON or YAML.
 pub(crate) fn read(file: &Path, text: &str) -> Manifests {
+    let file: &Arc<Path> = &file.into();
     let mut found = Manifests::default();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
@@ -64,7 +66,7 @@ pub(crate) fn read(file: &Path, text: &str) -> Manifests {
 
 fn broken(file: &Path, line: Option<u64>, column: Option<u64>, what: String) -> Fault {
     let message = format!("{what}: correct it here, what was last read from this file stays as it was until then");
-    Fault { file: file.to_owned(), line, column, kind: FaultKind::Broken, message }
+    Fault { file: file.to_path_buf(), line, column, kind: FaultKind::Broken, message }
 }
 
 /// The text of a parser's fault without the position that [`Fault`] has in fields of its own.
@@ -138,11 +140,11 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 }
 
 impl Manifests {
-    fn take(&mut self, file: &Path, line: u64, value: Value) {
+    fn take(&mut self, file: &Arc<Path>, line: u64, value: Value) {
         if value.is_null() {
             return;
         }
-        let fault = |kind, message| Fault { file: file.to_owned(), line: Some(line), column: None, kind, message };
+        let fault = |kind, message| Fault { file: file.to_path_buf(), line: Some(line), column: None, kind, message };
         let fields = match value {
             Value::Object(fields) => fields,
             other => {
@@ -156,13 +158,13 @@ impl Manifests {
             return self.take_list(file, line, of.to_owned(), fields);
         }
         match resource(file, fields) {
-            Ok(object) => self.objects.push((line, object)),
+            Ok(object) => self.objects.push((line, Arc::new(object))),
             Err((kind, message)) => self.faults.push(fault(kind, message)),
         }
     }
 
     /// The items of a `List`, or of an `InferenceServiceList` and the like, whose items may leave their kind out.
-    fn take_list(&mut self, file: &Path, line: u64, of: String, mut fields: Map<String, Value>) {
+    fn take_list(&mut self, file: &Arc<Path>, line: u64, of: String, mut fields: Map<String, Value>) {
         match fields.remove("items") {
             Some(Value::Array(items)) => {
                 for mut item in items {
@@ -177,7 +179,7 @@ impl Manifests {
             }
             Some(Value::Null) | None => {}
             Some(other) => self.faults.push(Fault {
-                file: file.to_owned(),
+                file: file.to_path_buf(),
                 line: Some(line),
                 column: None,
                 kind: FaultKind::Broken,
@@ -189,7 +191,7 @@ impl Manifests {
 
 type Refused = (FaultKind, String);
 
-fn resource(file: &Path, mut fields: Map<String, Value>) -> Result<Object, Refused> {
+fn resource(file: &Arc<Path>, mut fields: Map<String, Value>) -> Result<Desired, Refused> {
     let bad = |message: String| (FaultKind::Broken, message);
     let kind = kind(&fields)?;
     let mut metadata = match fields.remove("metadata") {
@@ -210,7 +212,8 @@ fn resource(file: &Path, mut fields: Map<String, Value>) -> Result<Object, Refus
         Some(other) => return Err(bad(format!("spec must be a mapping, not {}", what(&other)))),
     };
     let key = ObjectKey { kind, namespace: kind.namespaced().then_some(namespace), name };
-    Ok(Object { labels, annotations, ..Object::desired(key, Origin::Folder(file.to_owned()), spec) })
+    let origin = Origin::Folder(Arc::clone(file));
+    Ok(Desired { labels: labels.into(), annotations: annotations.into(), ..Desired::new(key, origin, &spec) })
 }
 
 fn kind(fields: &Map<String, Value>) -> Result<Kind, Refused> {
@@ -318,9 +321,9 @@ mod tests {
         let object = &found.objects[0].1;
         let expected =
             json!({"text": "1", "one": 1, "half": 0.5, "octal": 493, "yes": true, "none": null, "big": u64::MAX, "block": "--- no cut\nend\n"});
-        assert_eq!(*object.spec, expected);
-        assert_eq!(Value::Object(object.labels.clone()), json!({"tier": "1"}));
-        assert_eq!((&object.status, &object.origin), (&None, &Origin::Folder("m.yaml".into())));
+        assert_eq!(object.spec, expected);
+        assert_eq!(object.labels, json!({"tier": "1"}));
+        assert_eq!(object.origin, Origin::Folder(Path::new("m.yaml").into()));
     }
 
     #[test]

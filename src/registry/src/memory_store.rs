@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError};
+use crate::{Alias, Changes, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 
 /// Desired state in memory only. Its epoch is 1.
 pub struct MemoryStore {
@@ -70,12 +70,12 @@ impl Store for MemoryStore {
         self.shelf.epoch()
     }
 
-    async fn apply(&self, wanted: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Apply { object: Box::new(wanted), expected }))
+    async fn apply(&self, wanted: Arc<Desired>, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Apply { wanted, expected }))
     }
 
-    async fn set_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Status { key: key.clone(), uid: uid.to_owned(), status }))
+    async fn set_status(&self, key: &ObjectKey, uid: Uid, status: Value) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Status { key: key.clone(), uid, status: status.into() }))
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
@@ -90,8 +90,8 @@ impl Store for MemoryStore {
         self.shelf.alias(key)
     }
 
-    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError> {
-        self.write(Write::Alias { key: key.clone(), uid: uid.to_owned(), alias }).map(drop)
+    async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
+        self.write(Write::Alias { key: key.clone(), uid, alias }).map(drop)
     }
 
     fn subscribe(&self) -> Changes {

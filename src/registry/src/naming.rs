@@ -1,5 +1,7 @@
 //! The rules of Kubernetes for names, the same for manifests and for the resource API.
 
+use std::sync::LazyLock;
+
 use berth_types::{Name, Namespace};
 
 /// Reads the name of a resource: labels of a DNS name joined by dots, at most 253 characters.
@@ -17,7 +19,13 @@ pub fn resource_name(text: &str) -> Result<Name, String> {
 /// What is wrong with the text, to be written after it.
 pub fn namespace_name(text: &str) -> Result<Namespace, String> {
     check_dns(text, 63, false)?;
-    Namespace::new(text).map_err(|fault| fault.fault.to_owned())
+    Namespace::new(text).map(shared).map_err(|fault| fault.fault.to_owned())
+}
+
+/// The same namespace; the one that most resources of one machine are in has its text only once.
+pub(crate) fn shared(namespace: Namespace) -> Namespace {
+    static DEFAULT: LazyLock<Namespace> = LazyLock::new(|| Namespace::new("default").expect("a constant that is a namespace"));
+    if namespace == *DEFAULT { DEFAULT.clone() } else { namespace }
 }
 
 /// Labels (63 characters) and, with `dots`, labels joined by dots.

@@ -1,12 +1,17 @@
 //! Desired state as it is kept.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::path::PathBuf;
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 
 use berth_types::{Name, Namespace, Registration, UnixMillis};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
+
+use crate::naming::shared;
+use crate::{Json, Uid};
 
 /// The kinds of resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,6 +62,17 @@ impl Kind {
         }
     }
 
+    /// The status that an object of this kind has from the start, because the schema of its kind says so.
+    pub(crate) fn first_status(self) -> Option<Value> {
+        let predictor = || {
+            json!({
+                "transitionStatus": "UpToDate", "activeModelState": "Pending", "targetModelState": "",
+                "available": false, "failedCopies": 0, "totalCopies": 0
+            })
+        };
+        (self == Kind::Predictor).then(predictor)
+    }
+
     /// The kind as a manifest writes it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -99,62 +115,116 @@ impl fmt::Display for ObjectKey {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// This file of the watched folder.
-    Folder(PathBuf),
+    Folder(Arc<Path>),
     /// The resource API.
     Api,
     /// Comes with the program.
     Bundled,
 }
 
-/// One resource.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Object {
+/// What somebody wants of a resource: all of it but what is the store's business. Shared between the store, whoever feeds
+/// it and the recent events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
     /// Which.
     pub key: ObjectKey,
-    /// Unique over all time; a resource deleted and made again has another one.
-    pub uid: String,
+    /// Who it belongs to.
+    pub origin: Origin,
+    /// `metadata.labels` as written: an object of texts.
+    pub labels: Json,
+    /// `metadata.annotations` as written: an object of texts.
+    pub annotations: Json,
+    /// `spec` as written, unknown fields included.
+    pub spec: Json,
+}
+
+impl Desired {
+    /// A resource without labels and annotations.
+    #[must_use]
+    pub fn new(key: ObjectKey, origin: Origin, spec: &Value) -> Self {
+        Desired { key, origin, labels: Json::EMPTY, annotations: Json::EMPTY, spec: spec.into() }
+    }
+}
+
+impl Origin {
+    /// This file of the watched folder.
+    #[must_use]
+    pub fn file(path: impl AsRef<Path>) -> Self {
+        Origin::Folder(path.as_ref().into())
+    }
+}
+
+/// One resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// What is wanted of it. Its fields can be read as if they were the object's own.
+    pub desired: Arc<Desired>,
+    /// Its identity.
+    pub uid: Uid,
     /// Grows with every change of this object, its status included; unique in the store.
     pub resource_version: u64,
     /// Grows with every change of `spec`.
     pub generation: u64,
     /// When it was made.
     pub created: UnixMillis,
-    /// Who it belongs to.
-    pub origin: Origin,
-    /// `metadata.labels` as written.
-    pub labels: serde_json::Map<String, Value>,
-    /// `metadata.annotations` as written.
-    pub annotations: serde_json::Map<String, Value>,
-    /// `spec` as written, unknown fields included.
-    pub spec: Arc<Value>,
-    /// `status` as last written by us; `None` before the first one.
-    pub status: Option<Arc<Value>>,
+    /// `status` as last written by us; before that `None`, or what the schema of the kind gives it.
+    pub status: Option<Json>,
+}
+
+impl Deref for Object {
+    type Target = Desired;
+
+    fn deref(&self) -> &Desired {
+        &self.desired
+    }
 }
 
 impl Object {
-    /// The desired part of a resource, as [`Store::apply`](crate::Store::apply) wants it: no labels, no annotations, and
-    /// what is the store's business left empty.
+    /// A resource that no store has taken.
     #[must_use]
-    pub fn desired(key: ObjectKey, origin: Origin, spec: Value) -> Self {
-        Object {
-            key,
-            uid: String::new(),
-            resource_version: 0,
-            generation: 0,
-            created: UnixMillis::default(),
-            origin,
-            labels: serde_json::Map::new(),
-            annotations: serde_json::Map::new(),
-            spec: Arc::new(spec),
-            status: None,
-        }
+    pub fn unsaved(desired: Desired) -> Self {
+        Object { desired: Arc::new(desired), uid: Uid::default(), resource_version: 0, generation: 0, created: UnixMillis::default(), status: None }
     }
 
     /// True when applying `wanted` would change nothing.
     #[must_use]
-    pub fn is_as_desired(&self, wanted: &Object) -> bool {
-        let Object { key, origin, labels, annotations, spec, .. } = wanted;
-        (&self.key, &self.origin, &self.labels, &self.annotations, &self.spec) == (key, origin, labels, annotations, spec)
+    pub fn is_as_desired(&self, wanted: &Arc<Desired>) -> bool {
+        Arc::ptr_eq(&self.desired, wanted) || self.desired == *wanted
+    }
+}
+
+/// An [`Object`] as it is written to disk.
+#[derive(Serialize, Deserialize)]
+struct Row<'o> {
+    key: Cow<'o, ObjectKey>,
+    uid: Uid,
+    resource_version: u64,
+    generation: u64,
+    created: UnixMillis,
+    origin: Cow<'o, Origin>,
+    labels: Json,
+    annotations: Json,
+    spec: Json,
+    status: Option<Json>,
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Object { desired, uid, resource_version, generation, created, status } = self.clone();
+        let Desired { key, origin, labels, annotations, spec } = &*desired;
+        let (key, origin) = (Cow::Borrowed(key), Cow::Borrowed(origin));
+        let (labels, annotations, spec) = (labels.clone(), annotations.clone(), spec.clone());
+        Row { key, uid, resource_version, generation, created, origin, labels, annotations, spec, status }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Row { key, uid, resource_version, generation, created, origin, labels, annotations, spec, status } = Row::deserialize(deserializer)?;
+        let ObjectKey { kind, namespace, name } = key.into_owned();
+        let key = ObjectKey { kind, namespace: namespace.map(shared), name };
+        let desired = Arc::new(Desired { key, origin: origin.into_owned(), labels, annotations, spec });
+        Ok(Object { desired, uid, resource_version, generation, created, status })
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::lock::DataLock;
 use crate::memory_store::object;
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError};
+use crate::{Alias, Changes, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 
 /// The name of the database file in the data folder.
 const NAME: &str = "registry.redb";
@@ -31,6 +31,10 @@ const NAME: &str = "registry.redb";
 const FORMAT: u64 = 1;
 /// Writes that wait for the disk; a writer beyond them waits for a place.
 const QUEUE: usize = 1_024;
+
+/// Bytes of the file that the database may keep in memory. Everything is read from the file once; what is written later
+/// touches few pages.
+const CACHE: usize = 16 << 20;
 
 /// Key of a row: kind, namespace (empty for cluster-wide kinds), name.
 type Row<'r> = (&'r str, &'r str, &'r str);
@@ -128,7 +132,7 @@ impl Drop for RedbStore {
 
 /// Opens or makes the database, raises the epoch durably and reads everything.
 fn open(file: &Path, data_dir: &Path, clock: &Clock) -> Result<(Database, Beginning), String> {
-    let database = Database::create(file).map_err(|fault| format!("cannot open this database: {fault}"))?;
+    let database = Database::builder().set_cache_size(CACHE).create(file).map_err(|fault| format!("cannot open this database: {fault}"))?;
     let fault = |fault: redb::Error| format!("cannot read this database: {fault}");
     let transaction = begin(&database).map_err(fault)?;
     let meta = raise_epoch(&transaction, data_dir, clock)?;
@@ -174,12 +178,12 @@ fn raise_epoch(transaction: &WriteTransaction, data_dir: &Path, clock: &Clock) -
     Ok([epoch, version, identity])
 }
 
-type Contents = (BTreeMap<ObjectKey, Arc<Object>>, BTreeMap<ObjectKey, Alias>);
+type Contents = (Vec<Arc<Object>>, BTreeMap<ObjectKey, Alias>);
 
 fn read_all(database: &Database) -> Result<Contents, String> {
     let objects = rows::<Object>(database, OBJECTS)?;
     let aliases = rows::<(ObjectKey, Alias)>(database, ALIASES)?;
-    Ok((objects.into_iter().map(|object| (object.key.clone(), Arc::new(object))).collect(), aliases.into_iter().collect()))
+    Ok((objects.into_iter().map(Arc::new).collect(), aliases.into_iter().collect()))
 }
 
 fn rows<T: serde::de::DeserializeOwned>(database: &Database, table: TableDefinition<'static, Row<'static>, &'static [u8]>) -> Result<Vec<T>, String> {
@@ -285,12 +289,12 @@ impl Store for RedbStore {
         self.shelf.epoch()
     }
 
-    async fn apply(&self, wanted: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Apply { object: Box::new(wanted), expected }).await)
+    async fn apply(&self, wanted: Arc<Desired>, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Apply { wanted, expected }).await)
     }
 
-    async fn set_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Status { key: key.clone(), uid: uid.to_owned(), status }).await)
+    async fn set_status(&self, key: &ObjectKey, uid: Uid, status: Value) -> Result<Arc<Object>, StoreError> {
+        object(self.write(Write::Status { key: key.clone(), uid, status: status.into() }).await)
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
@@ -305,8 +309,8 @@ impl Store for RedbStore {
         self.shelf.alias(key)
     }
 
-    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError> {
-        self.write(Write::Alias { key: key.clone(), uid: uid.to_owned(), alias }).await.map(drop)
+    async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
+        self.write(Write::Alias { key: key.clone(), uid, alias }).await.map(drop)
     }
 
     fn subscribe(&self) -> Changes {

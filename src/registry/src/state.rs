@@ -4,25 +4,25 @@
 //! and [`Shelf::publish`] shows it. Readers see nothing of a draft before. There is one writer at a time; it may put many
 //! writes into one draft, later ones seeing earlier ones.
 
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use berth_types::UnixMillis;
 use parking_lot::RwLock;
-use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::event::Recent;
 use crate::store::Subscribers;
-use crate::{Alias, Change, Changes, Event, EventKind, Expired, Object, ObjectKey, Origin, Snapshot, StoreError};
+use crate::{Alias, Change, Changes, Desired, Event, EventKind, Expired, Json, Object, ObjectKey, Origin, Snapshot, StoreError, Uid};
 
 /// A change that somebody asks for.
 pub(crate) enum Write {
-    Apply { object: Box<Object>, expected: Option<u64> },
-    Status { key: ObjectKey, uid: String, status: Value },
+    Apply { wanted: Arc<Desired>, expected: Option<u64> },
+    Status { key: ObjectKey, uid: Uid, status: Json },
     Delete { key: ObjectKey, expected: Option<u64> },
-    Alias { key: ObjectKey, uid: String, alias: Option<Alias> },
+    Alias { key: ObjectKey, uid: Uid, alias: Option<Alias> },
 }
 
 /// The object as a write left it; `None` for writes of aliases.
@@ -48,7 +48,7 @@ impl Draft {
 
 /// What a store starts with.
 pub(crate) struct Beginning {
-    pub(crate) objects: BTreeMap<ObjectKey, Arc<Object>>,
+    pub(crate) objects: Vec<Arc<Object>>,
     pub(crate) aliases: BTreeMap<ObjectKey, Alias>,
     pub(crate) version: u64,
     pub(crate) epoch: u64,
@@ -56,12 +56,47 @@ pub(crate) struct Beginning {
     pub(crate) identity: u64,
 }
 
+/// An object in its place among the others: it carries its own key.
+struct Held(Arc<Object>);
+
+impl Borrow<ObjectKey> for Held {
+    fn borrow(&self) -> &ObjectKey {
+        &self.0.key
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Held {}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Held {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.key.cmp(&other.0.key)
+    }
+}
+
 struct State {
-    objects: BTreeMap<ObjectKey, Arc<Object>>,
+    objects: BTreeSet<Held>,
     aliases: BTreeMap<ObjectKey, Alias>,
     version: u64,
     recent: Recent,
     subscribers: Subscribers,
+}
+
+impl State {
+    fn object(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.objects.get(key).map(|held| Arc::clone(&held.0))
+    }
 }
 
 /// The state of a store in memory.
@@ -75,17 +110,18 @@ pub(crate) struct Shelf {
 impl Shelf {
     pub(crate) fn new(beginning: Beginning) -> Self {
         let Beginning { objects, aliases, version, epoch, identity } = beginning;
+        let objects = objects.into_iter().map(Held).collect();
         let state = State { objects, aliases, version, recent: Recent::after(version), subscribers: Subscribers::default() };
         Shelf { state: RwLock::new(state), version: watch::Sender::new(version), epoch, identity }
     }
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<Arc<Object>> {
-        self.state.read().objects.get(key).cloned()
+        self.state.read().object(key)
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let state = self.state.read();
-        Snapshot { version: state.version, objects: state.objects.values().cloned().collect() }
+        Snapshot { version: state.version, objects: state.objects.iter().map(|held| Arc::clone(&held.0)).collect() }
     }
 
     pub(crate) fn alias(&self, key: &ObjectKey) -> Option<Alias> {
@@ -102,7 +138,7 @@ impl Shelf {
 
     pub(crate) fn subscribe(&self) -> Changes {
         let State { objects, subscribers, .. } = &mut *self.state.write();
-        subscribers.add(objects.values())
+        subscribers.add(objects.iter().map(|held| &held.0))
     }
 
     pub(crate) fn events_after(&self, version: u64) -> Result<Vec<Event>, Expired> {
@@ -124,32 +160,33 @@ impl Shelf {
         let state = self.state.read();
         let object = |draft: &Draft, key: &ObjectKey| match draft.objects.get(key) {
             Some(drafted) => drafted.clone(),
-            None => state.objects.get(key).cloned(),
+            None => state.object(key),
         };
         let next = draft.version.max(state.version) + 1;
         match write {
-            Write::Apply { object: wanted, expected } => {
+            Write::Apply { wanted, expected } => {
                 let present = object(draft, &wanted.key);
                 check_expected(&wanted.key, present.as_deref(), expected)?;
                 let Some(present) = present else {
-                    let fresh =
-                        Object { uid: uid(self.identity, next), resource_version: next, generation: 1, created: now, status: None, ..*wanted };
+                    let uid = Uid::of(self.identity, next);
+                    let status = wanted.key.kind.first_status().map(Json::from);
+                    let fresh = Object { desired: wanted, uid, resource_version: next, generation: 1, created: now, status };
                     return Ok(Some(draft.put(EventKind::Added, fresh, None)));
                 };
                 if let Some(conflict) = belongs_to_another(&present, &wanted.origin) {
                     return Err(StoreError::Conflict(conflict));
                 }
-                match replaced(&present, *wanted, next) {
+                match replaced(&present, wanted, next) {
                     None => Ok(Some(present)),
                     Some(written) => Ok(Some(draft.put(EventKind::Modified, written, Some(present)))),
                 }
             }
             Write::Status { key, uid, status } => {
                 let present = object(draft, &key).filter(|present| present.uid == uid).ok_or(StoreError::NotFound(key))?;
-                if present.status.as_deref() == Some(&status) {
+                if present.status.as_ref() == Some(&status) {
                     return Ok(Some(present));
                 }
-                let written = Object { status: Some(Arc::new(status)), resource_version: next, ..Object::clone(&present) };
+                let written = Object { status: Some(status), resource_version: next, ..Object::clone(&present) };
                 Ok(Some(draft.put(EventKind::Modified, written, Some(present))))
             }
             Write::Delete { key, expected } => {
@@ -186,7 +223,7 @@ impl Shelf {
         state.version = version;
         for (key, object) in objects {
             match object {
-                Some(object) => drop(state.objects.insert(key, object)),
+                Some(object) => drop(state.objects.replace(Held(object))),
                 None => drop(state.objects.remove(&key)),
             }
         }
@@ -224,25 +261,13 @@ fn change(event: &Event) -> Change {
     }
 }
 
-/// `present` with the desired part of `wanted`; `None` when that is what it has.
-fn replaced(present: &Object, wanted: Object, version: u64) -> Option<Object> {
+/// `present` with `wanted` as its desired part; `None` when that is what it has.
+fn replaced(present: &Object, wanted: Arc<Desired>, version: u64) -> Option<Object> {
     if present.is_as_desired(&wanted) {
         return None;
     }
-    let Object { key, origin, labels, annotations, spec, .. } = wanted;
-    let same_spec = spec == present.spec;
-    Some(Object {
-        key,
-        uid: present.uid.clone(),
-        resource_version: version,
-        generation: present.generation + u64::from(!same_spec),
-        created: present.created,
-        origin,
-        labels,
-        annotations,
-        spec: if same_spec { Arc::clone(&present.spec) } else { spec },
-        status: present.status.clone(),
-    })
+    let generation = present.generation + u64::from(wanted.spec != present.spec);
+    Some(Object { desired: wanted, resource_version: version, generation, ..present.clone() })
 }
 
 fn check_expected(key: &ObjectKey, present: Option<&Object>, expected: Option<u64>) -> Result<(), StoreError> {
@@ -270,23 +295,4 @@ fn belongs_to_another(present: &Object, origin: &Origin) -> Option<String> {
         }
         (Origin::Api, Origin::Bundled) => Some(format!("the name of {key} belongs to the program: delete the one made through the API")),
     }
-}
-
-/// Unique over all time: no store has a version twice, and no two stores have one identity. In the form of a UUID
-/// (version 8: made by the application).
-fn uid(identity: u64, version: u64) -> String {
-    let half = |which: u8| {
-        let mut hasher = DefaultHasher::new();
-        (which, identity, version).hash(&mut hasher);
-        hasher.finish()
-    };
-    let (high, low) = (half(0), half(1));
-    format!(
-        "{:08x}-{:04x}-8{:03x}-{:04x}-{:012x}",
-        high >> 32,
-        (high >> 16) & 0xffff,
-        high & 0xfff,
-        0x8000 | ((low >> 48) & 0x3fff),
-        low & 0xffff_ffff_ffff
-    )
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::{Alias, Event, Expired, Object, ObjectKey};
+use crate::{Alias, Desired, Event, Expired, Object, ObjectKey, Uid};
 
 /// What changed: the key, and the object as it is now (`None` when it is gone). Consumers that fall behind get the
 /// newest state per key, never a growing queue.
@@ -66,20 +66,19 @@ pub trait Store: Send + Sync + 'static {
     /// The epoch of this writer: larger than that of every writer before it.
     fn epoch(&self) -> u64;
 
-    /// Makes or replaces the desired part (labels, annotations, spec, origin) of `object`. Its status, uid, times and
-    /// versions are the store's business. Unchanged input changes nothing. `expected` is the resource version that the
+    /// Makes an object, or replaces its desired part: labels, annotations, spec, origin. Unchanged input changes nothing. `expected` is the resource version that the
     /// caller has seen (0: none, the object must be new); `None` writes regardless.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when `expected` is stale, or when the object belongs to another origin (a folder's file,
     /// the API, the program): the text names it.
-    async fn apply(&self, object: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError>;
+    async fn apply(&self, wanted: Arc<Desired>, expected: Option<u64>) -> Result<Arc<Object>, StoreError>;
 
     /// Replaces the status, if the object still has this uid. The same status again changes nothing.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when it is gone.
-    async fn set_status(&self, key: &ObjectKey, uid: &str, status: serde_json::Value) -> Result<Arc<Object>, StoreError>;
+    async fn set_status(&self, key: &ObjectKey, uid: Uid, status: serde_json::Value) -> Result<Arc<Object>, StoreError>;
 
     /// Removes an object and its alias. Gives it back as it was, with the version of its removal.
     ///
@@ -100,7 +99,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when it is gone.
-    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError>;
+    async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError>;
 
     /// Completes with the keys that changed since the last call of this subscription (at first: every key).
     fn subscribe(&self) -> Changes;

@@ -164,6 +164,13 @@ impl View {
         }
     }
 
+    /// The same registration made of parts that this view's registrations share. Who keeps registrations beside a view
+    /// keeps them in this form: the view then holds the very same ones.
+    #[must_use]
+    pub fn share(&self, registration: &Arc<Registration>) -> Arc<Registration> {
+        self.pool.share(registration)
+    }
+
     /// Every model id, for tests and lists. In no order that means anything.
     pub fn model_ids(&self) -> impl Iterator<Item = &ModelId> {
         self.models.iter().map(|counted| &counted.registration.id)

@@ -28,16 +28,16 @@ pub struct Config {
     pub poll: Duration,
     /// How often the owner compares its books with the runtime's index and tidies up.
     pub audit: Duration,
-    /// How long a failure counts.
+    /// How long a failure counts, also across restarts.
     pub failure_kept: Duration,
     /// How long a failure that only a change can cure is answered without another try: at first, and at most (it doubles).
     pub quiet: (Duration, Duration),
     /// What a model takes when neither a declaration nor an earlier load nor the runtime can tell: its bytes on disk
     /// times this, in percent.
     pub disk_factor_percent: u32,
-    /// Folder for what must survive a restart (last use, learned sizes). `None` keeps nothing.
+    /// Folder for what must survive a restart (last use, learned sizes, failures). `None` keeps nothing.
     pub state: Option<PathBuf>,
-    /// The shortest time between two writes of that file.
+    /// The shortest time between two writes of last uses and sizes. Failures are written when they happen.
     pub save_every: Duration,
     /// Models whose last use and size are remembered; the longest unused are forgotten first.
     pub remembered: usize,

@@ -1,6 +1,6 @@
 //! The end of the pod: requests end, copies are unloaded, everybody else is turned away.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_plan::{Event, Phase};
 use tokio::sync::oneshot;
@@ -9,6 +9,9 @@ use tracing::warn;
 use crate::WaitError;
 use crate::owner::{Msg, Owner};
 use crate::work::Done;
+
+/// How long the end waits for the disk.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// Shutting down.
 #[derive(Debug)]
@@ -85,27 +88,47 @@ impl Owner {
         for slot in self.entries.values().filter_map(|entry| entry.slot.as_ref()) {
             slot.revoked.cancel();
         }
-        if let (Some(bytes), Some(folder)) = (bytes, self.config.state.clone()) {
-            // A write that is under way would rename the older state over this one.
-            while self.saving {
-                match self.work.tasks.join_next().await {
-                    Some(Ok(Done::Saved { .. })) | None => self.saving = false,
-                    Some(_) => {}
-                }
-            }
-            self.work.save(folder, bytes);
-            while let Some(done) = self.work.tasks.join_next().await {
-                if let Ok(Done::Saved { result }) = done {
-                    if let Err(fault) = result {
-                        warn!(error = %fault, "last uses and sizes of models cannot be written");
-                    }
-                    break;
-                }
-            }
+        let (clock, deadline) = (self.clock.clone(), self.clock.deadline_in(LAST_WRITES));
+        if clock.until(deadline, self.write_what_is_not_written(bytes)).await.is_none() {
+            warn!(waited = ?LAST_WRITES, "the disk does not answer: the last uses, sizes and failures of models may be lost");
         }
         self.shared.board.end();
         for done in self.ending.take().map(|ending| ending.done).unwrap_or_default() {
             let _ = done.send(());
+        }
+    }
+
+    /// Writes under way, then whatever they do not hold: a write that ended later would rename the older state over it.
+    async fn write_what_is_not_written(&mut self, mut history: Option<Vec<u8>>) {
+        self.keeping.hurry(self.clock.now());
+        loop {
+            self.keep_failures();
+            if !self.saving
+                && let (Some(bytes), Some(folder)) = (history.take(), self.config.state.clone())
+            {
+                self.saving = true;
+                self.work.save(folder, bytes);
+            }
+            if !self.saving && !self.keeping.is_writing() {
+                return;
+            }
+            match self.work.tasks.join_next().await {
+                Some(Ok(Done::Saved { result })) => {
+                    self.saving = false;
+                    if let Err(fault) = result {
+                        warn!(error = %fault, "last uses and sizes of models cannot be written");
+                    }
+                }
+                Some(Ok(Done::FailuresKept { result })) => {
+                    let written = result.is_ok();
+                    self.on_failures_kept(result);
+                    if written {
+                        self.keeping.hurry(self.clock.now());
+                    }
+                }
+                Some(_) => {}
+                None => return,
+            }
         }
     }
 }

@@ -1,22 +1,43 @@
 //! What went wrong here lately, per model: shown for a while, and answered at once for a short while where trying again
 //! so soon is of no use or costs others their copies.
+//!
+//! Both times run on the monotonic clock. Only across a restart the time of the failure says how much of them is left.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_types::{Failure, ModelId, Retry};
+use berth_types::{Failure, ModelId, Retry, UnixMillis};
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug)]
-struct Record {
-    failure: Arc<Failure>,
-    at: Instant,
-    /// How long after `at` the failure is the answer; doubles with each failure in a row.
+/// The last failure of a model, and what those before it mean for the next try: all that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) failure: Arc<Failure>,
+    /// How long the failure is the answer; doubles with each failure in a row.
     quiet: Duration,
     /// The runtime had no memory for the model. It may have some again at any time, but each try takes long.
     out_of_memory: bool,
     /// It had none even after a copy had been evicted for this model.
     eviction_was_no_help: bool,
+}
+
+impl Record {
+    pub(crate) fn new(failure: Arc<Failure>, kind: Kind, quiet: Duration, no_help_before: bool) -> Self {
+        let eviction_was_no_help = no_help_before || kind == Kind::OutOfMemory { after_eviction: true };
+        Record { failure, quiet, out_of_memory: matches!(kind, Kind::OutOfMemory { .. }), eviction_was_no_help }
+    }
+
+    pub(crate) fn was_out_of_memory(&self) -> bool {
+        self.out_of_memory
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    record: Record,
+    quiet_until: Instant,
+    expires: Instant,
 }
 
 /// What kind of failure it was, as far as the next try is concerned.
@@ -34,7 +55,7 @@ pub(crate) enum Kind {
 pub(crate) struct Failures {
     kept: Duration,
     quiet: (Duration, Duration),
-    records: HashMap<ModelId, Record>,
+    records: HashMap<ModelId, Kept>,
 }
 
 impl Failures {
@@ -45,39 +66,138 @@ impl Failures {
     pub(crate) fn note(&mut self, failure: Arc<Failure>, kind: Kind, now: Instant) {
         let (first, longest) = self.quiet;
         let (quiet, no_help_before) = match self.records.get(&failure.model) {
-            Some(before) => (before.quiet.saturating_mul(2).min(longest), before.eviction_was_no_help),
+            Some(Kept { record: before, .. }) => (before.quiet.saturating_mul(2).min(longest), before.eviction_was_no_help),
             None => (first, false),
         };
-        let out_of_memory = matches!(kind, Kind::OutOfMemory { .. });
-        let eviction_was_no_help = no_help_before || kind == Kind::OutOfMemory { after_eviction: true };
-        self.records.insert(failure.model.clone(), Record { failure, at: now, quiet, out_of_memory, eviction_was_no_help });
+        self.insert(Record::new(failure, kind, quiet, no_help_before), Duration::ZERO, now);
     }
 
-    pub(crate) fn clear(&mut self, model: &ModelId) {
-        self.records.remove(model);
+    fn insert(&mut self, record: Record, age: Duration, now: Instant) {
+        let (quiet_until, expires) = (now + record.quiet.saturating_sub(age), now + self.kept.saturating_sub(age));
+        self.records.insert(record.failure.model.clone(), Kept { record, quiet_until, expires });
+    }
+
+    /// Takes in failures of before a restart, with what is left of their time at `wall`, which is `now`. One that says to
+    /// come from the future happened now: the clock was wrong then, or is wrong now. True when all of them still count as
+    /// they are.
+    pub(crate) fn restore(&mut self, records: Vec<Record>, wall: UnixMillis, now: Instant) -> bool {
+        let mut all_as_they_were = true;
+        for mut record in records {
+            let age = wall.since(record.failure.time);
+            let known = self.records.get(&record.failure.model);
+            if age >= self.kept || known.is_some_and(|known| known.record.failure.time >= record.failure.time) {
+                all_as_they_were = false;
+                continue;
+            }
+            if record.failure.time > wall {
+                Arc::make_mut(&mut record.failure).time = wall;
+                all_as_they_were = false;
+            }
+            record.quiet = record.quiet.min(self.quiet.1);
+            self.insert(record, age, now);
+        }
+        all_as_they_were
+    }
+
+    /// True when there was something to forget.
+    pub(crate) fn clear(&mut self, model: &ModelId) -> bool {
+        self.records.remove(model).is_some()
+    }
+
+    /// All that count.
+    pub(crate) fn records(&self) -> impl ExactSizeIterator<Item = &Record> {
+        self.records.values().map(|kept| &kept.record)
     }
 
     /// The failure that counts against `model`, for reports.
     pub(crate) fn of(&self, model: &ModelId) -> Option<Arc<Failure>> {
-        self.records.get(model).map(|record| Arc::clone(&record.failure))
+        self.records.get(model).map(|kept| Arc::clone(&kept.record.failure))
     }
 
     /// True when a copy was evicted for `model` lately because the runtime was out of memory, and it was of no use.
     pub(crate) fn eviction_was_no_help(&self, model: &ModelId) -> bool {
-        self.records.get(model).is_some_and(|record| record.eviction_was_no_help)
+        self.records.get(model).is_some_and(|kept| kept.record.eviction_was_no_help)
     }
 
     /// The failure to answer with instead of trying again: only a change can cure it (or memory that was not there), and
     /// it is fresh.
     pub(crate) fn answer(&self, model: &ModelId, now: Instant) -> Option<Arc<Failure>> {
-        let record = self.records.get(model)?;
-        let fresh = now.saturating_duration_since(record.at) < record.quiet;
-        ((record.failure.retry == Retry::AfterChange || record.out_of_memory) && fresh).then(|| Arc::clone(&record.failure))
+        let Kept { record, quiet_until, .. } = self.records.get(model)?;
+        let hopeless = record.failure.retry == Retry::AfterChange || record.out_of_memory;
+        (hopeless && now < *quiet_until).then(|| Arc::clone(&record.failure))
     }
 
     /// Forgets what is too old and says of which models.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<ModelId> {
-        let kept = self.kept;
-        self.records.extract_if(|_, record| now.saturating_duration_since(record.at) >= kept).map(|(model, _)| model).collect()
+        self.records.extract_if(|_, kept| now >= kept.expires).map(|(model, _)| model).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_telemetry::Clock;
+    use berth_types::{Location, Reason, Step};
+
+    use super::*;
+
+    const MINUTE: u64 = 60_000;
+    const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
+    fn record(model: &str, time: UnixMillis) -> Record {
+        let failure = Failure {
+            reason: Reason::ModelLoadFailed,
+            step: Step::Load,
+            location: Location::of_pod_name("pod"),
+            model: ModelId::new(model).expect("a test's id is valid"),
+            message: "no".to_owned(),
+            time,
+            retry: Retry::AfterChange,
+        };
+        Record::new(Arc::new(failure), Kind::Plain, Duration::from_secs(60), false)
+    }
+
+    #[test]
+    fn after_a_restart_the_time_of_the_failure_says_how_long_it_still_counts() {
+        let secs = Duration::from_secs;
+        for (case, time, shown, quiet_for, counts_for, unchanged) in [
+            ("just now", NOW.0, Some(NOW.0), 60, 900, true),
+            ("half a minute ago", NOW.0 - MINUTE / 2, Some(NOW.0 - MINUTE / 2), 30, 870, true),
+            ("ten minutes ago", NOW.0 - 10 * MINUTE, Some(NOW.0 - 10 * MINUTE), 0, 300, true),
+            ("a quarter of an hour ago", NOW.0 - 15 * MINUTE, None, 0, 0, false),
+            ("in 1970", 0, None, 0, 0, false),
+            ("a second ahead", NOW.0 + 1_000, Some(NOW.0), 60, 900, false),
+            ("at the end of time", u64::MAX, Some(NOW.0), 60, 900, false),
+        ] {
+            let now = Clock::system().now();
+            let mut failures = Failures::new(secs(900), (secs(10), secs(60)));
+            let model = ModelId::new("m").expect("valid");
+            assert_eq!(failures.restore(vec![record("m", UnixMillis(time))], NOW, now), unchanged, "{case}");
+            assert_eq!(failures.of(&model).map(|failure| failure.time.0), shown, "{case}");
+            let ends = |left: u64, at: Duration| if left > 0 { at < secs(left) } else { false };
+            for at in [0, 1, 29, 30, 59, 60].map(secs) {
+                assert_eq!(failures.answer(&model, now + at).is_some(), ends(quiet_for, at), "{case}, {at:?} later");
+            }
+            for at in [0, 299, 300, 869, 870, 899].map(secs) {
+                failures.expire(now + at);
+                assert_eq!(failures.of(&model).is_some(), ends(counts_for, at), "{case}, {at:?} later");
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_failures_of_one_model_the_newer_one_is_restored() {
+        for times in [[NOW.0 - 2, NOW.0 - 1], [NOW.0 - 1, NOW.0 - 2]] {
+            let mut failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO));
+            failures.restore(times.map(|time| record("m", UnixMillis(time))).into(), NOW, Clock::system().now());
+            assert_eq!(failures.records().map(|record| record.failure.time.0).collect::<Vec<_>>(), [NOW.0 - 1]);
+        }
+    }
+
+    #[test]
+    fn a_failure_takes_what_the_crate_says() {
+        let in_tables = std::mem::size_of::<(ModelId, Kept)>() + std::mem::size_of::<(ModelId, berth_types::CopyReport)>();
+        let shared = 2 * std::mem::size_of::<usize>() + std::mem::size_of::<Failure>();
+        // A hash table may be half empty, and has a byte of its own per place.
+        assert!(in_tables * 2 + shared <= 600, "{in_tables} and {shared}");
     }
 }

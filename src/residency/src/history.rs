@@ -2,7 +2,8 @@
 //! file.
 //!
 //! The file is a convenience, never a truth: without it the order of eviction starts anew and sizes are estimated
-//! again. A file that cannot be read is said so once and replaced. Writing is atomic: temporary name, sync, rename.
+//! again. A file that cannot be read is said so once and replaced. Failures have a file of their own: they are few, and
+//! written as they happen.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -154,14 +155,7 @@ fn read_file(path: &Path) -> Result<HashMap<ModelId, Known>, String> {
 
 /// Writes the file. Blocking: for a blocking thread.
 pub(crate) fn write(folder: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let path = file_in(folder);
-    let temporary = path.with_extension("json.tmp");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    std::fs::rename(&temporary, &path)
+    crate::file::replace(&file_in(folder), |file| file.write_all(bytes))
 }
 
 #[cfg(test)]

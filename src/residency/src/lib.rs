@@ -13,7 +13,8 @@
 //! | `owner` | the task: messages, results, the life of each model |
 //! | `admission` | what starts next and what must go for it |
 //! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
-//! | `telling`, `ending` | reports, gauges and the file; shutting down |
+//! | `telling`, `ending` | reports, gauges and the history's file; shutting down |
+//! | `keeping`, `failure_file`, `file` | failures on their way to the disk, before they are told; their file; writing one |
 //! | `work` | everything that leaves the process, each in a task with a deadline |
 //! | `history`, `failures`, `reports` | what is remembered, what went wrong lately, what subscribers are told |
 //!
@@ -23,16 +24,20 @@
 //! **Bounds.** A model that was never used or loaded here costs nothing. One that was costs an entry in the history: 72
 //! bytes plus the table's slack (at most 165 in all), its id's text being shared with the registration; at most
 //! [`Config::remembered`] are kept. A model that is loaded, loading or leaving has an entry of about a kilobyte. There
-//! are at most [`Config::waiters`] waiting callers; failures are kept for [`Config::failure_kept`], one per model.
+//! are at most [`Config::waiters`] waiting callers; failures are kept for [`Config::failure_kept`], one per model, in about
+//! half a kilobyte (at most 600 bytes) and their message, and less on disk (32 MiB in all).
 
 mod admission;
 mod config;
 mod ending;
 mod entry;
 mod error;
+mod failure_file;
 mod failures;
+mod file;
 mod gate;
 mod history;
+mod keeping;
 mod leaving;
 mod ledger;
 mod lru;
@@ -132,7 +137,8 @@ impl Drop for Waiting<'_> {
 
 impl Residency {
     /// Starts the owner task, within a tokio runtime. Whatever the runtime holds at this moment is unloaded before
-    /// anything is loaded. The task ends after [`Residency::drain`], or when every handle is gone.
+    /// anything is loaded. Failures that were kept in [`Config::state`] and still count are reported before anything
+    /// else. The task ends after [`Residency::drain`], or when every handle is gone.
     #[must_use]
     pub fn start(deps: Deps) -> (Residency, JoinHandle<()>) {
         let Deps { runtime, fetch, clock, metrics, location, budget, config } = deps;
@@ -146,7 +152,8 @@ impl Residency {
         });
         let (inbox, messages) = mpsc::channel(INBOX);
         let work = Work { tasks: JoinSet::new(), runtime, fetch, clock, metrics, sequence: Sequence::default(), look_now: Arc::new(Notify::new()) };
-        let owner = Owner::new(Arc::clone(&shared), config, location, budget, messages, work);
+        let mut owner = Owner::new(Arc::clone(&shared), config, location, budget, messages, work);
+        owner.restore_failures();
         (Residency { inbox, shared }, tokio::spawn(Box::pin(owner.run())))
     }
 
@@ -202,8 +209,9 @@ impl Residency {
         let _ = self.inbox.send(Msg::Suspect { model: model.clone() }).await;
     }
 
-    /// Every report so far (the newest per model; models of which only the last use is known come as absent), then
-    /// each change. A slow reader gets the newest per model, never a growing queue.
+    /// Every report so far (the newest per model; models of which only the last use, or a failure of before a restart, is
+    /// known come as absent), then each change. A slow reader gets the newest per model, never a growing queue. What says
+    /// that a model failed, or does no longer, is also on disk by then, where a disk takes it.
     #[must_use]
     pub fn reports(&self) -> Reports {
         self.shared.board.subscribe(&self.shared.history.lock())
@@ -231,7 +239,7 @@ impl Residency {
 
     /// Stops taking loads, lets requests in flight end until `deadline` (then they are revoked), unloads, ends the
     /// owner task. Returns when that is done: at the latest [`Config::revoke_grace`] plus [`Config::unload_timeout`]
-    /// after the deadline.
+    /// after the deadline, and two seconds more where the disk does not answer.
     pub async fn drain(&self, deadline: Deadline) {
         let (done, ended) = oneshot::channel();
         if self.inbox.send(Msg::Drain { until: deadline.instant(), done }).await.is_ok() {

@@ -25,6 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::ending::Ending;
 use crate::entry::{Class, Entry, Ticket, Waiter};
 use crate::failures::{Failures, Kind};
+use crate::keeping::Keeping;
 use crate::ledger::Ledger;
 use crate::lru::ByLastUse;
 use crate::slot::Slot;
@@ -57,6 +58,7 @@ pub(crate) struct Owner {
     pub(crate) entries: HashMap<ModelId, Entry>,
     pub(crate) lru: ByLastUse,
     pub(crate) failures: Failures,
+    pub(crate) keeping: Keeping,
 
     /// In Pulling, not begun: nobody has looked yet whether the files are on disk.
     pub(crate) to_reuse: BTreeSet<Ticket>,
@@ -110,6 +112,7 @@ impl Owner {
         }
         Owner {
             failures: Failures::new(config.failure_kept, config.quiet),
+            keeping: Keeping::new(crate::keeping::file_of(config.state.as_deref(), work.runtime.info(), &budget), now),
             next_tick: now + config.audit,
             shared,
             config,
@@ -153,6 +156,7 @@ impl Owner {
         loop {
             self.start_what_can_start();
             self.look_if_needed();
+            self.keep_failures();
             self.show();
             if self.ended() {
                 break;
@@ -241,6 +245,7 @@ impl Owner {
                     self.shared.history.lock().save_failed();
                 }
             }
+            Done::FailuresKept { result } => self.on_failures_kept(result),
         }
     }
 
@@ -257,6 +262,7 @@ impl Owner {
             self.turn_ends = None;
             self.reconsider = true;
         }
+        self.look_at_patience(now);
         if self.next_tick <= now {
             self.next_tick = now + self.config.audit;
             self.audit_due = true;
@@ -275,8 +281,8 @@ impl Owner {
 
     fn wake_at(&self) -> Instant {
         let mut at = self.next_tick;
-        if let Some(turn) = self.turn_ends {
-            at = at.min(turn);
+        if let Some(sooner) = self.turn_ends.into_iter().chain(self.keeping.wake_at()).min() {
+            at = at.min(sooner);
         }
         if let Some(ending) = &self.ending {
             at = at.min(self.last_moment(ending));
@@ -407,7 +413,7 @@ impl Owner {
 
     fn retire(&mut self, model: Arc<Registration>) {
         let id = model.id.clone();
-        self.failures.clear(&id);
+        self.clear_failure(&id);
         let Some(entry) = self.entries.get_mut(&id) else {
             self.forget(&model);
             return self.report(&id);
@@ -537,7 +543,7 @@ impl Owner {
                         return self.step(model, Event::Broke);
                     }
                 }
-                self.failures.clear(model);
+                self.clear_failure(model);
                 self.step(model, Event::Loaded);
             }
             Err((step, error)) => {
@@ -588,6 +594,7 @@ impl Owner {
         let step = failure.step.as_str();
         self.metrics.add(Counter::Loads, &[("step", step), ("outcome", "failed")], 1);
         warn!(model = %failure.model, step, reason = %failure.reason, error = %failure.message, "model failed");
+        self.keeping.note_change(&failure.model);
         self.failures.note(failure, kind, self.clock.now());
     }
 

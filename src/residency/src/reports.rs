@@ -77,15 +77,22 @@ impl Board {
 pub struct Reports(Arc<Subscriber>);
 
 impl Reports {
+    /// What there is to say now, without waiting: right after subscribing everything that is known, also when that is
+    /// nothing. It counts as said.
+    #[must_use]
+    pub fn so_far(&mut self) -> Vec<CopyReport> {
+        std::mem::take(&mut *self.0.pending.lock()).into_values().collect()
+    }
+
     /// The models that changed since the last call, each with its newest report, by id; waits until there is one.
     /// `None` when the owner task has ended and everything was read. May be cancelled without losing a report.
     pub async fn next(&mut self) -> Option<Vec<CopyReport>> {
         loop {
             // Read before the pending ones: what was published before the end is pending by then.
             let ended = self.0.ended.load(std::sync::atomic::Ordering::Acquire);
-            let pending = std::mem::take(&mut *self.0.pending.lock());
+            let pending = self.so_far();
             if !pending.is_empty() {
-                return Some(pending.into_values().collect());
+                return Some(pending);
             }
             if ended {
                 return None;
@@ -133,7 +140,9 @@ mod tests {
         let mut history = History::default();
         history.note_use(&ModelId::new("a").expect("valid"), UnixMillis(5));
         history.note_use(&ModelId::new("c").expect("valid"), UnixMillis(6));
-        let first = board.subscribe(&history).next().await.expect("something");
+        let mut reports = board.subscribe(&history);
+        let first = reports.so_far();
+        assert_eq!(reports.so_far(), [], "it was said");
         assert_eq!(first, [loading("a", 1), CopyReport { last_used: Some(UnixMillis(6)), ..report("c", CopyState::Absent) }]);
         board.end();
         assert_eq!(board.subscribe(&History::default()).next().await, Some(vec![loading("a", 1)]));

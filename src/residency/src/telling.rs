@@ -19,7 +19,11 @@ pub(crate) struct Shown {
 }
 
 impl Owner {
+    /// Tells subscribers how it is with `model`, at once or when the disk knows as much.
     pub(crate) fn report(&self, model: &ModelId) {
+        if self.keeping.holds_back(model) {
+            return;
+        }
         let entry = self.entries.get(model);
         if entry.is_some_and(|entry| entry.registration.is_none()) {
             return;

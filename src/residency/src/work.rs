@@ -16,6 +16,8 @@ use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::failure_file::FailureFile;
+use crate::failures::Record;
 use crate::slot::Slot;
 
 /// How a piece of work ended.
@@ -56,6 +58,9 @@ pub(crate) enum Done {
         result: Result<Index, RuntimeDown>,
     },
     Saved {
+        result: std::io::Result<()>,
+    },
+    FailuresKept {
         result: std::io::Result<()>,
     },
 }
@@ -220,6 +225,11 @@ impl Work {
     /// Writes the history's file.
     pub(crate) fn save(&mut self, folder: std::path::PathBuf, bytes: Vec<u8>) {
         self.tasks.spawn_blocking(move || Done::Saved { result: crate::history::write(&folder, &bytes) });
+    }
+
+    /// Writes the file of failures.
+    pub(crate) fn keep_failures(&mut self, file: FailureFile, records: Vec<Record>) {
+        self.tasks.spawn_blocking(move || Done::FailuresKept { result: file.write(records) });
     }
 }
 

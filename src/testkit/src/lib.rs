@@ -14,7 +14,9 @@ mod process;
 mod python;
 mod quickstart;
 mod real_time;
+mod relay;
 mod s3;
+mod watching;
 
 pub use berth::{Berth, Identity, Serve, Standing};
 pub use curl::curl;
@@ -25,7 +27,9 @@ pub use process::{Exit, Process};
 pub use python::python;
 pub use quickstart::{Quickstart, compare};
 pub use real_time::{Found, eventually};
+pub use relay::{Pace, Relay, Traffic};
 pub use s3::{Gateway, Transport};
+pub use watching::{Told, Watch};
 
 /// The root of the repository.
 #[must_use]

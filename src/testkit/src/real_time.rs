@@ -33,12 +33,12 @@ pub enum Found<T> {
 }
 
 #[allow(clippy::disallowed_methods, reason = "other processes do not run in paused time")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the pause between two looks at another process")]
-async fn sleep(pause: Duration) {
+#[allow(clippy::disallowed_methods, reason = "the pause between two looks at another process, and how slow a relay is")]
+pub(crate) async fn sleep(pause: Duration) {
     tokio::time::sleep(pause).await;
 }
 

@@ -32,7 +32,7 @@ impl fmt::Display for Pool {
 pub struct Footprint {
     first: (Pool, ByteSize),
     /// Sorted by pool, none equal to `first.0`; empty for the usual copy.
-    more: Vec<(Pool, ByteSize)>,
+    more: Box<[(Pool, ByteSize)]>,
 }
 
 impl Default for Footprint {
@@ -44,8 +44,8 @@ impl Default for Footprint {
 impl Footprint {
     /// Bytes in main memory only.
     #[must_use]
-    pub const fn host(bytes: ByteSize) -> Self {
-        Footprint { first: (Pool::Host, bytes), more: Vec::new() }
+    pub fn host(bytes: ByteSize) -> Self {
+        Footprint { first: (Pool::Host, bytes), more: Box::new([]) }
     }
 
     /// Bytes in several pools; entries of one pool are added up.
@@ -64,7 +64,11 @@ impl Footprint {
         } else {
             match self.more.binary_search_by_key(&pool, |entry| entry.0) {
                 Ok(at) => self.more[at].1 += bytes,
-                Err(at) => self.more.insert(at, (pool, bytes)),
+                Err(at) => {
+                    let mut more = std::mem::take(&mut self.more).into_vec();
+                    more.insert(at, (pool, bytes));
+                    self.more = more.into_boxed_slice();
+                }
             }
         }
     }

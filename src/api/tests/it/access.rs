@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use berth_api::{Access, Deps, Token, serve};
+use berth_api::{Access, Api, Deps, Limits, Token};
 use berth_registry::{MemoryStore, Store, Views};
-use berth_telemetry::{Clock, HostNet, Net};
+use berth_telemetry::Clock;
 use http::Method;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ async fn a_page_of_another_site_cannot_write_to_a_loopback_server() {
 
 #[tokio::test]
 async fn with_a_token_everybody_who_knows_it_is_let_in_and_nobody_else() {
-    let server = Server::with(memory(), None, Access::Token(Token::new("s3cret").unwrap())).await;
+    let server = Server::with(memory(), None, Access::token(Token::new("s3cret").unwrap())).await;
     for path in ["/healthz", "/version", ISVCS, "/nowhere"] {
         for wrong in [&[][..], &[("authorization", "Bearer wrong!")], &[("authorization", "Basic s3cret")]] {
             let response = server.ask(Method::GET, path, wrong, "").await;
@@ -59,10 +59,16 @@ async fn with_a_token_everybody_who_knows_it_is_let_in_and_nobody_else() {
     assert_eq!(server.ask(Method::POST, ISVCS, &headers, body).await.status(), 201);
 }
 
-#[tokio::test]
-async fn an_open_socket_without_a_token_is_not_served() {
-    let listener = HostNet.listen("0.0.0.0:0".parse().unwrap()).await.unwrap();
-    let deps = Deps { store: memory(), views: Views::in_epoch(1), clock: Clock::system(), faults: None, access: Access::Loopback };
-    let fault = serve(listener, deps, CancellationToken::new()).await.expect_err("it was served").to_string();
-    assert!(fault.starts_with("the resource API on 0.0.0.0:"), "{fault}");
+#[test]
+fn an_open_socket_without_a_token_is_not_served() {
+    let deps = Deps {
+        store: memory(),
+        views: Views::in_epoch(1),
+        clock: Clock::system(),
+        faults: None,
+        access: Access::Loopback,
+        limits: Limits::default(),
+    };
+    let fault = Api::new(deps, "0.0.0.0:1".parse().unwrap(), CancellationToken::new()).err().expect("it was served");
+    assert_eq!(fault.to_string(), "the resource API on 0.0.0.0:1 can be reached from elsewhere: give it a token or a loopback address");
 }

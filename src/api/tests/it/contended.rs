@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use berth_api::Access;
-use berth_registry::{Alias, Changes, Event, Expired, MemoryStore, Object, ObjectKey, Snapshot, Store, StoreError};
+use berth_registry::{Alias, Changes, Desired, Event, Expired, MemoryStore, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 use berth_telemetry::Clock;
 use http::Method;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ impl Busy {
         let due = self.disturbances.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         if let Some(object) = self.inner.get(key).filter(|_| due) {
             let number = self.statuses.fetch_add(1, Ordering::SeqCst);
-            self.inner.set_status(key, &object.uid, json!({ "number": number })).await.unwrap();
+            self.inner.set_status(key, object.uid, json!({ "number": number })).await.unwrap();
         }
     }
 }
@@ -51,11 +51,11 @@ impl Store for Busy {
     fn epoch(&self) -> u64 {
         self.inner.epoch()
     }
-    async fn apply(&self, object: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
+    async fn apply(&self, object: Arc<Desired>, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
         self.disturb(&object.key).await;
         self.inner.apply(object, expected).await
     }
-    async fn set_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<Arc<Object>, StoreError> {
+    async fn set_status(&self, key: &ObjectKey, uid: Uid, status: Value) -> Result<Arc<Object>, StoreError> {
         self.inner.set_status(key, uid, status).await
     }
     async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
@@ -68,7 +68,7 @@ impl Store for Busy {
     fn alias(&self, key: &ObjectKey) -> Option<Alias> {
         self.inner.alias(key)
     }
-    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError> {
+    async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
         self.inner.set_alias(key, uid, alias).await
     }
     fn subscribe(&self) -> Changes {

@@ -3,6 +3,8 @@
 
 mod access;
 mod contended;
+mod forms;
+mod limits;
 mod patching;
 mod reading;
 mod server;

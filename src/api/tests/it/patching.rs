@@ -14,7 +14,7 @@ const APPLY: &str = "application/apply-patch+yaml";
 async fn with_a() -> (Server, String) {
     let server = Server::start().await;
     let made = server.store.apply(isvc("default", "a", &[("tier", "gold")]), None).await.unwrap();
-    server.store.set_status(&made.key, &made.uid, json!({ "state": "Loaded" })).await.unwrap();
+    server.store.set_status(&made.key, made.uid, json!({ "state": "Loaded" })).await.unwrap();
     (server, format!("{ISVCS}/a"))
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use berth_api::Access;
-use berth_registry::{Folder, Kind, MemoryStore, Object, Store, bundled};
+use berth_registry::{Desired, Folder, Kind, MemoryStore, Store, bundled};
 use berth_telemetry::Clock;
 use http::Method;
 use http_body_util::BodyExt;
@@ -15,7 +15,7 @@ use super::server::{ISVCS, PATIENCE, Server, isvc, key};
 async fn a_resource_is_a_whole_kubernetes_object() {
     let server = Server::start().await;
     let made = server.store.apply(isvc("default", "digits", &[("tier", "gold")]), None).await.unwrap();
-    server.store.set_status(&made.key, &made.uid, json!({ "state": "Loaded" })).await.unwrap();
+    server.store.set_status(&made.key, made.uid, json!({ "state": "Loaded" })).await.unwrap();
     let document = server.get(&format!("{ISVCS}/digits")).await;
     let expected = json!({
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -49,8 +49,8 @@ async fn lists_are_of_a_kind_and_a_namespace_and_what_selectors_choose() {
     for (namespace, name, tier) in [("default", "a", "gold"), ("default", "b", "silver"), ("team", "c", "gold")] {
         server.store.apply(isvc(namespace, name, &[("tier", tier)]), None).await.unwrap();
     }
-    let predictor = Object { key: key(Kind::Predictor, "default", "p"), ..isvc("default", "p", &[]) };
-    server.store.apply(predictor, None).await.unwrap();
+    let predictor = Desired { key: key(Kind::Predictor, "default", "p"), ..Desired::clone(&isvc("default", "p", &[])) };
+    server.store.apply(predictor.into(), None).await.unwrap();
     let all = "/apis/serving.kserve.io/v1beta1/inferenceservices";
     for (path, expected) in [
         (all.to_owned(), &["a", "b", "c"][..]),
@@ -164,7 +164,7 @@ async fn a_watch_tells_every_state_of_what_it_covers_in_order() {
     let mut fresh = server.watch(&format!("{ISVCS}?watch=true")).await;
     assert_eq!(fresh.lines(1).await, ["ADDED a -"]);
     for state in ["Pending", "Loading", "Loaded"] {
-        server.store.set_status(&a.key, &a.uid, json!({ "state": state })).await.unwrap();
+        server.store.set_status(&a.key, a.uid, json!({ "state": state })).await.unwrap();
     }
     server.store.apply(isvc("team", "elsewhere", &[("x", "y")]), None).await.unwrap();
     server.store.apply(isvc("default", "b", &[]), None).await.unwrap();
@@ -197,7 +197,7 @@ async fn a_watch_ends_at_its_time_and_with_the_server() {
     assert_eq!(long.next().await, None);
     drop((short, long));
     let ended = server.clock.until(server.clock.deadline_in(PATIENCE), server.serving).await;
-    ended.expect("the server did not end").unwrap().unwrap();
+    ended.expect("the server did not end").unwrap();
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn a_watch_of_a_version_that_is_too_old_is_told_to_list_again() {
     let server = Server::start().await;
     let made = server.store.apply(isvc("default", "a", &[]), None).await.unwrap();
     for n in 0..5_000 {
-        server.store.set_status(&made.key, &made.uid, json!({ "n": n })).await.unwrap();
+        server.store.set_status(&made.key, made.uid, json!({ "n": n })).await.unwrap();
     }
     let (code, status) = server.json(Method::GET, &format!("{ISVCS}?watch=true&resourceVersion=1")).await;
     assert_eq!((code, status["reason"].as_str()), (410, Some("Expired")));

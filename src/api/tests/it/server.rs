@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::{Access, Deps, serve};
-use berth_registry::{Faults, Kind, MemoryStore, Object, ObjectKey, Origin, Store, Views};
+use berth_api::{Access, Api, Deps, Limits};
+use berth_proxy::{ProxyConfig, serve_http};
+use berth_registry::{Desired, Faults, Kind, MemoryStore, ObjectKey, Origin, Store, Views};
 use berth_telemetry::{Clock, HostNet, Net};
 use berth_types::{Name, Namespace};
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -23,11 +24,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Server {
     pub(super) store: Arc<dyn Store>,
-    addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     pub(super) client: Client<HttpConnector, Full<Bytes>>,
     pub(super) clock: Clock,
     pub(super) shutdown: CancellationToken,
-    pub(super) serving: JoinHandle<std::io::Result<()>>,
+    pub(super) serving: JoinHandle<()>,
 }
 
 impl Server {
@@ -37,11 +38,21 @@ impl Server {
     }
 
     pub(super) async fn with(store: Arc<dyn Store>, faults: Option<Faults>, access: Access) -> Self {
+        Self::within(&ProxyConfig::default(), Limits::default(), store, faults, access).await
+    }
+
+    pub(super) async fn within(config: &ProxyConfig, limits: Limits, store: Arc<dyn Store>, faults: Option<Faults>, access: Access) -> Self {
         let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (shutdown, clock) = (CancellationToken::new(), Clock::system());
-        let deps = Deps { store: Arc::clone(&store), views: Views::in_epoch(4), clock: clock.clone(), faults, access };
-        let serving = tokio::spawn(serve(listener, deps, shutdown.clone()));
+        let deps = Deps { store: Arc::clone(&store), views: Views::in_epoch(4), clock: clock.clone(), faults, access, limits };
+        let api = Api::new(deps, addr, shutdown.clone()).unwrap();
+        let answer = move |request| {
+            let api = api.clone();
+            async move { Ok(api.answer(request).await) }
+        };
+        let (config, time, stop) = (config.clone(), clock.clone(), shutdown.clone());
+        let serving = tokio::spawn(async move { serve_http(listener, answer, &config, &time, stop).await });
         let client = Client::builder(TokioExecutor::new()).build_http();
         Server { store, addr, client, clock, shutdown, serving }
     }
@@ -82,7 +93,11 @@ impl Server {
     }
 
     pub(super) async fn watch(&self, path: &str) -> Watch {
-        let response = self.send(Method::GET, path, None).await;
+        self.watch_as(path, "application/json").await
+    }
+
+    pub(super) async fn watch_as(&self, path: &str, accept: &str) -> Watch {
+        let response = self.ask(Method::GET, path, &[("accept", accept)], "").await;
         assert_eq!(response.status(), 200);
         Watch { body: response.into_body(), text: Vec::new(), clock: self.clock.clone() }
     }
@@ -130,8 +145,8 @@ pub(super) fn key(kind: Kind, namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace: kind.namespaced().then(|| Namespace::new(namespace).unwrap()), name: Name::new(name).unwrap() }
 }
 
-pub(super) fn isvc(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Object {
+pub(super) fn isvc(namespace: &str, name: &str, labels: &[(&str, &str)]) -> Arc<Desired> {
     let spec = json!({ "predictor": { "model": { "modelFormat": { "name": "onnx" } } } });
-    let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-    Object { labels, ..Object::desired(key(Kind::InferenceService, namespace, name), Origin::Api, spec) }
+    let labels: Map<String, Value> = labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+    Arc::new(Desired { labels: labels.into(), ..Desired::new(key(Kind::InferenceService, namespace, name), Origin::Api, &spec) })
 }

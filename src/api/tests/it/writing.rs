@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use berth_api::Access;
-use berth_registry::{EMBEDDED_RUNTIME, Kind, MemoryStore, Object, Origin, RedbStore, Store, bundled};
+use berth_registry::{Desired, EMBEDDED_RUNTIME, Kind, MemoryStore, Origin, RedbStore, Store, bundled};
 use berth_telemetry::Clock;
 use http::Method;
 use serde_json::{Value, json};
@@ -84,7 +84,7 @@ async fn a_replaced_resource_keeps_its_identity_and_counts_its_specs() {
     let one = format!("{ISVCS}/a");
     let (_, made) = server.write(Method::POST, ISVCS, JSON, document("a", 1)).await;
     let stored = server.store.get(&key(Kind::InferenceService, "default", "a")).unwrap();
-    server.store.set_status(&stored.key, &stored.uid, json!({ "state": "Loaded" })).await.unwrap();
+    server.store.set_status(&stored.key, stored.uid, json!({ "state": "Loaded" })).await.unwrap();
     let mut next = server.get(&one).await;
     next["spec"]["predictor"]["number"] = 2.into();
     next["status"] = json!("forged");
@@ -361,7 +361,7 @@ async fn a_collection_loses_what_the_selector_chooses_in_its_namespace() {
     assert_eq!(server.names("/apis/serving.kserve.io/v1beta1/inferenceservices").await, ["b", "d"]);
     assert_eq!(server.json(Method::DELETE, &format!("{ISVCS}?labelSelector=a%20b")).await.0, 400);
     // One that cannot go keeps all: nothing is half done.
-    server.store.apply(Object { origin: Origin::Folder("/m/e.yaml".into()), ..isvc("default", "e", &[]) }, None).await.unwrap();
+    server.store.apply(Desired { origin: Origin::file("/m/e.yaml"), ..Desired::clone(&isvc("default", "e", &[])) }.into(), None).await.unwrap();
     let (code, status) = server.json(Method::DELETE, ISVCS).await;
     assert_eq!((code, told(&status).0), (409, "Conflict"));
     assert_eq!(server.names(ISVCS).await, ["b", "e"]);
@@ -370,7 +370,7 @@ async fn a_collection_loses_what_the_selector_chooses_in_its_namespace() {
 #[tokio::test]
 async fn resources_of_the_folder_and_of_the_program_are_not_changed_here() {
     let server = Server::start().await;
-    server.store.apply(Object { origin: Origin::Folder("/models/a.yaml".into()), ..isvc("default", "a", &[]) }, None).await.unwrap();
+    server.store.apply(Desired { origin: Origin::file("/models/a.yaml"), ..Desired::clone(&isvc("default", "a", &[])) }.into(), None).await.unwrap();
     for object in bundled() {
         server.store.apply(object, None).await.unwrap();
     }
@@ -434,7 +434,7 @@ async fn resources_made_here_survive_a_restart() {
     let Server { store, client, shutdown, serving, .. } = server;
     shutdown.cancel();
     drop(client);
-    serving.await.unwrap().unwrap();
+    serving.await.unwrap();
     drop(store);
 
     let server = Server::with(open(), None, Access::Loopback).await;

@@ -1,10 +1,12 @@
 //! The words and flags of every command that talks to a running server.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::fault::Fault;
 use super::wait::Awaited;
 
 /// Where `berth serve` listens unless it is told otherwise.
@@ -38,6 +40,9 @@ pub(crate) struct ServerArgs {
     /// Token for a server that asks for one; better in the environment than on a command line that others can see
     #[arg(long, env = "BERTH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// File that holds the token
+    #[arg(long, env = "BERTH_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<String>,
 }
 
 impl ServerArgs {
@@ -46,10 +51,76 @@ impl ServerArgs {
         if self.server.trim().is_empty() { USUAL_SERVER } else { self.server.trim() }
     }
 
-    /// The token.
-    pub(crate) fn token(&self) -> Option<&str> {
-        self.token.as_deref()
+    /// The token, from wherever it was given; an empty word is none.
+    ///
+    /// # Errors
+    /// It was given twice, or its file holds none. It is not part of the message.
+    pub(crate) fn token(&self) -> Result<Option<String>, Fault> {
+        let given = |word: &Option<String>| word.as_ref().map(|word| word.trim().to_owned()).filter(|word| !word.is_empty());
+        match (given(&self.token), given(&self.token_file)) {
+            (None, None) => Ok(None),
+            (Some(token), None) => Ok(Some(token)),
+            (None, Some(file)) => read_token(&file).map(Some),
+            (Some(_), Some(_)) => Err(Fault::local(
+                "a token and a file with a token are given: keep one of --token or BERTH_TOKEN and --token-file or BERTH_TOKEN_FILE",
+            )),
+        }
     }
+}
+
+/// No token is longer.
+const LONGEST_TOKEN: u64 = 4096;
+
+fn read_token(file: &str) -> Result<String, Fault> {
+    let wrong = |why: &dyn std::fmt::Display| Fault::local(format!("--token-file: {file}: {why}"));
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(file).and_then(|open| open.take(LONGEST_TOKEN + 1).read_to_end(&mut bytes));
+    read.map_err(|fault| wrong(&fault))?;
+    if bytes.len() as u64 > LONGEST_TOKEN {
+        return Err(wrong(&format!("has more than {LONGEST_TOKEN} bytes: is it the file with the token?")));
+    }
+    match std::str::from_utf8(&bytes).map(str::trim) {
+        Ok("") => Err(wrong(&"is empty")),
+        Ok(token) => Ok(token.to_owned()),
+        Err(_fault) => Err(wrong(&"is no text")),
+    }
+}
+
+/// How much of a change is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DryRun {
+    /// All of it
+    #[default]
+    None,
+    /// The server checks it and answers as if; nothing changes
+    Server,
+    /// Nothing is sent that could change anything
+    Client,
+}
+
+impl DryRun {
+    /// What is added to lines about changes that were not made.
+    pub(crate) const fn remark(self) -> &'static str {
+        match self {
+            DryRun::None => "",
+            DryRun::Server => " (server dry run)",
+            DryRun::Client => " (dry run)",
+        }
+    }
+}
+
+/// What the server does about members that no resource has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Validate {
+    /// Refuse the resource
+    #[value(alias = "true")]
+    Strict,
+    /// Say so
+    #[default]
+    Warn,
+    /// Nothing
+    #[value(alias = "false")]
+    Ignore,
 }
 
 /// The namespace.
@@ -69,6 +140,12 @@ pub(crate) struct Apply {
     /// Namespace of resources that name none [default: default]
     #[arg(short, long, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
+    /// Only try it
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_value = "none", default_missing_value = "client")]
+    pub(crate) dry_run: DryRun,
+    /// What to do about members that no resource has
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_value = "warn", default_missing_value = "strict")]
+    pub(crate) validate: Validate,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
@@ -110,6 +187,9 @@ pub(crate) struct Get {
     /// Print no heads of columns
     #[arg(long)]
     pub(crate) no_headers: bool,
+    /// What is not there is no fault
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
@@ -129,9 +209,15 @@ pub(crate) struct Describe {
 /// `berth delete`.
 #[derive(Args)]
 pub(crate) struct Delete {
-    /// KIND NAME... or KIND/NAME...
+    /// KIND NAME..., KIND/NAME..., or KIND[,KIND...] with --all or -l
     #[arg(value_name = "KIND|NAME", required_unless_present = "file", conflicts_with = "file")]
     pub(crate) words: Vec<String>,
+    /// Every resource of these kinds in the namespace
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) all: bool,
+    /// Those with these labels, such as tier=gold,zone!=a
+    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with_all = ["file", "all"])]
+    pub(crate) selector: Option<String>,
     /// The resources of these manifests
     #[arg(short, long = "filename", value_name = "FILE|DIR|-")]
     pub(crate) file: Vec<String>,
@@ -141,6 +227,9 @@ pub(crate) struct Delete {
     /// What is not there is no fault
     #[arg(long)]
     pub(crate) ignore_not_found: bool,
+    /// Only try it
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_value = "none", default_missing_value = "client")]
+    pub(crate) dry_run: DryRun,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
@@ -194,4 +283,36 @@ pub(crate) struct Completion {
 
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|fault| format!("expected a duration such as 30s or 2m: {fault}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_given_once_and_never_shown() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, content: &str| {
+            std::fs::write(folder.path().join(name), content).expect("written");
+            folder.path().join(name).display().to_string()
+        };
+        let (good, empty, large) = (file("good", "s3cret\n"), file("empty", " \n"), file("large", &"s3cret ".repeat(1000)));
+        for (token, token_file, expected) in [
+            (None, None, Ok(None)),
+            (Some(""), Some(""), Ok(None)),
+            (Some("s3cret"), None, Ok(Some("s3cret"))),
+            (Some(""), Some(good.as_str()), Ok(Some("s3cret"))),
+            (Some("s3cret"), Some(&good), Err("a token and a file with a token are given")),
+            (None, Some(&empty), Err("empty: is empty")),
+            (None, Some(&large), Err("large: has more than 4096 bytes")),
+            (None, Some("/no/such/file"), Err("--token-file: /no/such/file: No such file")),
+        ] {
+            let args = ServerArgs { server: String::new(), token: token.map(str::to_owned), token_file: token_file.map(str::to_owned) };
+            match (args.token(), expected) {
+                (Ok(token), Ok(expected)) => assert_eq!(token.as_deref(), expected),
+                (Err(fault), Err(part)) => assert!(fault.to_string().contains(part) && !fault.to_string().contains("s3cret"), "{fault}"),
+                (got, expected) => panic!("{token:?} and {token_file:?}: {got:?}, not {expected:?}"),
+            }
+        }
+    }
 }

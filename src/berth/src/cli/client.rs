@@ -60,7 +60,7 @@ impl Server {
         }
         let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or_else(|| bad("names no host"))?;
         if authority.as_str().contains('@') {
-            return Err(Fault::local(format!("{option}: a user in the URL is not understood, give a token with --token or BERTH_TOKEN")));
+            return Err(Fault::local(format!("{option}: a user in the URL is not understood, give a token with --token-file or BERTH_TOKEN")));
         }
         if uri.query().is_some() {
             return Err(bad("has a query: give host and port only"));
@@ -76,7 +76,7 @@ impl Server {
     pub(crate) fn with_token(mut self, token: Option<&str>) -> Result<Self, Fault> {
         if let Some(token) = token.map(str::trim).filter(|token| !token.is_empty()) {
             let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                .map_err(|_fault| Fault::local("--token: the token holds characters that no header can carry"))?;
+                .map_err(|_fault| Fault::local("--token or --token-file: the token holds characters that no header can carry"))?;
             value.set_sensitive(true);
             self.token = Some(value);
         }
@@ -227,7 +227,7 @@ impl Client {
         let body = body.map(|value| Bytes::from(value.to_string())).unwrap_or_default();
         let answer = self.whole(&self.api, method, path, body, REQUEST).await?;
         if !answer.status.is_success() {
-            return Err(Fault::of_answer(self.server(), answer.status, &answer.body));
+            return Err(self.refused(answer.status, &answer.body));
         }
         warnings(&answer.headers).iter().for_each(|warning| note(&format!("Warning: {warning}")));
         if answer.body.is_empty() {
@@ -256,7 +256,17 @@ impl Client {
         }
         let status = response.status();
         let body = self.body(&self.api, response.into_body(), deadline, REQUEST).await?;
-        Err(Fault::of_answer(self.server(), status, &body))
+        Err(self.refused(status, &body))
+    }
+
+    /// The refusal in an answer; where a token is missing or wrong, with what to do about it.
+    fn refused(&self, status: StatusCode, body: &[u8]) -> Fault {
+        let fault = Fault::of_answer(self.server(), status, body);
+        match (status, &self.api.token) {
+            (StatusCode::UNAUTHORIZED, None) => fault.with_advice("give it with --token-file or BERTH_TOKEN_FILE, or in BERTH_TOKEN"),
+            (StatusCode::UNAUTHORIZED, Some(_)) => fault.with_advice("look at what --token, --token-file, BERTH_TOKEN or BERTH_TOKEN_FILE holds"),
+            (_, _) => fault,
+        }
     }
 
     /// A request to any server and its whole answer, whatever its status.

@@ -114,6 +114,14 @@ impl Fault {
         }
     }
 
+    /// The same refusal, followed by what to do about it.
+    pub(crate) fn with_advice(self, advice: &str) -> Self {
+        match self {
+            Fault::Status { code, reason, message } => Fault::Status { code, reason, message: format!("{message}: {advice}") },
+            other => other,
+        }
+    }
+
     /// The HTTP status, where a server answered.
     pub(crate) fn code(&self) -> Option<u16> {
         match self {

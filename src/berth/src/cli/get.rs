@@ -43,7 +43,11 @@ pub(crate) async fn get(client: &Client, args: &args::Get, out: &mut Out) -> Res
     }
     let (groups, faults) = match &asked {
         Selection::All(kinds) => (all(client, kinds, namespace, args.selector.as_deref()).await?, Vec::new()),
-        Selection::Named(named) => by_name(client, named, &args.namespace.namespace).await?,
+        Selection::Named(named) => {
+            let (groups, mut faults) = by_name(client, named, &args.namespace.namespace).await?;
+            faults.retain(|fault| !(args.ignore_not_found && fault.code() == Some(404)));
+            (groups, faults)
+        }
     };
     let found: usize = groups.iter().map(|group| group.resources.len()).sum();
     match args.output {
@@ -71,7 +75,7 @@ pub(crate) async fn get(client: &Client, args: &args::Get, out: &mut Out) -> Res
             out.text(&tables.join("\n"))?;
         }
     }
-    if found == 0 && faults.is_empty() && !matches!(args.output, Some(Format::Json | Format::Yaml)) {
+    if found == 0 && faults.is_empty() && !args.ignore_not_found && !matches!(args.output, Some(Format::Json | Format::Yaml)) {
         note(&nothing(&asked, namespace));
     }
     Fault::all(faults)
@@ -199,18 +203,18 @@ struct Printer<'a> {
 
 impl Printer<'_> {
     fn begin(&mut self, client: &Client, group: &Group, out: &mut Out) -> Result<(), Fault> {
-        if matches!(self.args.output, Some(Format::Json | Format::Yaml | Format::Name)) {
+        if self.whole_documents() {
             return group.resources.iter().try_for_each(|resource| self.whole(group.kind, resource, out));
+        }
+        // Heads alone are printed with the first line, which says how wide their columns are.
+        if group.resources.is_empty() {
+            return Ok(());
         }
         let heads = !self.args.no_headers && self.last != Some(group.kind);
         let (table, text) = Table::growing(group.kind, &group.resources, self.look, client.clock().wall(), heads);
         self.tables.entry(group.kind).or_insert(table);
-        // Heads alone are printed with the first line.
-        if !group.resources.is_empty() {
-            self.last = Some(group.kind);
-            out.text(&text)?;
-        }
-        Ok(())
+        self.last = Some(group.kind);
+        out.text(&text)
     }
 
     fn change(&mut self, client: &Client, kind: Kind, change: &Change, out: &mut Out) -> Result<(), Fault> {
@@ -218,11 +222,19 @@ impl Printer<'_> {
             Change::Is(resource) => (resource, false),
             Change::Gone(resource) => (resource, true),
         };
-        let Some(table) = self.tables.get(&kind) else { return self.whole(kind, resource, out) };
-        if self.last.replace(kind) != Some(kind) && !self.args.no_headers {
+        if self.whole_documents() {
+            return self.whole(kind, resource, out);
+        }
+        let (now, look, heads) = (client.clock().wall(), self.look, !self.args.no_headers);
+        let table = self.tables.entry(kind).or_insert_with(|| Table::growing(kind, std::slice::from_ref(resource), look, now, heads).0);
+        if self.last.replace(kind) != Some(kind) && heads {
             out.text(&table.heads())?;
         }
-        out.text(&table.line(resource, client.clock().wall(), gone))
+        out.text(&table.line(resource, now, gone))
+    }
+
+    fn whole_documents(&self) -> bool {
+        matches!(self.args.output, Some(Format::Json | Format::Yaml | Format::Name))
     }
 
     fn whole(&self, kind: Kind, resource: &Value, out: &mut Out) -> Result<(), Fault> {
@@ -236,7 +248,47 @@ impl Printer<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use berth_telemetry::Clock;
+    use clap::{Args, Command, FromArgMatches};
+
     use super::*;
+    use crate::cli::client::Server;
+    use crate::cli::resource::recorded;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_heads_of_a_watch_that_begins_with_nothing_stand_above_what_comes_first() {
+        let matches = args::Get::augment_args(Command::new("get")).get_matches_from(["get", "-w"]);
+        let args = args::Get::from_arg_matches(&matches).expect("right");
+        let client = Client::new(Server::parse("h:1", "--server").expect("a server"), Clock::system());
+        let kept = Kept::default();
+        let mut out = Out::onto(kept.clone());
+        let mut printer = Printer { args: &args, look: look(&args, false), tables: HashMap::new(), last: None };
+        let kind = Kind::InferenceService;
+        printer.begin(&client, &Group { kind, resources: Vec::new() }, &mut out).expect("written");
+        assert!(kept.0.lock().expect("no panic").is_empty());
+        for _ in 0..2 {
+            printer.change(&client, kind, &Change::Is(recorded::loaded("a-name-longer-than-its-head")), &mut out).expect("written");
+        }
+        let text = String::from_utf8(kept.0.lock().expect("no panic").clone()).expect("text");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0].find("TYPE"), lines[1]), (3, lines[1].find("onnx"), lines[2]), "{text}");
+    }
 
     #[test]
     fn nothing_is_told_with_the_namespace_that_was_looked_at() {

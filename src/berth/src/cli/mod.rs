@@ -58,7 +58,7 @@ fn carry_out(command: &ClientCommand, program: clap::Command, out: &mut Out) -> 
 
 /// Does `work` with a client of that server.
 fn on(server: &ServerArgs, work: impl AsyncFnOnce(&Client) -> Result<(), Fault>) -> Result<(), Fault> {
-    let api = Server::parse(server.server(), "--server")?.with_token(server.token())?;
+    let api = Server::parse(server.server(), "--server")?.with_token(server.token()?.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|fault| Fault::local(format!("cannot begin: {fault}")))?;
     let client = Client::new(api, Clock::system());

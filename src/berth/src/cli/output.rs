@@ -22,6 +22,12 @@ impl Out {
         Out { to: Box::new(out), terminal }
     }
 
+    /// Somewhere else, for tests.
+    #[cfg(test)]
+    pub(crate) fn onto(to: impl Write + 'static) -> Self {
+        Out { to: Box::new(to), terminal: false }
+    }
+
     /// True when a person looks at it.
     pub(crate) fn is_terminal(&self) -> bool {
         self.terminal

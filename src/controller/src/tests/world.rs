@@ -9,7 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_plan::MayEvict;
 use berth_plan::resource::{DEPLOYMENT_MODE, MODEL_MESH};
-use berth_registry::{Alias, Changes, Event, Expired, Kind, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError, Views};
+use berth_registry::{
+    Alias, Changes, Desired, Event, Expired, Json, Kind, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError, Uid, Views,
+};
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{
     ByteSize, CopyReport, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis,
@@ -30,10 +32,9 @@ pub(super) fn key(kind: Kind, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace, name: Name::new(name).expect("valid") }
 }
 
-pub(super) fn isvc(name: &str, spec: Value) -> Object {
-    let mut object = Object::desired(key(Kind::InferenceService, name), Origin::Api, spec);
-    object.annotations.insert(DEPLOYMENT_MODE.to_owned(), MODEL_MESH.into());
-    object
+pub(super) fn isvc(name: &str, spec: Value) -> Desired {
+    let annotations = json!({ DEPLOYMENT_MODE: MODEL_MESH }).into();
+    Desired { annotations, ..Desired::new(key(Kind::InferenceService, name), Origin::Api, &spec) }
 }
 
 pub(super) fn with_uri(uri: &str) -> Value {
@@ -44,14 +45,14 @@ pub(super) fn onnx(version: &str) -> Value {
     with_uri(&format!("s3://models/{version}.onnx"))
 }
 
-pub(super) fn predictor(name: &str, version: &str) -> Object {
+pub(super) fn predictor(name: &str, version: &str) -> Desired {
     let spec = json!({ "modelType": { "name": "onnx" }, "path": format!("{version}.onnx"), "storage": { "s3": { "secretKey": "k" } } });
-    Object::desired(key(Kind::Predictor, name), Origin::Api, spec)
+    Desired::new(key(Kind::Predictor, name), Origin::Api, &spec)
 }
 
-pub(super) fn runtime(name: &str, format: &str) -> Object {
+pub(super) fn runtime(name: &str, format: &str) -> Desired {
     let spec = json!({ "multiModel": true, "supportedModelFormats": [{ "name": format, "autoSelect": true }] });
-    Object::desired(key(Kind::ClusterServingRuntime, name), Origin::Api, spec)
+    Desired::new(key(Kind::ClusterServingRuntime, name), Origin::Api, &spec)
 }
 
 pub(super) fn loaded() -> CopyState {
@@ -151,7 +152,7 @@ pub(super) struct Balky {
     hold_aliases: watch::Sender<bool>,
     break_statuses: watch::Sender<bool>,
     /// Applied right before the next status is written.
-    edit: Mutex<Option<Object>>,
+    edit: Mutex<Option<Arc<Desired>>>,
     gets: AtomicU64,
 }
 
@@ -166,8 +167,8 @@ impl Balky {
     }
 
     /// Lets somebody's edit land together with the next status: a subscriber sees both as one change.
-    pub(super) fn edit_with_the_next_status(&self, edit: Object) {
-        *self.edit.lock() = Some(edit);
+    pub(super) fn edit_with_the_next_status(&self, edit: Desired) {
+        *self.edit.lock() = Some(Arc::new(edit));
     }
 
     pub(super) fn break_statuses(&self, broken: bool) {
@@ -193,10 +194,10 @@ impl Store for Balky {
     fn epoch(&self) -> u64 {
         self.inner.epoch()
     }
-    async fn apply(&self, object: Object, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
+    async fn apply(&self, object: Arc<Desired>, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
         self.inner.apply(object, expected).await
     }
-    async fn set_status(&self, key: &ObjectKey, uid: &str, status: Value) -> Result<Arc<Object>, StoreError> {
+    async fn set_status(&self, key: &ObjectKey, uid: Uid, status: Value) -> Result<Arc<Object>, StoreError> {
         if *self.break_statuses.borrow() {
             return Err(StoreError::Broken("disk full".to_owned()));
         }
@@ -215,7 +216,7 @@ impl Store for Balky {
     fn alias(&self, key: &ObjectKey) -> Option<Alias> {
         self.inner.alias(key)
     }
-    async fn set_alias(&self, key: &ObjectKey, uid: &str, alias: Option<Alias>) -> Result<(), StoreError> {
+    async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
         let _ = self.hold_aliases.subscribe().wait_for(|hold| !hold).await;
         self.inner.set_alias(key, uid, alias).await
     }
@@ -254,7 +255,7 @@ impl World {
     pub(super) async fn silent() -> World {
         let clock = Clock::starting_at(UnixMillis(1_800_000_000_000));
         let inner = MemoryStore::new(clock.clone());
-        inner.apply(runtime("embedded", "onnx"), None).await.expect("stored");
+        inner.apply(Arc::new(runtime("embedded", "onnx")), None).await.expect("stored");
         let store = Arc::new(Balky {
             inner,
             hold_aliases: watch::Sender::new(false),
@@ -302,11 +303,11 @@ impl World {
     }
 
     /// As `restart_silent`, with an edit made while no leader runs.
-    pub(super) async fn restart_after(self, edit: Option<Object>) -> World {
+    pub(super) async fn restart_after(self, edit: Option<Desired>) -> World {
         let (store, clock, free) = (self.store.clone(), self.clock.clone(), *self.agents.free.lock());
         self.stop().await;
         if let Some(edit) = edit {
-            store.apply(edit, None).await.expect("stored");
+            store.apply(Arc::new(edit), None).await.expect("stored");
         }
         World::over(store, clock, free).await
     }
@@ -347,11 +348,11 @@ impl World {
         self.agents.retired.lock().clone()
     }
 
-    pub(super) async fn put(&self, object: Object) {
-        self.store.apply(object, None).await.expect("stored");
+    pub(super) async fn put(&self, object: Desired) {
+        self.store.apply(Arc::new(object), None).await.expect("stored");
     }
 
-    pub(super) async fn apply(&self, object: Object) {
+    pub(super) async fn apply(&self, object: Desired) {
         self.put(object).await;
         self.pass(secs(0)).await;
     }
@@ -405,7 +406,7 @@ impl World {
 
     pub(super) fn status_of(&self, key: &ObjectKey) -> Value {
         let object = self.store.inner.get(key).expect("there");
-        object.status.as_deref().cloned().unwrap_or_default()
+        object.status.as_ref().map(Json::value).unwrap_or_default()
     }
 
     pub(super) fn status_writes(&self) -> u64 {
@@ -420,7 +421,7 @@ impl World {
         for event in events.iter().filter(|event| event.object.key == key) {
             let (Some(status), before) = (&event.object.status, event.before.as_ref().and_then(|before| before.status.as_ref())) else { continue };
             if before != Some(status) {
-                shown.push(brief(status));
+                shown.push(brief(&status.value()));
             }
         }
         shown

@@ -104,6 +104,10 @@ fn settled_rows(before: &Status, observed: &Observed) -> Vec<Status> {
     }
 }
 
+fn words(steps: &[Status]) -> Vec<String> {
+    steps.iter().map(row).collect()
+}
+
 #[test]
 fn the_decision_table_row_by_row() {
     let none = Status::default();
@@ -237,7 +241,6 @@ fn the_decision_table_row_by_row() {
 
 #[test]
 fn a_load_of_a_millisecond_still_shows_each_documented_step() {
-    let words = |steps: &[Status]| steps.iter().map(row).collect::<Vec<_>>();
     let standby = Status { active: ModelState::Standby, available: true, ..Status::default() };
     let failed = Status { active: ModelState::FailedToLoad, ..Status::default() };
     for before in [Status::default(), standby, failed] {
@@ -253,6 +256,19 @@ fn a_load_of_a_millisecond_still_shows_each_documented_step() {
     // The target becomes the active version in one step.
     let steps = settled_rows(steps.first().expect("a step"), &seen(version("T").loaded(1), None));
     assert_eq!(words(&steps), ["Loaded/ UpToDate true 0/1 -"]);
+}
+
+#[test]
+fn a_blocked_target_that_gives_way_to_another_is_shown_on_its_way_first() {
+    let nowhere = |id| version(id).hosted(no_runtime(Reason::NoSupportingRuntime));
+    let up = Status { active: ModelState::Loaded, available: true, total_copies: 1, ..Status::default() };
+    let first = settled_rows(&up, &seen(version("A").loaded(1), Some(nowhere("B"))));
+    let blocked = first.last().expect("a step");
+    let again = settled_rows(blocked, &seen(version("A").loaded(1), Some(nowhere("B"))));
+    assert_eq!(words(&again), ["Loaded/FailedToLoad BlockedByFailedLoad true 0/1 NoSupportingRuntime(B)@:now"]);
+    let another = settled_rows(blocked, &seen(version("A").loaded(1), Some(nowhere("C"))));
+    let expected = ["Loaded/Loading InProgress true 0/1 -", "Loaded/FailedToLoad BlockedByFailedLoad true 0/1 NoSupportingRuntime(C)@:now"];
+    assert_eq!(words(&another), expected);
 }
 
 #[test]

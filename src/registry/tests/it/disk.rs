@@ -26,9 +26,9 @@ async fn what_was_answered_is_there_after_a_kill() {
     let store = open(dir.path()).unwrap();
     let made = store.apply(object("a", 1), None).await.unwrap();
     store.apply(object("b", 1), None).await.unwrap();
-    store.set_alias(&key("a"), &made.uid, Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("a"), made.uid, Some(alias("v1"))).await.unwrap();
     store.delete(&key("b")).await.unwrap();
-    let last = store.set_status(&key("a"), &made.uid, json!({ "state": "Loaded" })).await.unwrap();
+    let last = store.set_status(&key("a"), made.uid, json!({ "state": "Loaded" })).await.unwrap();
     // What a process that is killed now leaves: the file as it is, nothing flushed or closed.
     std::fs::copy(dir.path().join(FILE), left_behind.path().join(FILE)).unwrap();
 

@@ -73,7 +73,7 @@ impl Bed {
             Origin::Folder(path) => path.file_name().unwrap().to_str().unwrap().to_owned(),
             other => format!("{other:?}"),
         };
-        self.store.list().iter().map(|o| format!("{}={} {}", o.key.name, o.spec["v"], file(&o.origin))).collect()
+        self.store.list().iter().map(|o| format!("{}={} {}", o.key.name, o.spec.value()["v"], file(&o.origin))).collect()
     }
 }
 
@@ -114,7 +114,7 @@ async fn files_that_come_change_and_go_take_their_resources_along() {
     assert_eq!(bed.scan().await, (scan(1, 2, 0), vec![]));
     assert_eq!(bed.held(), ["b=2 a.yaml", "d=1 d.json"]);
     std::fs::rename(bed.path("a.yaml"), bed.path("z.yaml")).unwrap();
-    let uid = bed.store.get(&key("b")).unwrap().uid.clone();
+    let uid = bed.store.get(&key("b")).unwrap().uid;
     assert_eq!(bed.scan().await, (scan(1, 0, 0), vec![]));
     assert_eq!((bed.held(), &bed.store.get(&key("b")).unwrap().uid), (vec!["b=2 z.yaml".to_owned(), "d=1 d.json".to_owned()], &uid));
 }
@@ -270,7 +270,7 @@ async fn a_file_read_while_it_is_being_written_only_adds() {
     let mut bed = Bed::new();
     bed.write("m.yaml", &(isvc("a", 1) + &isvc("b", 1)));
     bed.scan().await;
-    let uid = bed.store.get(&key("b")).unwrap().uid.clone();
+    let uid = bed.store.get(&key("b")).unwrap().uid;
     // A valid beginning of what is to come, cut in the middle of a number.
     bed.write("m.yaml", &(isvc("new", 1) + &isvc("a", 2)));
     assert_eq!(bed.folder.rescan().await, Scan { applied: 1, ..held_back(2) });
@@ -357,7 +357,7 @@ async fn a_running_folder_sees_changes_by_itself_and_ends_when_told() {
         assert!(seen.is_some_and(|seen| seen.is_ok()), "version {v} was not read");
         assert_eq!(store.list().len(), 1);
     }
-    assert_eq!(store.get(&key("a")).unwrap().spec["v"], 2);
+    assert_eq!(store.get(&key("a")).unwrap().spec.value()["v"], 2);
     std::fs::remove_file(dir.join("a.yaml")).unwrap();
     let gone = clock.until(clock.deadline_in(Duration::from_secs(10)), versions.wait_for(|version| *version == 3)).await;
     assert!(gone.is_some_and(|gone| gone.is_ok()) && store.list().is_empty(), "what is held back is looked at again by itself");

@@ -7,7 +7,7 @@ mod store;
 
 use std::sync::Arc;
 
-use berth_registry::{Alias, Kind, Object, ObjectKey, Origin};
+use berth_registry::{Alias, Desired, Kind, ObjectKey, Origin};
 use berth_types::{ModelFormat, ModelId, Name, Namespace, Placement, Registration, StorageRef};
 use serde_json::json;
 
@@ -15,8 +15,8 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey { kind: Kind::InferenceService, namespace: Some(Namespace::new("default").unwrap()), name: Name::new(name).unwrap() }
 }
 
-fn object(name: &str, spec: u64) -> Object {
-    Object::desired(key(name), Origin::Api, json!({ "predictor": { "number": spec } }))
+fn object(name: &str, spec: u64) -> Arc<Desired> {
+    Arc::new(Desired::new(key(name), Origin::Api, &json!({ "predictor": { "number": spec } })))
 }
 
 fn registration(id: &str) -> Arc<Registration> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_registry::{Alias, Change, EventKind, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError};
+use berth_registry::{Alias, Change, Desired, EventKind, Json, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid};
 use berth_telemetry::Clock;
 use berth_types::UnixMillis;
 use proptest::prelude::*;
@@ -53,11 +53,10 @@ conformance!(
 
 async fn a_new_object_gets_an_identity_and_an_unchanged_one_stays_as_it_is(store: Arc<dyn Store>) {
     assert_eq!((store.version(), store.list().len()), (0, 0));
-    let made =
-        store.apply(Object { uid: "forged".into(), resource_version: 77, status: Some(Arc::new(json!(1))), ..object("a", 1) }, None).await.unwrap();
+    let made = store.apply(object("a", 1), None).await.unwrap();
     assert_eq!((made.resource_version, made.generation, &made.status), (1, 1, &None));
     assert!(made.created >= UnixMillis(1_700_000_000_000));
-    assert_eq!((made.uid.len(), made.uid.as_bytes()[14]), (36, b'8'), "{}", made.uid);
+    assert!(!made.uid.is_none());
     let again = store.apply(object("a", 1), None).await.unwrap();
     assert_eq!((again, store.version()), (Arc::clone(&made), 1));
     let other = store.apply(object("b", 1), None).await.unwrap();
@@ -70,14 +69,13 @@ async fn a_new_object_gets_an_identity_and_an_unchanged_one_stays_as_it_is(store
 
 async fn only_a_changed_spec_raises_the_generation(store: Arc<dyn Store>) {
     let made = store.apply(object("a", 1), None).await.unwrap();
-    let with_status = store.set_status(&key("a"), &made.uid, json!({ "state": "Loaded" })).await.unwrap();
+    let with_status = store.set_status(&key("a"), made.uid, json!({ "state": "Loaded" })).await.unwrap();
     assert_eq!((with_status.generation, with_status.resource_version), (1, 2));
-    let mut labelled = object("a", 1);
-    labelled.labels.insert("tier".into(), "x".into());
-    let labelled = store.apply(labelled, None).await.unwrap();
+    let labelled = Desired { labels: json!({ "tier": "x" }).into(), ..Desired::clone(&object("a", 1)) };
+    let labelled = store.apply(Arc::new(labelled), None).await.unwrap();
     assert_eq!((labelled.generation, labelled.resource_version), (1, 3));
     let changed = store.apply(object("a", 2), None).await.unwrap();
-    assert_eq!((changed.generation, changed.resource_version, changed.labels.len()), (2, 4, 0));
+    assert_eq!((changed.generation, changed.resource_version, changed.labels.is_empty()), (2, 4, true));
     assert_eq!((&changed.uid, changed.created, &changed.status), (&made.uid, made.created, &with_status.status), "what is the store's stays");
 }
 
@@ -108,8 +106,8 @@ async fn only_the_version_that_was_seen_is_removed(store: Arc<dyn Store>) {
 }
 
 async fn an_object_belongs_to_its_origin(store: Arc<dyn Store>) {
-    let from = |origin: &Origin, spec| Object { origin: origin.clone(), ..object("a", spec) };
-    let (folder, other) = (Origin::Folder("/m/a.yaml".into()), Origin::Folder("/m/b.yaml".into()));
+    let from = |origin: &Origin, spec| Arc::new(Desired { origin: origin.clone(), ..Desired::clone(&object("a", spec)) });
+    let (folder, other) = (Origin::file("/m/a.yaml"), Origin::file("/m/b.yaml"));
     for (owner, writer, conflict) in [
         (&folder, &Origin::Api, "InferenceService default/a comes from /m/a.yaml: change it there"),
         (&folder, &Origin::Bundled, "the name of InferenceService default/a belongs to the program: choose another one in /m/a.yaml"),
@@ -130,22 +128,22 @@ async fn an_object_belongs_to_its_origin(store: Arc<dyn Store>) {
 async fn a_status_goes_to_the_object_that_it_was_made_for(store: Arc<dyn Store>) {
     let made = store.apply(object("a", 1), None).await.unwrap();
     let status = json!({ "modelStatus": { "states": { "activeModelState": "Loaded" } } });
-    let written = store.set_status(&key("a"), &made.uid, status.clone()).await.unwrap();
-    assert_eq!(written.status.as_deref(), Some(&status));
-    assert!(Arc::ptr_eq(&written.spec, &made.spec), "who knows the old spec sees without a comparison that it is the same");
-    assert_eq!(store.set_status(&key("a"), &made.uid, status.clone()).await.unwrap(), written, "the same again changes nothing");
+    let written = store.set_status(&key("a"), made.uid, status.clone()).await.unwrap();
+    assert_eq!(written.status, Some(status.clone().into()));
+    assert!(Arc::ptr_eq(&written.desired, &made.desired), "who knows the old spec sees without a comparison that it is the same");
+    assert_eq!(store.set_status(&key("a"), made.uid, status.clone()).await.unwrap(), written, "the same again changes nothing");
     assert_eq!(store.version(), 2);
     let missing = Err(StoreError::NotFound(key("a")));
-    assert_eq!(store.set_status(&key("a"), "another", json!({})).await, missing);
+    assert_eq!(store.set_status(&key("a"), Uid::default(), json!({})).await, missing);
     store.delete(&key("a")).await.unwrap();
-    assert_eq!(store.set_status(&key("a"), &made.uid, json!({})).await, missing);
+    assert_eq!(store.set_status(&key("a"), made.uid, json!({})).await, missing);
     assert_eq!(store.delete(&key("a")).await, missing);
     assert_eq!(StoreError::NotFound(key("a")).to_string(), "InferenceService default/a not found");
 }
 
 async fn an_object_made_again_is_another_one_without_the_old_alias(store: Arc<dyn Store>) {
     let first = store.apply(object("a", 1), None).await.unwrap();
-    store.set_alias(&key("a"), &first.uid, Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("a"), first.uid, Some(alias("v1"))).await.unwrap();
     let removed = store.delete(&key("a")).await.unwrap();
     assert_eq!((&removed.uid, removed.resource_version, store.version()), (&first.uid, 3, 3));
     let second = store.apply(object("a", 1), None).await.unwrap();
@@ -153,33 +151,33 @@ async fn an_object_made_again_is_another_one_without_the_old_alias(store: Arc<dy
     assert_eq!((second.generation, store.alias(&key("a"))), (1, None));
     // Who still writes for the first one changes nothing about the second.
     let missing = Err(StoreError::NotFound(key("a")));
-    assert_eq!(store.set_alias(&key("a"), &first.uid, Some(alias("v1"))).await, missing);
+    assert_eq!(store.set_alias(&key("a"), first.uid, Some(alias("v1"))).await, missing);
     assert_eq!(store.alias(&key("a")), None);
-    store.set_alias(&key("a"), &second.uid, Some(alias("v2"))).await.unwrap();
-    assert_eq!(store.set_alias(&key("a"), &first.uid, None).await, missing);
+    store.set_alias(&key("a"), second.uid, Some(alias("v2"))).await.unwrap();
+    assert_eq!(store.set_alias(&key("a"), first.uid, None).await, missing);
     assert_eq!(store.alias(&key("a")), Some(alias("v2")));
 }
 
 async fn an_alias_is_kept_until_it_is_forgotten(store: Arc<dyn Store>) {
     for alias in [Some(alias("v1")), None] {
-        assert_eq!(store.set_alias(&key("a"), "gone", alias).await, Err(StoreError::NotFound(key("a"))));
+        assert_eq!(store.set_alias(&key("a"), Uid::default(), alias).await, Err(StoreError::NotFound(key("a"))));
     }
-    let uid = store.apply(object("a", 1), None).await.unwrap().uid.clone();
+    let uid = store.apply(object("a", 1), None).await.unwrap().uid;
     assert_eq!(store.alias(&key("a")), None);
-    store.set_alias(&key("a"), &uid, Some(alias("v1"))).await.unwrap();
-    store.set_alias(&key("a"), &uid, Some(alias("v2"))).await.unwrap();
+    store.set_alias(&key("a"), uid, Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("a"), uid, Some(alias("v2"))).await.unwrap();
     assert_eq!(store.alias(&key("a")), Some(alias("v2")));
     let version = store.version();
-    store.set_alias(&key("a"), &uid, Some(alias("v2"))).await.unwrap();
+    store.set_alias(&key("a"), uid, Some(alias("v2"))).await.unwrap();
     assert_eq!(store.version(), version, "the same again changes nothing");
-    store.set_alias(&key("a"), &uid, None).await.unwrap();
+    store.set_alias(&key("a"), uid, None).await.unwrap();
     assert_eq!(store.alias(&key("a")), None);
 }
 
 fn told(changes: &[Change]) -> Vec<(String, Option<u64>)> {
     changes
         .iter()
-        .map(|change| (change.key.name.to_string(), change.object.as_ref().and_then(|object| object.spec["predictor"]["number"].as_u64())))
+        .map(|change| (change.key.name.to_string(), change.object.as_ref().and_then(|object| object.spec.value()["predictor"]["number"].as_u64())))
         .collect()
 }
 
@@ -194,7 +192,7 @@ async fn a_subscriber_gets_everything_then_the_newest_state_per_key(store: Arc<d
     }
     let c = store.apply(object("c", 1), None).await.unwrap();
     store.delete(&key("b")).await.unwrap();
-    store.set_alias(&key("c"), &c.uid, Some(alias("v1"))).await.unwrap();
+    store.set_alias(&key("c"), c.uid, Some(alias("v1"))).await.unwrap();
     let news = changes.next().await.unwrap();
     assert_eq!(told(&news), [("a".into(), Some(99)), ("b".into(), None), ("c".into(), Some(1))]);
     assert_eq!(news.iter().map(|change| change.resource_version).collect::<Vec<_>>(), [100, 102, 101]);
@@ -223,14 +221,20 @@ async fn subscribers_learn_that_the_store_is_closed(store: Arc<dyn Store>) {
 async fn events_tell_every_state_in_order(store: Arc<dyn Store>) {
     let made = store.apply(object("a", 1), None).await.unwrap();
     for state in ["Pending", "Loading", "Loaded"] {
-        store.set_status(&key("a"), &made.uid, json!({ "state": state })).await.unwrap();
+        store.set_status(&key("a"), made.uid, json!({ "state": state })).await.unwrap();
     }
     store.delete(&key("a")).await.unwrap();
     let events: Vec<_> = store
         .events_after(0)
         .unwrap()
         .into_iter()
-        .map(|event| (event.kind, event.version(), event.object.status.as_ref().map_or("", |status| status["state"].as_str().unwrap()).to_owned()))
+        .map(|event| {
+            (
+                event.kind,
+                event.version(),
+                event.object.status.as_ref().map_or(String::new(), |status| status.value()["state"].as_str().unwrap().to_owned()),
+            )
+        })
         .collect();
     assert_eq!(
         events,
@@ -249,11 +253,17 @@ async fn events_tell_every_state_in_order(store: Arc<dyn Store>) {
 }
 
 async fn a_watcher_that_fell_too_far_behind_is_told(store: Arc<dyn Store>) {
-    let bulk = "x".repeat(1 << 20);
+    // Text that cannot be pressed together.
+    let bulk = |seed: u64| {
+        let letters = (0..1u64 << 20).scan(seed + 1, |state, _| {
+            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Some(char::from(b'a' + u8::try_from((*state >> 33) % 26).unwrap()))
+        });
+        letters.collect::<String>()
+    };
     for spec in 0..20 {
-        let mut object = object("a", 0);
-        object.spec = Arc::new(json!({ "n": spec, "bulk": bulk }));
-        store.apply(object, None).await.unwrap();
+        let spec = json!({ "n": spec, "bulk": bulk(spec) });
+        store.apply(Arc::new(Desired::new(key("a"), Origin::Api, &spec)), None).await.unwrap();
     }
     let expired = store.events_after(0).unwrap_err();
     assert_eq!((expired.asked, expired.newest), (0, 20));
@@ -293,7 +303,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// What a store should hold, kept by the simplest means.
 #[derive(Default)]
 struct Model {
-    objects: BTreeMap<ObjectKey, (String, u64, Value, Option<Value>)>,
+    objects: BTreeMap<ObjectKey, (Uid, u64, Json, Option<Value>)>,
     aliases: BTreeMap<ObjectKey, Alias>,
 }
 
@@ -314,21 +324,21 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
                 match (outcome, present) {
                     (Err(StoreError::Conflict(_)), _) if stale => changed = false,
                     (Ok(object), Some((uid, generation, spec, status))) => {
-                        changed = *spec != *wanted.spec;
+                        changed = *spec != wanted.spec;
                         *generation += u64::from(changed);
-                        *spec = (*wanted.spec).clone();
-                        assert_eq!((&object.uid, object.generation, object.status.as_deref()), (&*uid, *generation, status.as_ref()));
+                        *spec = wanted.spec.clone();
+                        assert_eq!((&object.uid, object.generation, object.status.clone()), (&*uid, *generation, status.clone().map(Json::from)));
                     }
-                    (Ok(object), None) => drop(model.objects.insert(wanted.key, (object.uid.clone(), 1, (*wanted.spec).clone(), None))),
+                    (Ok(object), None) => drop(model.objects.insert(wanted.key.clone(), (object.uid, 1, wanted.spec.clone(), None))),
                     (outcome, _) => panic!("{outcome:?}"),
                 }
             }
             Step::Status { name, state, stale } => {
                 let key = key(&format!("m{name}"));
                 let present = model.objects.get_mut(&key);
-                let uid = present.as_ref().filter(|_| !stale).map_or_else(|| "stale".to_owned(), |present| present.0.clone());
+                let uid = present.as_ref().filter(|_| !stale).map_or_else(Uid::default, |present| present.0);
                 let status = json!({ "state": state });
-                match (store.set_status(&key, &uid, status.clone()).await, present) {
+                match (store.set_status(&key, uid, status.clone()).await, present) {
                     (Ok(_), Some(present)) if !stale => changed = present.3.replace(status.clone()) != Some(status),
                     (Err(StoreError::NotFound(_)), present) if stale || present.is_none() => changed = false,
                     (outcome, _) => panic!("{outcome:?}"),
@@ -344,8 +354,8 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
                 let key = key(&format!("m{name}"));
                 let wanted = version.map(|version| alias(&format!("v{version}")));
                 let present = model.objects.get(&key).filter(|_| !stale);
-                let uid = present.map_or_else(|| "stale".to_owned(), |present| present.0.clone());
-                let outcome = store.set_alias(&key, &uid, wanted.clone()).await;
+                let uid = present.map_or_else(Uid::default, |present| present.0);
+                let outcome = store.set_alias(&key, uid, wanted.clone()).await;
                 if outcome.is_ok() {
                     assert!(present.is_some());
                     changed = model.aliases.get(&key) != wanted.as_ref();
@@ -371,9 +381,8 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
             }
         }
         assert_eq!(store.version(), before + u64::from(changed), "each change is one version");
-        let held: Vec<_> =
-            store.list().iter().map(|o| (o.key.clone(), o.uid.clone(), o.generation, (*o.spec).clone(), o.status.as_deref().cloned())).collect();
-        let expected: Vec<_> = model.objects.iter().map(|(k, (u, g, s, t))| (k.clone(), u.clone(), *g, s.clone(), t.clone())).collect();
+        let held: Vec<_> = store.list().iter().map(|o| (o.key.clone(), o.uid, o.generation, o.spec.clone(), o.status.clone())).collect();
+        let expected: Vec<_> = model.objects.iter().map(|(k, (u, g, s, t))| (k.clone(), *u, *g, s.clone(), t.clone().map(Json::from))).collect();
         assert_eq!(held, expected);
         for name in 0..5 {
             let key = key(&format!("m{name}"));

@@ -2,6 +2,7 @@
 
 mod evicting;
 mod leaving;
+mod remembering;
 mod rig;
 mod schedule;
 mod waiting;

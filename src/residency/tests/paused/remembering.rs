@@ -1,0 +1,263 @@
+//! What went wrong before a restart: what still counts after it, for how long, and what does not.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use berth_adapters::LoadFault;
+use berth_adapters::fake::Script;
+use berth_puller::PullError;
+use berth_puller::fake::Scripted;
+use berth_residency::{MayEvict, WaitError};
+use berth_telemetry::Clock;
+use berth_types::{CopyReport, CopyState, Failure, Reason, Step, UnixMillis};
+
+use crate::rig::{Parts, Pod, START, kib, millis, model, secs};
+
+/// A pod that keeps its state in `folder` and starts at this time of day.
+fn pod_in(folder: &Path, wall: UnixMillis) -> Pod {
+    let mut parts = Parts::with_memory(kib(40));
+    parts.clock = Clock::starting_at(wall);
+    parts.config.state = Some(folder.to_owned());
+    parts.start()
+}
+
+/// What the file says at this moment; nothing when there is none.
+fn on_disk(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("failures.jsonl")).unwrap_or_default()
+}
+
+/// Ends the pod as a crash does: nothing is written, nobody is told.
+async fn crash(pod: Pod) {
+    pod.owner.abort();
+    assert!(pod.owner.await.is_err_and(|end| end.is_cancelled()), "it had not ended by itself");
+}
+
+async fn fails_for_good(pod: &Pod, name: &str) -> Arc<Failure> {
+    pod.fetch.then(name, Scripted::fails(PullError::NotFound("nothing there".to_owned())));
+    pod.residency.load(model(name), MayEvict::Nothing).await;
+    pod.report(name, |report| report.state == CopyState::Absent && report.failure.is_some()).await.failure.expect("just seen")
+}
+
+fn named(reports: &[CopyReport]) -> Vec<(&str, bool)> {
+    reports.iter().map(|report| (report.model.as_str(), report.failure.is_some())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_was_reported_survives_a_crash_and_is_reported_before_anything_else() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    pod.use_once("used").await;
+    pod.pass(secs(60)).await;
+    let failure = fails_for_good(&pod, "m").await;
+    assert!(on_disk(folder.path()).contains("nothing there"), "reported before it was written");
+    crash(pod).await;
+
+    let pod = pod_in(folder.path(), START.after(secs(90)));
+    let first = pod.residency.reports().so_far();
+    assert_eq!(named(&first), [("m", true), ("used", false)]);
+    assert_eq!((&first[0].state, &first[0].failure), (&CopyState::Absent, &Some(Arc::clone(&failure))));
+    assert_eq!((failure.reason, failure.step, failure.time), (Reason::ModelLoadFailed, Step::Fetch, first[0].failure.as_ref().expect("seen").time));
+    assert!(first[1].last_used.is_some_and(|used| used >= START));
+    pod.pass(secs(30)).await;
+    assert_eq!(pod.fetch.fetches(), Vec::<String>::new(), "nobody asked for it again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_that_come_together_are_all_kept() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    let names: Vec<String> = (0..40).map(|n| format!("m{n:02}")).collect();
+    for name in &names {
+        pod.fetch.then(name, Scripted::fails(PullError::NotFound("nothing there".to_owned())));
+        pod.residency.load(model(name), MayEvict::Nothing).await;
+    }
+    for name in &names {
+        pod.report(name, |report| report.state == CopyState::Absent && report.failure.is_some()).await;
+        assert!(on_disk(folder.path()).contains(name.as_str()), "{name}");
+    }
+    assert!(pod.clock.wall().since(START) < secs(1));
+    crash(pod).await;
+    let first = pod_in(folder.path(), START.after(secs(1))).residency.reports().so_far();
+    assert_eq!(named(&first), names.iter().map(|name| (name.as_str(), true)).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_clears_the_failure_on_disk_before_it_is_reported() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    fails_for_good(&pod, "m").await;
+    pod.pass(secs(11)).await;
+    drop(pod.ensure("m", secs(5)).await.expect("the files are there now"));
+    assert_eq!(pod.report("m", |report| matches!(report.state, CopyState::Loaded { .. })).await.failure, None);
+    assert!(!on_disk(folder.path()).contains("nothing there"), "reported before it was written");
+    crash(pod).await;
+    let pod = pod_in(folder.path(), START.after(secs(20)));
+    assert!(pod.residency.reports().so_far().iter().all(|report| report.failure.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_was_retired_leaves_no_failure() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    fails_for_good(&pod, "m").await;
+    fails_for_good(&pod, "other").await;
+    let mut reports = pod.residency.reports();
+    assert_eq!(named(&reports.so_far()), [("m", true), ("other", true)]);
+    pod.residency.retire(model("m")).await;
+    assert_eq!(named(&reports.next().await.expect("the owner lives")), [("m", false)]);
+    crash(pod).await;
+    let first = pod_in(folder.path(), START.after(secs(1))).residency.reports().so_far();
+    assert_eq!(named(&first), [("other", true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_for_fifteen_minutes_however_often_the_pod_restarts() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    let time = fails_for_good(&pod, "m").await.time;
+    crash(pod).await;
+    for minutes in [1, 7, 14] {
+        let pod = pod_in(folder.path(), time.after(secs(minutes * 60)));
+        let first = pod.residency.reports().so_far();
+        assert_eq!(first[0].failure.as_ref().map(|failure| failure.time), Some(time), "after {minutes} minutes");
+        crash(pod).await;
+    }
+    let pod = pod_in(folder.path(), time.after(secs(14 * 60)));
+    let mut reports = pod.residency.reports();
+    assert_eq!(named(&reports.so_far()), [("m", true)]);
+    assert_eq!(named(&reports.next().await.expect("the owner lives")), [("m", false)]);
+    let counted = pod.clock.wall().since(time);
+    assert!(counted >= secs(15 * 60) && counted < secs(15 * 60 + 10), "{counted:?}");
+    crash(pod).await;
+    let pod = pod_in(folder.path(), time.after(secs(15 * 60)));
+    assert_eq!(pod.residency.reports().so_far(), []);
+    pod.pass(secs(1)).await;
+    assert!(!on_disk(folder.path()).contains("nothing there"), "what counts no longer is not kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_from_the_future_happened_now() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START.after(secs(3_600)));
+    fails_for_good(&pod, "m").await;
+    crash(pod).await;
+    let pod = pod_in(folder.path(), START);
+    let mut reports = pod.residency.reports();
+    assert_eq!(reports.so_far()[0].failure.as_ref().map(|failure| failure.time), Some(START));
+    assert_eq!(named(&reports.next().await.expect("the owner lives")), [("m", false)]);
+    let counted = pod.clock.wall().since(START);
+    assert!(counted >= secs(15 * 60) && counted < secs(15 * 60 + 10), "{counted:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_neither_ends_nor_renews_the_time_in_which_a_failure_is_the_answer() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    let time = fails_for_good(&pod, "m").await.time;
+    crash(pod).await;
+    let pod = pod_in(folder.path(), time.after(secs(4)));
+    for later in [0, 5] {
+        pod.pass(secs(later)).await;
+        let answer = pod.ensure("m", secs(5)).await;
+        assert!(matches!(&answer, Err(WaitError::Failed(failure)) if failure.time == time), "{answer:?}");
+    }
+    assert_eq!(pod.fetch.fetches(), Vec::<String>::new());
+    pod.pass(secs(2)).await;
+    // The second failure in a row is the answer for twice as long, also when a restart lies between them.
+    pod.fetch.then("m", Scripted::fails(PullError::NotFound("still nothing".to_owned())));
+    for (later, fetches) in [(0, 1), (19, 1), (2, 2)] {
+        pod.pass(secs(later)).await;
+        assert_eq!(pod.ensure("m", secs(5)).await.is_err(), fetches == 1);
+        assert_eq!(pod.fetch.fetches().len(), fetches, "{later} s later");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_a_crash_cut_short_leaves_no_failure() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    pod.runtime.script("m", Script::default().hanging());
+    pod.fetch.then("n", Scripted::Stalls);
+    for name in ["m", "n"] {
+        pod.residency.load(model(name), MayEvict::Nothing).await;
+        pod.report(name, |report| matches!(report.state, CopyState::Loading { .. })).await;
+    }
+    pod.pass(secs(5)).await;
+    crash(pod).await;
+    let pod = pod_in(folder.path(), START.after(secs(6)));
+    assert_eq!(pod.residency.reports().so_far(), []);
+    assert!(pod.ensure("m", secs(5)).await.is_ok() && pod.ensure("n", secs(5)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_also_survive_an_orderly_end() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    pod.runtime.script("m", Script::default().failing(1, LoadFault::BadModel));
+    let answer = pod.ensure("m", secs(5)).await;
+    assert!(matches!(answer, Err(WaitError::Failed(_))), "{answer:?}");
+    // The caller has its answer before the failure is on disk.
+    pod.residency.drain(pod.clock.deadline_in(secs(10))).await;
+    pod.owner.await.expect("the owner does not panic");
+    let first = pod_in(folder.path(), START.after(secs(1))).residency.reports().so_far();
+    assert_eq!(named(&first), [("m", true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_takes_nothing_costs_the_memory_of_failures_and_nothing_else() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = folder.path().join("state");
+    std::fs::write(&state, "no folder").expect("the folder is writable");
+    let pod = pod_in(&state, START);
+    for name in ["a", "b"] {
+        fails_for_good(&pod, name).await;
+    }
+    assert!(pod.clock.wall().since(START) < secs(1), "a disk that fails is not waited for");
+    pod.use_once("c").await;
+    pod.residency.retire(model("a")).await;
+    pod.pass(secs(10)).await;
+    std::fs::remove_file(&state).expect("it is there");
+    pod.pass(secs(10)).await;
+    let kept = on_disk(&state);
+    assert!(kept.contains("\"b\"") && !kept.contains("\"a\""), "written once the disk takes it: {kept}");
+    fails_for_good(&pod, "d").await;
+    assert!(on_disk(&state).contains("\"d\""), "and from then on before anybody is told");
+}
+
+/// A file that nobody can open for writing before somebody reads it; read when this goes out of scope.
+struct Unanswering(PathBuf);
+
+impl Unanswering {
+    fn at(path: PathBuf) -> Self {
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success());
+        Unanswering(path)
+    }
+}
+
+impl Drop for Unanswering {
+    fn drop(&mut self) {
+        // Opened both ways it does not wait for a writer.
+        let _ = std::fs::File::options().read(true).write(true).open(&self.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_answer_is_waited_for_for_a_second() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pod = pod_in(folder.path(), START);
+    let fifo = Unanswering::at(folder.path().join("failures.jsonl.tmp"));
+    pod.fetch.then("m", Scripted::fails(PullError::NotFound("nothing there".to_owned())));
+    let mut reports = pod.residency.reports();
+    let answer = pod.ensure("m", secs(5)).await;
+    assert!(matches!(answer, Err(WaitError::Failed(_))), "callers do not wait for the disk: {answer:?}");
+    assert_eq!(named(&reports.next().await.expect("the owner lives")), [("m", false)], "it began to load");
+    // Time does not pass by itself while a thread waits for the disk.
+    tokio::time::advance(millis(900)).await;
+    pod.snapshot().await;
+    assert_eq!(reports.so_far(), []);
+    tokio::time::advance(millis(200)).await;
+    assert_eq!(named(&reports.next().await.expect("the owner lives")), [("m", true)]);
+    drop(pod.ensure("n", secs(5)).await.expect("the pod works on"));
+    drop(fifo);
+}
