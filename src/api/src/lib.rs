@@ -97,6 +97,8 @@ use crate::write::{Done, Writer};
 
 /// How long the body of a write may take, and how long a write waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the answer to a write waits until requests are routed by it.
+const CATCH_UP: Duration = Duration::from_secs(2);
 /// Writes under way at a time: each may hold a body of 3 MiB.
 const WRITES_AT_ONCE: usize = 64;
 
@@ -296,6 +298,7 @@ impl App {
                 let query = Query::read(&parameters).map_err(Failure::bad_request)?;
                 let Page { metadata, objects } = self.page(&Scope { kind, namespace, query })?;
                 let removed = writer.delete_all(objects, &delete_options(&head.headers, &body)?).await?;
+                self.covered(removed.iter().map(|object| object.resource_version).max()).await;
                 let printer = Printer { form: Form::Json, include: Include::default(), clock: clock.clone() };
                 return Ok(list_answer(printer, kind, &metadata, removed));
             }
@@ -306,11 +309,24 @@ impl App {
             },
             (Target::One(key), _) => {
                 let removed = writer.delete(&key, &delete_options(&head.headers, &body)?).await?;
+                self.covered(Some(removed.resource_version)).await;
                 return Ok(json_answer(StatusCode::OK, &failure::deleted(&key, removed.uid)));
             }
             (_, _) => return Err(Failure::no_such_path()),
         };
+        self.covered(Some(done.object.resource_version)).await;
         Ok(written(&done))
+    }
+
+    /// Waits until requests are routed by what was written, so that a client can use a name as soon as it has made it. Not
+    /// for long: the write itself is done.
+    async fn covered(&self, version: Option<u64>) {
+        let Deps { views, clock, .. } = &self.deps;
+        if let Some(version) = version
+            && clock.until(clock.deadline_in(CATCH_UP), views.covered(version)).await.is_none()
+        {
+            tracing::warn!(version, "written, but requests are not routed by it yet");
+        }
     }
 
     fn one(&self, printer: &Printer, key: &ObjectKey) -> Result<Response, Failure> {

@@ -83,6 +83,8 @@ pub struct Leader {
     to_load: Vec<LoadCommand>,
     retired: VecDeque<Arc<Registration>>,
 
+    /// The newest version of the store that was taken in.
+    taken_in: u64,
     heard_of: HashSet<PodId>,
     settled: bool,
     settle_by: Option<Instant>,
@@ -128,6 +130,7 @@ impl Leader {
             to_retire: Vec::new(),
             to_load: Vec::new(),
             retired: VecDeque::new(),
+            taken_in: 0,
             heard_of: HashSet::new(),
             settled: false,
             settle_by: None,
@@ -217,6 +220,7 @@ impl Leader {
             let shown = std::mem::take(&mut self.names_to_show);
             self.views.update(|view| view.with_names(shown));
         }
+        self.views.cover(self.taken_in);
         self.metrics.set(Gauge::RegisteredModels, &[], u64::try_from(self.models.len()).unwrap_or(u64::MAX));
         for registration in std::mem::take(&mut self.to_retire) {
             info!(model = %registration.id, "model retired");
@@ -266,6 +270,7 @@ impl Leader {
     // What came in.
 
     fn take_change(&mut self, change: Change, at_start: bool) {
+        self.taken_in = self.taken_in.max(change.resource_version);
         let key = change.key;
         let Some(owner) = owner(key.kind) else {
             return self.take_runtime(&key, change.object.as_deref());

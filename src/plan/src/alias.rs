@@ -127,7 +127,7 @@ pub fn next(before: &Versions, wanted: Result<&Arc<Registration>, &InvalidSpec>,
         next.effects.push(Effect::Retire(active.id.clone()));
         next.versions = Versions { active: next.versions.target.take(), target: None };
         next.switched = true;
-    } else if copies.target_loaded > 0 {
+    } else {
         next.look_again = latest;
     }
     next

@@ -318,7 +318,7 @@ mod tests {
     fn a_first_load_evicts_what_nobody_used_for_long_and_what_is_idle_only_after_a_refusal() {
         let (id, p) = (model("m"), pod("p"));
         let facts = LoadFacts { model: &id, loaded_once: false, refused: None, copies: &[], pods: &[&p] };
-        assert_eq!(due(&facts, T0).ask.map(|ask| ask.may_evict), Some(MayEvict::UnusedFor(LONG_IDLE)));
+        assert_eq!(due(&facts, T0).ask.map(|ask| ask.may_evict), Some(MayEvict::UnusedFor(secs(3_600))));
         let refused = Some(Refused { at: T0, times: 1 });
         let again = T0.after(REFUSED_AGAIN_AFTER);
         assert_eq!(due(&LoadFacts { refused, ..facts.clone() }, again).ask.map(|ask| ask.may_evict), Some(MayEvict::AnyIdle));
@@ -329,6 +329,13 @@ mod tests {
         assert_eq!(due(&retried, T0.after(RETRY_AFTER * 2)).ask.map(|ask| ask.may_evict), None, "its failure is forgotten by then");
         let due = due(&retried, T0.after(RETRY_AFTER * 11 / 10));
         assert_eq!(due.ask.map(|ask| ask.may_evict), Some(MayEvict::UnusedFor(LONG_IDLE)));
+    }
+
+    #[test]
+    fn the_spread_is_the_same_on_every_machine_and_in_every_release() {
+        for (id, name, expected) in [("m", "p", 0xab3827957cd), ("digits__isvc-0123456789", "local", 0x31e73f3743), ("mp", "x", 0xf2d191b2641)] {
+            assert_eq!(hash(&model(id), &pod(name)), expected, "{id} {name}");
+        }
     }
 
     #[test]

@@ -491,6 +491,28 @@ mod tests {
     }
 
     #[test]
+    fn other_parts_are_those_of_an_inference_service_that_its_spec_names() {
+        let parts = |transformer, explainer| OtherParts { transformer, explainer };
+        for (owner, spec, expected) in [
+            (Owner::Isvc, json!({ "predictor": {} }), parts(false, false)),
+            (Owner::Isvc, json!({ "transformer": {} }), parts(true, false)),
+            (Owner::Isvc, json!({ "transformer": null, "explainer": { "containers": [] } }), parts(false, true)),
+            (Owner::Ksp, json!({ "transformer": {}, "explainer": {} }), parts(false, false)),
+            (Owner::Isvc, json!("no object"), parts(false, false)),
+        ] {
+            assert_eq!(OtherParts::of(owner, &spec), expected, "{owner} {spec}");
+        }
+    }
+
+    #[test]
+    fn quotes_are_recommended_only_where_they_help() {
+        let fault = |spec| ksp(spec).err().unwrap_or_default();
+        assert_eq!(fault(json!({ "modelType": { "name": 1 } })), "spec.modelType.name must be a text, not the number 1: write it in quotes");
+        assert_eq!(fault(json!({ "modelType": { "name": {} } })), "spec.modelType.name must be a text, not an object");
+        assert_eq!(fault(json!({ "modelType": 1 })), "spec.modelType must be an object, not the number 1");
+    }
+
+    #[test]
     fn an_inference_service_is_ours_only_in_mode_model_mesh() {
         for (mode, ours) in [(json!({}), false), (json!({ DEPLOYMENT_MODE: "modelmesh" }), false), (json!({ DEPLOYMENT_MODE: MODEL_MESH }), true)] {
             assert_eq!(is_ours(Owner::Isvc, &map(mode.clone())), ours, "{mode}");

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use berth_types::{Failure, ModelId, Name, Registration};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::map::{Entry, Map};
 use crate::pool::Pool;
@@ -217,13 +218,15 @@ struct Shared {
     current: ArcSwap<View>,
     /// Held while the next view is made: two changes never start from the same view.
     writing: Mutex<()>,
+    /// The version of the store that the view has caught up with; `None` while nobody makes views from a store.
+    covers: watch::Sender<Option<u64>>,
 }
 
 impl Views {
     /// Starts with an empty view of the writer whose epoch this is.
     #[must_use]
     pub fn in_epoch(epoch: u64) -> Self {
-        Views { shared: Arc::new(Shared { current: ArcSwap::from_pointee(View { epoch, ..View::default() }), writing: Mutex::new(()) }) }
+        Views { shared: Arc::new(Shared { current: ArcSwap::from_pointee(View { epoch, ..View::default() }), ..Shared::default() }) }
     }
 
     /// The present view.
@@ -238,6 +241,19 @@ impl Views {
         let current = self.shared.current.load_full();
         let next = View { epoch: current.epoch, sequence: current.sequence + 1, ..change(&current) };
         self.shared.current.store(Arc::new(next));
+    }
+
+    /// Says that the view tells all that follows from the store up to this version, as far as it does so at once.
+    pub fn cover(&self, version: u64) {
+        self.shared.covers.send_if_modified(|covers| covers.replace(version) != Some(version));
+    }
+
+    /// Completes when the view has caught up with this version of the store: who wrote it can then use what it wrote. At
+    /// once where nobody makes views from a store. Without a deadline of its own.
+    pub async fn covered(&self, version: u64) {
+        let mut covers = self.shared.covers.subscribe();
+        // The sender lives as long as `self`.
+        let _ = covers.wait_for(|covers| covers.is_none_or(|covers| covers >= version)).await;
     }
 
     /// From now on unknown ids are unknown, not "not ready": every resource has been read once.
@@ -320,6 +336,17 @@ mod tests {
         views.update(|_| View::default());
         assert_eq!((first.number(), views.current().number()), ((7, 0), (7, 2)));
         assert_eq!(first.name_count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wrote_waits_for_a_view_that_covers_it_and_only_where_there_is_a_leader() {
+        let views = Views::in_epoch(1);
+        views.covered(7).await;
+        views.cover(6);
+        let late = tokio::time::timeout(std::time::Duration::from_secs(9), views.covered(7)).await;
+        assert!(late.is_err(), "the view does not say what was written at 7");
+        let (waiter, ()) = tokio::join!(tokio::time::timeout(std::time::Duration::from_secs(9), views.covered(7)), async { views.cover(8) });
+        assert!(waiter.is_ok());
     }
 
     proptest! {

@@ -360,7 +360,7 @@ mod tests {
     fn what_others_wrote_stays_and_what_we_no_longer_say_goes() {
         let existing = json!({
             "deploymentMode": "ModelMesh", "url": "grpc://old", "components": { "transformer": { "url": "http://t" }, "predictor": { "url": "grpc://old" } },
-            "conditions": [{ "type": "IngressReady", "status": "Unknown" }, { "type": "Ready", "status": "True" }], "modelStatus": { "lastFailureInfo": {} }
+            "conditions": [{ "type": "IngressReady", "status": "Unknown", "reason": "NotServed" }, { "type": "Ready", "status": "True" }], "modelStatus": { "lastFailureInfo": {} }
         });
         let written = written(Owner::Isvc, Some(&existing), &Status { active: ModelState::FailedToLoad, ..Status::default() });
         assert_eq!(written["deploymentMode"], "ModelMesh");
@@ -404,8 +404,10 @@ mod tests {
         }
         let one = written_with(Owner::Isvc, Some(&first), &failed(), transformer, THEN);
         assert_eq!(kinds(&one), ["PredictorReady=True", "Ready=False", "TransformerReady=False"]);
-        let none = written(Owner::Isvc, Some(&one), &failed());
-        assert_eq!(kinds(&none), ["PredictorReady=True", "Ready=True"]);
+        assert_eq!(from_json(Owner::Isvc, &one), failed(), "the predictor itself is ready");
+        let minute_later = UnixMillis(THEN.0 + 60_000);
+        let none = written_with(Owner::Isvc, Some(&one), &failed(), OtherParts::default(), minute_later);
+        assert_eq!(times(&none), [("PredictorReady", "True", "2026-11-22T07:43:20Z"), ("Ready", "True", "2026-11-22T07:44:20Z")]);
         assert!(none["conditions"][1].get("reason").is_none());
     }
 
@@ -442,7 +444,24 @@ mod tests {
             let time = UnixMillis(seconds * 1000);
             assert_eq!(read_time(&time.rfc3339()), Some(time));
         }
-        for other in ["", "2026-11-22", "2026-11-22T07:43:44+01:00", "2026-13-22T07:43:44Z", "1969-12-31T23:59:59Z", "2026-11-22T07:43:4\u{e9}"] {
+        assert_eq!(read_time("2016-12-31T23:59:60Z"), Some(UnixMillis(1_483_228_800_000)), "a leap second is the next one");
+        for other in [
+            "",
+            "2026-11-22",
+            "2026-11-22T07:43:44+01:00",
+            "2026-11-22T07:43:44z",
+            "2026-11-22 07:43:44Z",
+            "2026-1a-22T07:43:44Z",
+            "2026-13-22T07:43:44Z",
+            "2026-00-22T07:43:44Z",
+            "2026-11-00T07:43:44Z",
+            "2026-11-32T07:43:44Z",
+            "2026-11-22T24:43:44Z",
+            "2026-11-22T07:60:44Z",
+            "2026-11-22T07:43:61Z",
+            "1969-12-31T23:59:59Z",
+            "2026-11-22T07:43:4\u{e9}",
+        ] {
             assert_eq!(read_time(other), None, "{other}");
         }
     }

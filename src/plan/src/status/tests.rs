@@ -272,6 +272,48 @@ fn a_blocked_target_that_gives_way_to_another_is_shown_on_its_way_first() {
 }
 
 #[test]
+fn what_no_pod_ever_tried_has_failed_without_having_been_on_its_way() {
+    let nowhere = seen(version("A").hosted(no_runtime(Reason::NoSupportingRuntime)), None);
+    let steps = settled_rows(&Status::default(), &nowhere);
+    assert_eq!(words(&steps), ["FailedToLoad/ UpToDate false 0/0 NoSupportingRuntime(A)@:now"]);
+}
+
+#[test]
+fn a_failure_is_told_in_the_words_of_its_cause_and_another_cause_has_its_own_time() {
+    let message = |observed: &Observed| settled_rows(&Status::default(), observed).pop().and_then(|status| status.failure).map(|info| info.message);
+    let in_pod = version("A").failed_on(&["p"]).exhausted();
+    let words_of_pod = in_pod.failures[0].message.clone();
+    assert!(!words_of_pod.is_empty());
+    assert_eq!(message(&seen(in_pod, None)), Some(words_of_pod));
+    assert_eq!(message(&seen(version("A").hosted(Hosting::NoPod), None)), Some(WAITING_FOR_POD.to_owned()));
+    let nowhere = |message: &str| {
+        let none = NoRuntime { reason: Reason::NoSupportingRuntime, message: message.to_owned() };
+        seen(version("A").hosted(Hosting::NoRuntime(none)), None)
+    };
+    assert_eq!(message(&nowhere("none lists it")), Some("none lists it".to_owned()));
+    let first = status(&Status::default(), &nowhere("none lists it"), EARLIER).status;
+    let time = |moved: Moved| moved.status.failure.and_then(|info| info.time);
+    assert_eq!(time(status(&first, &nowhere("none lists it"), NOW)), first.failure.as_ref().and_then(|info| info.time));
+    assert_eq!(time(status(&first, &nowhere("another message"), NOW)), Some(UnixMillis(NOW.0 - 500)));
+}
+
+#[test]
+fn before_every_pod_has_reported_only_what_is_wrong_with_a_new_resource_is_told() {
+    let invalid = |active: Option<VersionFacts>| Observed {
+        generation: 1,
+        spec: SpecState::Invalid("spec is missing".into()),
+        active,
+        target: None,
+        settled: false,
+    };
+    assert_eq!(status(&Status::default(), &invalid(None), NOW).status.transition, Transition::InvalidSpec);
+    let up = Status { active: ModelState::Loaded, available: true, total_copies: 1, ..Status::default() };
+    assert_eq!(status(&up, &invalid(Some(version("A"))), NOW).status, up);
+    let unregistered = Observed { spec: SpecState::Valid, ..invalid(None) };
+    assert_eq!(status(&up, &unregistered, NOW).status, up);
+}
+
+#[test]
 fn before_every_pod_has_reported_a_status_is_only_raised() {
     let up = Status { active: ModelState::Loaded, available: true, total_copies: 1, ..Status::default() };
     let unsettled = |observed: Observed| Observed { settled: false, ..observed };
