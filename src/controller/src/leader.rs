@@ -14,7 +14,7 @@ use berth_plan::background::{self, Purpose, Standby};
 use berth_plan::resource::{InvalidSpec, OtherParts, is_ours};
 use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
 use berth_plan::status::document::{self, Circumstances};
-use berth_plan::status::{self, Observed, SpecState, Status};
+use berth_plan::status::{self, ModelState, Observed, SpecState, Status};
 use berth_registry::{Alias, Change, Changes, Json, NameEntry, Object, ObjectKey, Store, StoreError, Views};
 use berth_telemetry::{Clock, Counter, Gauge, Metrics};
 use berth_types::{Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis};
@@ -322,7 +322,8 @@ impl Leader {
             kept: kept.map(Box::new),
             told_target: None,
             was_loaded,
-            active_worked: false,
+            of_earlier_run: false,
+            failed_target: None,
             shown: None,
             writing: None,
             look_again: None,
@@ -330,7 +331,7 @@ impl Leader {
         // An alias outlives a restart; a resource that was just made has none to go on from.
         if let Some(Alias { active, target }) = resource.kept.as_deref().cloned().filter(|_| at_start && self.names.other_holder(key).is_none()) {
             resource.told_target = target.as_ref().filter(|_| published.target.is_some()).map(|target| Box::new(target.id.clone()));
-            resource.active_worked = was_loaded;
+            resource.of_earlier_run = !matches!(published.active, ModelState::Pending | ModelState::FailedToLoad);
             resource.versions = Versions { active: Some(active.clone()), target: target.clone() };
             self.models.insert(Model::new(Arc::clone(&resource.object.desired), active, was_loaded));
             if let Some(target) = target {
@@ -470,6 +471,13 @@ impl Leader {
                 return (None, !self.paused.contains_key(key));
             }
             let copies = self.copies(key, resource, now);
+            if copies.target_failed {
+                let target = resource.versions.target.as_ref().map(|target| Box::new(target.id.clone()));
+                if let Some(resource) = self.resources.get_mut(key) {
+                    resource.failed_target = target;
+                }
+            }
+            let Some(resource) = self.resources.get(key) else { return (None, false) };
             let next = alias::next(&resource.versions, resource.wanted.as_ref().map_err(|fault| &**fault), &copies, now);
             let alias = resource.alias_for(&next.versions);
             if alias.as_ref() != resource.kept.as_deref() {
@@ -509,7 +517,10 @@ impl Leader {
             }
         }
         let Some(resource) = self.resources.get_mut(key) else { return };
-        resource.active_worked &= !next.switched;
+        if next.switched {
+            resource.of_earlier_run = false;
+            resource.failed_target = None;
+        }
         if next.switched
             && let Some(active) = &next.versions.active
         {
@@ -537,7 +548,7 @@ impl Leader {
             active_can_load: !failed(active),
             target_loaded,
             target_loaded_since: target.loaded_since(&self.pods),
-            target_failed: failed(target) || resource.active_worked,
+            target_failed: resource.of_earlier_run || resource.failed_target.as_deref() == Some(&target.registration.id) || failed(target),
             target_room: target_loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
             // Before every pod has spoken, "no copy is loaded" is no evidence to switch on.
             shown: self.settled && resource.told_target.as_deref() == Some(&target.registration.id),

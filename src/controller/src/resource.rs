@@ -49,9 +49,12 @@ pub(crate) struct Resource {
     pub(crate) told_target: Option<Box<ModelId>>,
     /// A status of an earlier run says that the active version had been loaded.
     pub(crate) was_loaded: bool,
-    /// The active version of an earlier run worked. That nothing is loaded after a restart is no reason to switch: whichever
-    /// target there is must load before it takes over.
-    pub(crate) active_worked: bool,
+    /// The active version is one of an earlier run that was not known to have failed. That nothing is loaded after a
+    /// restart is no reason to switch: whichever target there is must load before it takes over.
+    pub(crate) of_earlier_run: bool,
+    /// A target that failed once: it must load before it takes over from a version that can be loaded, also while it is
+    /// being tried again and after its failure no longer counts.
+    pub(crate) failed_target: Option<Box<ModelId>>,
     /// What the view says; `None` while the name is not ours.
     pub(crate) shown: Option<Shown>,
     pub(crate) writing: Option<Box<Writing>>,

@@ -373,6 +373,49 @@ async fn a_version_that_worked_serves_until_what_was_written_while_no_leader_ran
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_target_that_failed_never_takes_over_unloaded_however_often_it_is_tried_again() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::Fails);
+    world.apply(isvc("digits", onnx("2"))).await;
+    // The version that serves is evicted, as others are used.
+    world.free(ByteSize::ZERO);
+    world.report_of(&old, CopyState::Absent).await;
+    assert_eq!(world.last("digits"), "Standby/FailedToLoad BlockedByFailedLoad True");
+    // Tries that fail, one that takes long, and one that nobody answers until its failure is forgotten.
+    for answer in [Answer::Fails, Answer::Silence, Answer::Silence] {
+        world.answer("digits", answer);
+        world.pass(secs(700)).await;
+        assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "the name went to a version that never loaded");
+    }
+    world.answer("digits", Answer::Loads);
+    world.pass(secs(1_500)).await;
+    assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
+    assert!(!matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_worked_is_not_given_up_after_a_second_crash_while_it_was_loading_again() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let old = world.model("digits");
+    world.answer("digits", Answer::Fails);
+    world.apply(isvc("digits", onnx("2"))).await;
+    let world = world.restart().await;
+    world.answer("digits", Answer::Silence);
+    world.controller.report(&world.pod(), Vec::new()).await;
+    world.report_of(&old, CopyState::Loading { since: UnixMillis(1) }).await;
+    world.pass(secs(1)).await;
+    assert!(world.last("digits").starts_with("Loading/"), "{}", world.last("digits"));
+    let world = world.restart().await;
+    world.answer("digits", Answer::Silence);
+    world.controller.report(&world.pod(), Vec::new()).await;
+    world.pass(secs(1_000)).await;
+    assert!(matches!(world.resolve("digits"), Resolved::Model(model) if model.id == old), "{}", world.last("digits"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_alias_does_not_reach_a_resource_made_anew() {
     let world = World::start().await;
     world.apply(isvc("digits", onnx("1"))).await;

@@ -218,8 +218,11 @@ impl Folder {
         };
         let stored: Vec<Arc<Object>> = self.store.list().into_iter().filter(|object| matches!(object.origin, Origin::Folder(_))).collect();
         let Plan { apply, remove, missing, held_back, mut faults } = plan(&files, &stored, self.missing.as_ref(), now.instant);
+        let was_read =
+            |(path, known): (&PathBuf, &Known)| self.files.get(path).is_none_or(|before| !Arc::ptr_eq(&before.manifests, &known.manifests));
+        let read_anew = files.iter().any(was_read);
         self.files = files;
-        let at_start = self.missing.replace(missing).is_none();
+        self.missing = Some(missing);
 
         let store = &self.store;
         let mut scan = Scan { held_back, ..Scan::default() };
@@ -245,7 +248,7 @@ impl Folder {
                 Err(fault) => faults.push(self.refused(file, Some(line), fault.to_string())),
             }
         }
-        if at_start {
+        if read_anew {
             self.share_with_store();
         }
         self.report(faults, scan)
@@ -255,7 +258,7 @@ impl Folder {
         Fault { file, line, column: None, kind: FaultKind::Refused, message }
     }
 
-    /// Lets go of copies of what the store holds: after a start, everything was read twice.
+    /// Lets go of copies of what the store holds: after a start, and after a change of a file, most was read twice.
     fn share_with_store(&mut self) {
         for known in self.files.values_mut() {
             let held = |object: &Arc<Desired>| self.store.get(&object.key).filter(|present| present.desired == *object);
@@ -343,6 +346,12 @@ fn read_folder(dir: &Path, known: &Files, now: Now) -> io::Result<Files> {
             continue;
         }
         // Follows links: a mounted ConfigMap is links into a folder that is swapped as a whole.
+        if path.to_str().is_none() {
+            // Where a resource comes from is kept with it, as text.
+            let manifests = Arc::new(unreadable(&path, "its name is not UTF-8: rename it"));
+            files.insert(path, Known { stamp: None, since: now.instant, settled: false, manifests });
+            continue;
+        }
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => metadata,
             Ok(_) => continue,

@@ -331,6 +331,18 @@ async fn a_file_that_cannot_be_looked_at_keeps_its_resources_and_is_not_waited_f
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_whose_name_is_no_text_is_named_and_disturbs_no_other() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut bed = Bed::new();
+    bed.write("a.yaml", &isvc("a", 1));
+    let strange = bed.dir.path().join(std::ffi::OsStr::from_bytes(b"\xff.yaml"));
+    std::fs::write(strange, isvc("b", 1)).unwrap();
+    let (scan, faults) = bed.scan().await;
+    assert_eq!((scan.applied, bed.held()), (1, vec!["a=1 a.yaml".to_owned()]));
+    assert!(matches!(faults.as_slice(), [fault] if fault.contains("its name is not UTF-8")), "{faults:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_file_from_the_future_is_read_as_others_are() {
     let mut bed = Bed::new();
     for v in [1, 2] {
