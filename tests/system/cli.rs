@@ -207,6 +207,71 @@ async fn what_is_applied_is_served_changed_and_deleted() -> Result<()> {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_what_will_not_come_by_itself() -> Result<()> {
+    let (fixture, berth) = bare().await?;
+    let iris = service("iris", "quickstart", "iris");
+    on(&fixture, &berth, &format!("apply -f {}", manifest(&fixture, "iris.yaml", &iris)?)).await?.good()?;
+    on(&fixture, &berth, "wait isvc/iris --for=loaded").await?.good()?;
+
+    // A name that another resource has.
+    let text = "apiVersion: serving.kserve.io/v1alpha1
+kind: Predictor
+metadata: {name: iris}
+spec: {modelType: {name: onnx}, storage: {key: quickstart, path: iris}}
+";
+    on(&fixture, &berth, &format!("apply -f {}", manifest(&fixture, "taken.yaml", text)?)).await?.good()?;
+    for awaited in ["loaded", "standby", "condition=Available"] {
+        let errors = on(&fixture, &berth, &format!("wait predictor/iris --for={awaited} --timeout 1h")).await?.bad()?;
+        let told = "error: predictors/iris: Pending, UpToDate, InvalidPredictorSpec: Predictor already exists with the same name";
+        assert!(errors.starts_with(told) && errors.contains("InferenceService default/iris has it"), "{awaited}: {errors}");
+    }
+
+    // A part that nobody runs.
+    let whole = iris.replace("name: iris\n", "name: whole\n") + "  transformer: {containers: [{name: kserve-container, image: an-image}]}\n";
+    on(&fixture, &berth, &format!("apply -f {}", manifest(&fixture, "whole.yaml", &whole)?)).await?.good()?;
+    for awaited in ["loaded", "condition=PredictorReady", "condition=Ready=False"] {
+        on(&fixture, &berth, &format!("wait isvc/whole --for={awaited}")).await?.good()?;
+    }
+    for awaited in ["condition=Ready", "condition=TransformerReady"] {
+        assert_eq!(
+            on(&fixture, &berth, &format!("wait isvc/whole --for={awaited} --timeout 1h")).await?.bad()?,
+            "error: inferenceservices/whole: Loaded, UpToDate, TransformerReady, NotServed: the transformer is not run here: requests reach the \
+             predictor without it",
+            "{awaited}"
+        );
+    }
+
+    // One that is somebody else's.
+    let other = iris.replace("name: iris\n", "name: other\n").replace("ModelMesh", "Serverless");
+    on(&fixture, &berth, &format!("apply -f {}", manifest(&fixture, "other.yaml", &other)?)).await?.good()?;
+    let errors = on(&fixture, &berth, "wait isvc/other --for=loaded --timeout 1h").await?.bad()?;
+    assert!(errors.starts_with("error: inferenceservices/other: it is left alone: "), "{errors}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_inference_service_of_another_mode_is_listed_and_described_as_left_alone() -> Result<()> {
+    let (fixture, berth) = bare().await?;
+    let (ours, other) = (service("ours", "quickstart", "iris"), service("other", "quickstart", "iris").replace("ModelMesh", "Serverless"));
+    on(&fixture, &berth, &format!("apply -f {}", manifest(&fixture, "both.yaml", &format!("{ours}---\n{other}"))?)).await?.good()?;
+    on(&fixture, &berth, "wait isvc/ours --for=loaded").await?.good()?;
+    for line in ["get isvc", "get isvc -o wide", "get -A", "get isvc other ours"] {
+        let table = on(&fixture, &berth, line).await?.good()?;
+        let cells = |name: &str| -> Vec<String> {
+            let row = table.lines().find(|row| row.split_whitespace().any(|cell| cell == name || cell.ends_with(&format!("/{name}"))));
+            row.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+        };
+        assert!(cells("other").contains(&"Unmanaged".to_owned()), "{line}\n{table}");
+        assert!(cells("ours").contains(&"Loaded".to_owned()), "{line}\n{table}");
+    }
+    let managed = |page: &str| page.lines().find(|line| line.starts_with("Managed:")).map(str::to_owned);
+    let told = managed(&on(&fixture, &berth, "describe isvc other").await?.good()?).context("nothing is said about it")?;
+    assert!(told.contains("no, it is left alone: only InferenceServices with the annotation serving.kserve.io/deploymentMode: ModelMesh"), "{told}");
+    assert_eq!(managed(&on(&fixture, &berth, "describe isvc ours").await?.good()?), None);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_manifest_that_is_partly_wrong_is_applied_as_far_as_it_is_right() -> Result<()> {
     let (fixture, berth) = bare().await?;
     let text = format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: s}}\n---\n{}", service("iris", "quickstart", "iris"));

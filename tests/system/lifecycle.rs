@@ -139,3 +139,33 @@ async fn probes_metrics_and_lists_are_served() -> Result<()> {
     assert_eq!(names, fixture.quickstart.names()?);
     Ok(())
 }
+
+#[tokio::test]
+async fn what_waits_for_a_name_or_a_runtime_or_is_left_alone_does_not_keep_the_start_from_being_ready() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let predictor = |name: &str, format: &str| {
+        format!(
+            "apiVersion: serving.kserve.io/v1alpha1
+kind: Predictor
+metadata: {{name: {name}}}
+spec: {{modelType: {{name: {format}}}, storage: {{key: quickstart, path: iris}}}}
+"
+        )
+    };
+    let elsewhere = "apiVersion: serving.kserve.io/v1alpha1
+kind: ServingRuntime
+metadata: {name: elsewhere}
+spec: {multiModel: true, supportedModelFormats: [{name: sklearn, autoSelect: true}], containers: []}
+";
+    // In the order of the files: the name has a holder before a second one wants it.
+    fixture.manifest("zz.yaml", &format!("{}---\n{elsewhere}---\n{}", predictor("iris", "onnx"), predictor("waits", "sklearn")))?;
+    fixture.manifest("a-foreign-one.yaml", &service("a-foreign-one", "quickstart", "iris").replace("ModelMesh", "Serverless"))?;
+    let mut berth = fixture.serve(ROOMY).start().await?;
+    let ready = berth.process().line("the ready line", SOON, |line| line.starts_with("ready ")).await?;
+    for counted in ["1 Pending", "1 Loading", "1 Unmanaged"] {
+        assert!(ready.contains(counted), "{counted} is not in: {ready}");
+    }
+    let foreign = |line: &str| line.starts_with("Unmanaged ") && line.contains("a-foreign-one") && line.contains("deploymentMode: ModelMesh");
+    berth.process().line("the word that one is left alone", SOON, foreign).await?;
+    fixture.all_answer(&berth).await
+}

@@ -13,6 +13,7 @@ mod gate;
 mod invalid;
 mod names;
 mod runtimes;
+mod schema;
 mod seed_documents;
 mod standby;
 mod updated;

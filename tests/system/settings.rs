@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use anyhow::Result;
-use berth_testkit::Berth;
+use anyhow::{Context, Result};
+use berth_testkit::{Berth, Watch};
+use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, ROOMY, SOON};
 use crate::refusals::USAGE;
@@ -75,5 +76,75 @@ async fn rest_can_be_switched_off() -> Result<()> {
     berth.process().line("the word that REST is off", SOON, |line| line.starts_with("REST ") && line.ends_with(" off")).await?;
     assert_eq!(listeners(berth.process().id())?, 4);
     berth.stands("iris", SOON, |standing| standing.active == "Loaded").await?;
+    Ok(())
+}
+
+/// The endpoints in the status of a resource of either kind: gRPC, REST, and what stands for "the" URL.
+fn endpoints(resource: &Value) -> [&Value; 3] {
+    let status = &resource["status"];
+    match resource["kind"].as_str() {
+        Some("Predictor") => [&status["grpcEndpoint"], &status["httpEndpoint"], &status["grpcEndpoint"]],
+        _ => {
+            let predictor = &status["components"]["predictor"];
+            [&predictor["grpcUrl"], &predictor["restUrl"], &predictor["url"]]
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_rest_off_no_status_names_a_rest_endpoint() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let kinds = [("iris", "v1beta1", "inferenceservices"), ("breast-cancer", "v1alpha1", "predictors")];
+    // What an earlier life with REST has told is taken back.
+    let mut with = fixture.serve(ROOMY).start().await?;
+    for (name, ..) in kinds {
+        with.stands(name, SOON, |standing| standing.active == "Loaded").await?;
+        assert_eq!(endpoints(&with.resource(name).await?)[1], &json!(format!("http://{}", with.rest())), "{name}");
+    }
+    with.process().kill().await?;
+    drop(with);
+
+    let berth = fixture.serve(ROOMY).unset("--rest").env("BERTH_REST", "off").start().await?;
+    let grpc = json!(format!("grpc://{}", berth.grpc()));
+    for (name, ..) in kinds {
+        berth.stands(name, SOON, |standing| standing.active == "Loaded").await?;
+        let resource = berth.resource(name).await?;
+        assert_eq!(endpoints(&resource), [&grpc, &Value::Null, &grpc], "{resource}");
+        assert!(!resource["status"].to_string().contains("http:"), "{resource}");
+    }
+    // One that is made now is never told of one either.
+    for (model, version, plural) in kinds {
+        let name = format!("another-{model}");
+        let manifest = fs::read_to_string(fixture.manifests().join(format!("{model}.yaml")))?;
+        let mut watch = Watch::start(&berth, &format!("/apis/serving.kserve.io/{version}/namespaces/default/{plural}"), &name).await?;
+        fixture.manifest(&format!("{name}.yaml"), &manifest.replacen(&format!("name: {model}"), &format!("name: {name}"), 1))?;
+        watch.until("it to be loaded", SOON, |told| told.row() == "Loaded, UpToDate, available, 0/1").await?;
+        let last = watch.told().last().context("an event")?;
+        assert_eq!(endpoints(&last.resource), [&grpc, &Value::Null, &grpc]);
+        assert!(watch.told().iter().all(|told| endpoints(&told.resource)[1].is_null()), "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_start_says_whether_the_resource_api_asks_for_a_token_and_never_which() -> Result<()> {
+    let fixture = Fixture::empty()?;
+    fs::write(fixture.path("token"), "s3cret-of-nobody\n")?;
+    for (file, expected) in
+        [(None, "token        none: the resource API answers everybody on this machine"), (Some(fixture.path("token")), "asks for the one in ")]
+    {
+        let serve = fixture.serve(ROOMY);
+        let mut berth = match &file {
+            Some(file) => serve.flag("--api-token-file", file),
+            None => serve,
+        }
+        .spawn()?;
+        let line = berth.process().line("the word about the token", SOON, |line| line.starts_with("token ")).await?;
+        assert!(line.contains(expected), "{line}");
+        assert!(file.is_none_or(|file| line.ends_with(&file.display().to_string())), "{line}");
+        berth.ready().await?;
+        assert!(!berth.process().written().contains("s3cret"), "{}", berth.process().written());
+        berth.process().kill().await?;
+    }
     Ok(())
 }

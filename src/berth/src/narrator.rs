@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::machine::Budget;
 use crate::ports::Ports;
 use crate::serve::shown;
+use crate::token::ApiToken;
 use crate::ui::{Standing, Ui};
 
 /// What the narrator follows, and what it needs for its line to paste.
@@ -69,14 +70,15 @@ impl Narrator {
         self.ui.line("engine", &runtime.version);
     }
 
-    /// Where it listens.
-    pub(crate) fn listening(&self, ports: &Ports) {
+    /// Where it listens, and who is answered there.
+    pub(crate) fn listening(&self, ports: &Ports, token: Option<&ApiToken>) {
         self.ui.line("gRPC", &ports.grpc.addr.to_string());
         match &ports.rest {
             Some(port) => self.ui.line("REST", &format!("http://{}", port.addr)),
             None => self.ui.line("REST", "off"),
         }
         self.ui.line("resources", &format!("http://{}/apis/serving.kserve.io", ports.api.addr));
+        self.ui.line("token", &access(token));
         self.ui.line("metrics", &format!("http://{}/metrics", ports.metrics.addr));
         self.ui.line("probes", &format!("http://{}/ready", ports.probes.addr));
     }
@@ -130,11 +132,15 @@ impl Narrator {
             Kind::Predictor => Owner::Ksp,
             Kind::ServingRuntime | Kind::ClusterServingRuntime => return,
         };
-        match object.filter(|object| is_ours(owner, &object.annotations.members())) {
+        match object {
             None => {
-                if self.settled.remove(key).is_some() {
-                    self.ui.gone(&name_of(key));
-                }
+                self.settled.remove(key);
+                self.ui.gone(key.kind, &name_of(key));
+            }
+            Some(object) if !is_ours(owner, &object.annotations.members()) => {
+                // Said because the annotation is easily forgotten; nothing waits for it, and no request reaches it.
+                self.settled.remove(key);
+                self.ui.standing(&unmanaged(key));
             }
             Some(object) => {
                 let mut standing = standing(key, object.status.as_ref().map(Json::value).as_ref());
@@ -175,11 +181,26 @@ impl Narrator {
     }
 }
 
+/// Whether the resource API asks for a token, and which one: never what it is.
+fn access(token: Option<&ApiToken>) -> String {
+    match token {
+        None => "none: the resource API answers everybody on this machine, and nobody else".to_owned(),
+        Some(ApiToken { file: Some(file), .. }) => format!("the resource API asks for the one in {}", shown(file)),
+        Some(ApiToken { file: None, .. }) => "the resource API asks for the one in BERTH_API_TOKEN".to_owned(),
+    }
+}
+
 fn name_of(key: &ObjectKey) -> String {
     match &key.namespace {
         Some(namespace) if namespace.as_str() != "default" => format!("{namespace}/{}", key.name),
         _ => key.name.to_string(),
     }
+}
+
+/// A resource that is somebody else's.
+fn unmanaged(key: &ObjectKey) -> Standing {
+    let why = "left alone: the annotation serving.kserve.io/deploymentMode: ModelMesh makes it ours";
+    Standing { kind: key.kind, name: name_of(key), state: "Unmanaged".to_owned(), failure: Some(why.to_owned()), size: None }
 }
 
 fn standing(key: &ObjectKey, status: Option<&Value>) -> Standing {
@@ -196,11 +217,12 @@ fn standing(key: &ObjectKey, status: Option<&Value>) -> Standing {
         Some(message) if !message.is_empty() => format!("{reason}: {message}"),
         _ => reason.to_owned(),
     });
-    Standing { name: name_of(key), state: state.to_owned(), failure, size: None }
+    Standing { kind: key.kind, name: name_of(key), state: state.to_owned(), failure, size: None }
 }
 
 #[cfg(test)]
 mod tests {
+    use berth_api::Token;
     use berth_types::{Name, Namespace};
     use serde_json::json;
 
@@ -234,6 +256,18 @@ mod tests {
         ] {
             let standing = standing(&key(kind, "default"), status.as_ref());
             assert_eq!((standing.state.as_str(), standing.failure.as_deref()), (state, why), "{case}");
+        }
+    }
+
+    #[test]
+    fn who_is_answered_is_told_without_the_token() {
+        let token = |file: Option<&str>| ApiToken { token: Token::new("s3cret").expect("a token"), file: file.map(PathBuf::from) };
+        for (token, expected) in [
+            (None, "none: the resource API answers everybody on this machine, and nobody else"),
+            (Some(token(Some("/run/berth.token"))), "the resource API asks for the one in /run/berth.token"),
+            (Some(token(None)), "the resource API asks for the one in BERTH_API_TOKEN"),
+        ] {
+            assert_eq!(access(token.as_ref()), expected);
         }
     }
 

@@ -168,7 +168,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
 
     let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
     narrator.starting(config, &memory, &disk, &info);
-    narrator.listening(&ports);
+    narrator.listening(&ports, config.api_token.as_ref());
     let sources = Sources {
         changes: store.subscribe(),
         downloads: puller.progress(),

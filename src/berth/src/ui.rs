@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
+use berth_registry::Kind;
 use berth_telemetry::field::took;
 use berth_types::ByteSize;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -15,27 +16,31 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 pub(crate) struct Ui {
     bars: Option<MultiProgress>,
     downloads: BTreeMap<String, ProgressBar>,
-    states: BTreeMap<String, String>,
+    /// What was last printed of each resource. One name may stand for a resource of either kind.
+    states: BTreeMap<(Kind, String), String>,
 }
 
 /// How one resource stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Standing {
+    /// Which of the two kinds.
+    pub(crate) kind: Kind,
     /// `<namespace>/<name>`, without the namespace when it is `default`.
     pub(crate) name: String,
-    /// The state of the active model, or `InvalidSpec`.
+    /// The state of the active model, `InvalidSpec` or `Unmanaged`.
     pub(crate) state: String,
-    /// Why, where something failed.
+    /// Why, where something failed or is left alone.
     pub(crate) failure: Option<String>,
     /// What the copy takes, when one is loaded.
     pub(crate) size: Option<ByteSize>,
 }
 
 impl Standing {
-    /// True once nothing is on its way for this resource.
+    /// True once nothing is on its way for this resource: also when it waits for what may never come, a name that another
+    /// resource has or a runtime that nobody runs.
     #[must_use]
     pub(crate) fn settled(&self) -> bool {
-        !matches!(self.state.as_str(), "Pending" | "Loading")
+        self.failure.is_some() || !matches!(self.state.as_str(), "Pending" | "Loading")
     }
 }
 
@@ -77,15 +82,16 @@ impl Ui {
             text = format!("{text:<28} {failure}");
         }
         let news = format!("{}{}", standing.state, standing.failure.as_deref().unwrap_or(""));
-        if self.states.get(&standing.name) != Some(&news) {
-            self.states.insert(standing.name.clone(), news);
+        let key = (standing.kind, standing.name.clone());
+        if self.states.get(&key) != Some(&news) {
+            self.states.insert(key, news);
             self.line(&standing.state, &text);
         }
     }
 
     /// The resource is gone.
-    pub(crate) fn gone(&mut self, name: &str) {
-        if self.states.remove(name).is_some() {
+    pub(crate) fn gone(&mut self, kind: Kind, name: &str) {
+        if self.states.remove(&(kind, name.to_owned())).is_some() {
             self.line("Deleted", name);
         }
     }
@@ -115,7 +121,7 @@ impl Ui {
     /// The line that says that requests are answered, and what was loaded.
     pub(crate) fn ready(&self, since_start: Duration) {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for state in ["Loaded", "Standby", "FailedToLoad", "InvalidSpec"] {
+        for state in ["Loaded", "Standby", "FailedToLoad", "InvalidSpec", "Pending", "Loading", "Unmanaged"] {
             let count = self.states.values().filter(|news| news.starts_with(state)).count();
             if count > 0 {
                 counts.insert(state, count);
@@ -132,7 +138,7 @@ mod tests {
     use super::*;
 
     fn standing(state: &str) -> Standing {
-        Standing { name: "m".to_owned(), state: state.to_owned(), failure: None, size: None }
+        Standing { kind: Kind::Predictor, name: "m".to_owned(), state: state.to_owned(), failure: None, size: None }
     }
 
     #[test]
@@ -141,6 +147,8 @@ mod tests {
             [("Pending", false), ("Loading", false), ("Loaded", true), ("Standby", true), ("FailedToLoad", true), ("InvalidSpec", true)]
         {
             assert_eq!(standing(state).settled(), settled, "{state}");
+            let waiting = Standing { failure: Some("RuntimeUnhealthy: no pod".to_owned()), ..standing(state) };
+            assert!(waiting.settled(), "{state} with its reason");
         }
     }
 
@@ -150,7 +158,10 @@ mod tests {
         ui.standing(&standing("Loaded"));
         ui.standing(&standing("Loaded"));
         assert_eq!(ui.states.len(), 1);
-        ui.gone("m");
-        assert!(ui.states.is_empty());
+        ui.standing(&Standing { kind: Kind::InferenceService, ..standing("Pending") });
+        assert_eq!(ui.states.len(), 2, "another kind is another resource");
+        ui.gone(Kind::Predictor, "m");
+        ui.gone(Kind::Predictor, "m");
+        assert_eq!(ui.states.len(), 1);
     }
 }

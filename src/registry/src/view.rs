@@ -27,8 +27,10 @@ pub struct NameEntry {
 }
 
 impl NameEntry {
+    /// Each once.
     fn registrations(&self) -> impl Iterator<Item = &Arc<Registration>> {
-        self.active.iter().chain(&self.target)
+        let is_active = |target: &&Arc<Registration>| self.active.as_ref().is_some_and(|active| active.id == target.id);
+        self.active.iter().chain(self.target.iter().filter(move |target| !is_active(target)))
     }
 }
 
@@ -57,7 +59,7 @@ impl Entry for Arc<Named> {
     }
 }
 
-/// A registration and how many names refer to it.
+/// A registration that is not found by the name in its id, and how many names refer to it.
 #[derive(Clone)]
 struct Counted {
     registration: Arc<Registration>,
@@ -70,6 +72,17 @@ impl Entry for Counted {
     }
 }
 
+/// The name that a model id begins with, where it has the usual form `<name>__<owner>-<hash>`.
+fn name_in(id: &str) -> Option<&str> {
+    id.rsplit_once("__").map(|(name, _)| name)
+}
+
+/// True when a model id is found through this name. Only a version of the name has an id of that form, so nothing more
+/// than the name has to be kept to find it.
+fn is_of(id: &ModelId, name: &Name) -> bool {
+    name_in(id.as_str()) == Some(name.as_str())
+}
+
 /// One immutable picture of names and registrations, numbered (epoch, sequence). A clone is a few reference counts; a
 /// change copies one path of about log32(names) small nodes, not the whole.
 #[derive(Clone, Default)]
@@ -79,7 +92,10 @@ pub struct View {
     /// Every resource has been read once, so what is not here does not exist.
     ready: bool,
     names: Map<Arc<Named>>,
-    models: Map<Counted>,
+    /// How many registrations the names refer to.
+    models: usize,
+    /// Those among them whose id does not begin with the name that refers to them.
+    others: Map<Counted>,
     pool: Arc<Pool>,
 }
 
@@ -113,7 +129,8 @@ impl View {
     /// The registration of a model id.
     #[must_use]
     pub fn model(&self, id: &str) -> Option<&Arc<Registration>> {
-        self.models.get(id).map(|counted| &counted.registration)
+        let of_name = name_in(id).and_then(|name| self.name(name)?.registrations().find(|registration| registration.id.as_str() == id));
+        of_name.or_else(|| self.others.get(id).map(|counted| &counted.registration))
     }
 
     /// This view with one name changed (`None`: removed). Registrations that no name refers to any more are gone.
@@ -133,34 +150,43 @@ impl View {
     }
 
     fn change(&mut self, name: Name, entry: Option<NameEntry>) {
+        let key = name.clone();
         let old = match entry {
             Some(entry) => {
+                let share = |registration: Option<Arc<Registration>>| registration.map(|registration| self.pool.share(&registration));
+                let entry = NameEntry { active: share(entry.active), target: share(entry.target), failure: entry.failure };
                 // Counted up before the old entry is counted down, so that what both refer to stays.
-                let entry = NameEntry {
-                    active: entry.active.map(|registration| self.hold(&registration)),
-                    target: entry.target.map(|registration| self.hold(&registration)),
-                    failure: entry.failure,
-                };
+                entry.registrations().for_each(|registration| self.hold(&name, registration));
                 self.names.insert(Arc::new(Named { name, entry }))
             }
             None => self.names.remove(name.as_str()),
         };
         for registration in old.iter().flat_map(|named| named.entry.registrations()) {
-            self.release(&registration.id);
+            self.release(&key, &registration.id);
         }
     }
 
-    fn hold(&mut self, registration: &Arc<Registration>) -> Arc<Registration> {
-        let shared = self.pool.share(registration);
-        let names = self.models.get(shared.id.as_str()).map_or(0, |counted| counted.names);
-        self.models.insert(Counted { registration: Arc::clone(&shared), names: names + 1 });
-        shared
+    fn hold(&mut self, name: &Name, registration: &Arc<Registration>) {
+        if is_of(&registration.id, name) {
+            self.models += 1;
+            return;
+        }
+        let names = self.others.get(registration.id.as_str()).map_or(0, |counted| counted.names);
+        self.models += usize::from(names == 0);
+        self.others.insert(Counted { registration: Arc::clone(registration), names: names + 1 });
     }
 
-    fn release(&mut self, id: &ModelId) {
-        match self.models.get(id.as_str()).cloned() {
-            Some(counted) if counted.names > 1 => drop(self.models.insert(Counted { names: counted.names - 1, ..counted })),
-            Some(_) => drop(self.models.remove(id.as_str())),
+    fn release(&mut self, name: &Name, id: &ModelId) {
+        if is_of(id, name) {
+            self.models -= 1;
+            return;
+        }
+        match self.others.get(id.as_str()).cloned() {
+            Some(counted) if counted.names > 1 => drop(self.others.insert(Counted { names: counted.names - 1, ..counted })),
+            Some(_) => {
+                self.models -= 1;
+                self.others.remove(id.as_str());
+            }
             None => {}
         }
     }
@@ -174,7 +200,11 @@ impl View {
 
     /// Every model id, for tests and lists. In no order that means anything.
     pub fn model_ids(&self) -> impl Iterator<Item = &ModelId> {
-        self.models.iter().map(|counted| &counted.registration.id)
+        let of_names = self.names.iter().flat_map(|named| {
+            let ids = named.entry.registrations().map(|registration| &registration.id);
+            ids.filter(|id| is_of(id, &named.name))
+        });
+        of_names.chain(self.others.iter().map(|counted| &counted.registration.id))
     }
 
     /// Every name with its entry, in no order that means anything.
@@ -191,7 +221,7 @@ impl View {
     /// How many registrations the names refer to.
     #[must_use]
     pub fn model_count(&self) -> usize {
-        self.models.len()
+        self.models
     }
 
     /// Which view this is: the epoch of its writer, and its place in that epoch. The larger pair is the newer view.
@@ -328,6 +358,11 @@ mod tests {
         assert_eq!(text(views.current().resolve("digits")), v1.id.as_str());
     }
 
+    /// Odd versions belong to no name, even ones to the name with this number.
+    fn version_of(number: u8, version: u32) -> Arc<Registration> {
+        if version.is_multiple_of(2) { registration(&format!("name-{number}"), version) } else { registration("shared", version) }
+    }
+
     #[test]
     fn each_update_is_one_number_later_in_the_writers_epoch_whatever_the_change_returns() {
         let views = Views::in_epoch(7);
@@ -360,8 +395,8 @@ mod tests {
             let mut expected = BTreeMap::new();
             for (number, change) in steps {
                 let name = name(&format!("name-{number}"));
-                // Versions of all names come from one small pool, so that names share registrations.
-                let of = |version: Option<u32>| version.map(|version| registration("shared", version));
+                // Odd versions come from one small pool, so that names share registrations; even ones are the name's own.
+                let of = |version: Option<u32>| version.map(|version| version_of(number, version));
                 view = view.with_name(&name, change.map(|(active, target)| entry(of(active), of(target))));
                 match change {
                     Some(ids) => drop(expected.insert(number, ids)),
@@ -369,13 +404,17 @@ mod tests {
                 }
             }
             let referred: BTreeSet<ModelId> = expected
-                .values()
-                .flat_map(|(active, target)| [*active, *target])
-                .flatten()
-                .map(|version| registration("shared", version).id.clone())
+                .iter()
+                .flat_map(|(number, (active, target))| [active, target].into_iter().flatten().map(|version| version_of(*number, *version).id.clone()))
                 .collect();
-            prop_assert_eq!(view.model_ids().cloned().collect::<BTreeSet<_>>(), referred);
-            prop_assert_eq!(view.name_count(), expected.len());
+            prop_assert_eq!(view.model_ids().cloned().collect::<BTreeSet<_>>(), referred.clone());
+            prop_assert_eq!((view.name_count(), view.model_count(), view.model_ids().count()), (expected.len(), referred.len(), referred.len()));
+            for number in 0..6 {
+                for version in 0..4 {
+                    let id = version_of(number, version).id.clone();
+                    prop_assert_eq!(view.model(id.as_str()).map(|found| &found.id), referred.get(&id));
+                }
+            }
         }
     }
 }

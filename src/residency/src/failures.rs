@@ -1,7 +1,9 @@
 //! What went wrong here lately, per model: shown for a while, and answered at once for a short while where trying again
 //! so soon is of no use or costs others their copies.
 //!
-//! Both times run on the monotonic clock. Only across a restart the time of the failure says how much of them is left.
+//! A model that fails again and again has a line in the log about once a second, with the number of times.
+//!
+//! All times run on the monotonic clock. Only across a restart the time of the failure says how much of them is left.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use berth_types::{Failure, ModelId, Retry, UnixMillis};
 use serde::{Deserialize, Serialize};
+
+/// The shortest time between two lines in the log about one model.
+const BETWEEN_LINES: Duration = Duration::from_secs(1);
 
 /// The last failure of a model, and what those before it mean for the next try: all that outlives the process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +43,20 @@ struct Kept {
     record: Record,
     quiet_until: Instant,
     expires: Instant,
+    /// When the log last had a line about it.
+    logged: Option<Instant>,
+    /// Failures since then.
+    unlogged: u32,
+}
+
+impl Kept {
+    fn take_unlogged(&mut self, now: Instant) -> Option<u32> {
+        if self.unlogged == 0 || self.logged.is_some_and(|logged| now < logged + BETWEEN_LINES) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
+    }
 }
 
 /// What kind of failure it was, as far as the next try is concerned.
@@ -63,18 +82,30 @@ impl Failures {
         Failures { kept, quiet, records: HashMap::new() }
     }
 
-    pub(crate) fn note(&mut self, failure: Arc<Failure>, kind: Kind, now: Instant) {
+    /// Takes it in; how many failures there were since the last line in the log, when it is time for one.
+    pub(crate) fn note(&mut self, failure: Arc<Failure>, kind: Kind, now: Instant) -> Option<u32> {
         let (first, longest) = self.quiet;
+        let (logged, unlogged) = self.records.get(&failure.model).map_or((None, 0), |kept| (kept.logged, kept.unlogged));
+        let model = failure.model.clone();
         let (quiet, no_help_before) = match self.records.get(&failure.model) {
             Some(Kept { record: before, .. }) => (before.quiet.saturating_mul(2).min(longest), before.eviction_was_no_help),
             None => (first, false),
         };
         self.insert(Record::new(failure, kind, quiet, no_help_before), Duration::ZERO, now);
+        let kept = self.records.get_mut(&model)?;
+        (kept.logged, kept.unlogged) = (logged, unlogged.saturating_add(1));
+        kept.take_unlogged(now)
+    }
+
+    /// The failures that no line in the log tells of yet although there was time enough, with how many there were of each.
+    pub(crate) fn take_unlogged(&mut self, now: Instant) -> Vec<(Arc<Failure>, u32)> {
+        let unlogged = |kept: &mut Kept| Some((Arc::clone(&kept.record.failure), kept.take_unlogged(now)?));
+        self.records.values_mut().filter_map(unlogged).collect()
     }
 
     fn insert(&mut self, record: Record, age: Duration, now: Instant) {
         let (quiet_until, expires) = (now + record.quiet.saturating_sub(age), now + self.kept.saturating_sub(age));
-        self.records.insert(record.failure.model.clone(), Kept { record, quiet_until, expires });
+        self.records.insert(record.failure.model.clone(), Kept { record, quiet_until, expires, logged: None, unlogged: 0 });
     }
 
     /// Takes in failures of before a restart, with what is left of their time at `wall`, which is `now`. One that says to
@@ -107,6 +138,10 @@ impl Failures {
     /// All that count.
     pub(crate) fn records(&self) -> impl ExactSizeIterator<Item = &Record> {
         self.records.values().map(|kept| &kept.record)
+    }
+
+    pub(crate) fn record(&self, model: &ModelId) -> Option<&Record> {
+        self.records.get(model).map(|kept| &kept.record)
     }
 
     /// The failure that counts against `model`, for reports.
@@ -190,6 +225,21 @@ mod tests {
             let mut failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO));
             failures.restore(times.map(|time| record("m", UnixMillis(time))).into(), NOW, Clock::system().now());
             assert_eq!(failures.records().map(|record| record.failure.time.0).collect::<Vec<_>>(), [NOW.0 - 1]);
+        }
+    }
+
+    #[test]
+    fn a_model_that_fails_again_and_again_is_logged_once_a_second_with_the_number_of_times() {
+        let start = Clock::system().now();
+        let mut failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO));
+        let mut note = |model: &str, at: u64| failures.note(record(model, NOW).failure, Kind::Plain, start + Duration::from_millis(at));
+        for (at, line) in [(0, Some(1)), (1, None), (999, None), (1_000, Some(3)), (1_001, None), (2_500, Some(2)), (3_400, None)] {
+            assert_eq!(note("m", at), line, "at {at} ms");
+        }
+        assert_eq!(note("other", 1), Some(1));
+        for (at, lines) in [(3_499, vec![]), (3_500, vec![("m", 1)]), (9_000, vec![])] {
+            let left = failures.take_unlogged(start + Duration::from_millis(at));
+            assert_eq!(left.iter().map(|(failure, times)| (failure.model.as_str(), *times)).collect::<Vec<_>>(), lines, "at {at} ms");
         }
     }
 

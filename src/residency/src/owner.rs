@@ -274,6 +274,9 @@ impl Owner {
             for model in self.failures.expire(now) {
                 self.report(&model);
             }
+            for (failure, times) in self.failures.take_unlogged(now) {
+                log_failure(&failure, times);
+            }
             self.show_lru_age();
             self.save_if_due();
         }
@@ -593,9 +596,11 @@ impl Owner {
     fn record(&mut self, failure: Arc<Failure>, kind: Kind) {
         let step = failure.step.as_str();
         self.metrics.add(Counter::Loads, &[("step", step), ("outcome", "failed")], 1);
-        warn!(model = %failure.model, step, reason = %failure.reason, error = %failure.message, "model failed");
-        self.keeping.note_change(&failure.model);
-        self.failures.note(failure, kind, self.clock.now());
+        let now = self.clock.now();
+        self.keeping.note_change(&failure.model, now);
+        if let Some(times) = self.failures.note(Arc::clone(&failure), kind, now) {
+            log_failure(&failure, times);
+        }
     }
 
     /// The load is over: everybody who waits learns why. `counts_as`: it also counts against the model.
@@ -793,6 +798,11 @@ impl Owner {
             }
         }
     }
+}
+
+/// `times`: how often it failed since the last such line about this model, this failure included.
+fn log_failure(failure: &Failure, times: u32) {
+    warn!(model = %failure.model, step = failure.step.as_str(), reason = %failure.reason, error = %failure.message, times, "model failed");
 }
 
 /// Last use of a loaded copy, or the time of loading when it was never used.

@@ -1,4 +1,8 @@
 //! What subscribers are told about the copies here: the newest report per model, never a growing queue.
+//!
+//! A load that begins does not hide how the one before ended: a model that is asked for again and again, and fails each
+//! time faster than it is read of, would be said to load for ever. So what is unread of a model is up to two reports, and
+//! the reader gets them one after the other.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
@@ -9,9 +13,37 @@ use tokio::sync::Notify;
 
 use crate::history::History;
 
+/// What is still to be said of a model, in this order.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct News {
+    /// The newest report that does not say that it loads.
+    outcome: Option<CopyReport>,
+    /// The newest report after that, when it loads (again).
+    loading: Option<CopyReport>,
+}
+
+impl News {
+    pub(crate) fn add(&mut self, report: CopyReport) {
+        if matches!(report.state, CopyState::Loading { .. }) {
+            self.loading = Some(report);
+        } else {
+            *self = News { outcome: Some(report), loading: None };
+        }
+    }
+
+    /// What comes first of it.
+    pub(crate) fn take(&mut self) -> Option<CopyReport> {
+        self.outcome.take().or_else(|| self.loading.take())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.outcome.is_none() && self.loading.is_none()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Subscriber {
-    pending: Mutex<BTreeMap<ModelId, CopyReport>>,
+    pending: Mutex<BTreeMap<ModelId, News>>,
     ended: std::sync::atomic::AtomicBool,
     ring: Notify,
 }
@@ -33,7 +65,7 @@ impl Board {
         let mut told = self.0.lock();
         told.subscribers.retain(|subscriber| {
             let Some(subscriber) = subscriber.upgrade() else { return false };
-            subscriber.pending.lock().insert(report.model.clone(), report.clone());
+            subscriber.pending.lock().entry(report.model.clone()).or_default().add(report.clone());
             subscriber.ring.notify_one();
             true
         });
@@ -56,6 +88,12 @@ impl Board {
             })
             .collect();
         pending.extend(told.latest.iter().map(|(model, report)| (model.clone(), report.clone())));
+        let news = |(model, report)| {
+            let mut news = News::default();
+            news.add(report);
+            (model, news)
+        };
+        let pending = pending.into_iter().map(news).collect();
         let subscriber = Arc::new(Subscriber { pending: Mutex::new(pending), ended: told.ended.into(), ring: Notify::new() });
         told.subscribers.push(Arc::downgrade(&subscriber));
         Reports(subscriber)
@@ -72,19 +110,25 @@ impl Board {
     }
 }
 
-/// A subscription to copy reports. A slow reader gets the newest per model.
+/// A subscription to copy reports. A slow reader gets the newest per model; where a model loads again, how its last load
+/// ended comes before that, in a call of its own.
 #[derive(Debug)]
 pub struct Reports(Arc<Subscriber>);
 
 impl Reports {
     /// What there is to say now, without waiting: right after subscribing everything that is known, also when that is
-    /// nothing. It counts as said.
+    /// nothing. It counts as said. Never two reports of one model.
     #[must_use]
     pub fn so_far(&mut self) -> Vec<CopyReport> {
-        std::mem::take(&mut *self.0.pending.lock()).into_values().collect()
+        let mut said = Vec::new();
+        self.0.pending.lock().retain(|_, news| {
+            said.extend(news.take());
+            !news.is_empty()
+        });
+        said
     }
 
-    /// The models that changed since the last call, each with its newest report, by id; waits until there is one.
+    /// The models that changed since the last call, each with one report, by id; waits until there is one.
     /// `None` when the owner task has ended and everything was read. May be cancelled without losing a report.
     pub async fn next(&mut self) -> Option<Vec<CopyReport>> {
         loop {
@@ -128,6 +172,23 @@ mod tests {
         board.publish(report("a", CopyState::Absent));
         board.end();
         assert_eq!(reports.next().await, Some(vec![report("a", CopyState::Absent)]), "what was said before the end is read");
+        assert_eq!(reports.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_load_that_begins_does_not_hide_how_the_last_one_ended() {
+        let failed = |time| CopyReport { last_used: Some(UnixMillis(time)), ..report("a", CopyState::Absent) };
+        let board = Board::default();
+        let mut reports = board.subscribe(&History::default());
+        for time in [1, 2] {
+            board.publish(loading("a", time));
+            board.publish(failed(time));
+        }
+        board.publish(loading("a", 3));
+        board.publish(loading("b", 3));
+        board.end();
+        assert_eq!(reports.next().await, Some(vec![failed(2), loading("b", 3)]));
+        assert_eq!(reports.next().await, Some(vec![loading("a", 3)]));
         assert_eq!(reports.next().await, None);
     }
 

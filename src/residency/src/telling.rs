@@ -20,10 +20,7 @@ pub(crate) struct Shown {
 
 impl Owner {
     /// Tells subscribers how it is with `model`, at once or when the disk knows as much.
-    pub(crate) fn report(&self, model: &ModelId) {
-        if self.keeping.holds_back(model) {
-            return;
-        }
+    pub(crate) fn report(&mut self, model: &ModelId) {
         let entry = self.entries.get(model);
         if entry.is_some_and(|entry| entry.registration.is_none()) {
             return;
@@ -41,7 +38,10 @@ impl Owner {
             },
         };
         let failure = entry.and_then(|entry| entry.stuck.clone()).or_else(|| self.failures.of(model));
-        self.shared.board.publish(CopyReport { model: model.clone(), state, failure, last_used: self.shared.last_used(model.as_str()) });
+        let report = CopyReport { model: model.clone(), state, failure, last_used: self.shared.last_used(model.as_str()) };
+        if let Some(report) = self.keeping.hold_back(report) {
+            self.shared.board.publish(report);
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {

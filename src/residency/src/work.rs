@@ -16,8 +16,7 @@ use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::failure_file::FailureFile;
-use crate::failures::Record;
+use crate::failure_file::{Extent, FailureFile, Write};
 use crate::slot::Slot;
 
 /// How a piece of work ended.
@@ -227,9 +226,9 @@ impl Work {
         self.tasks.spawn_blocking(move || Done::Saved { result: crate::history::write(&folder, &bytes) });
     }
 
-    /// Writes the file of failures.
-    pub(crate) fn keep_failures(&mut self, file: FailureFile, records: Vec<Record>) {
-        self.tasks.spawn_blocking(move || Done::FailuresKept { result: file.write(records) });
+    /// Writes to the file of failures.
+    pub(crate) fn keep_failures(&mut self, file: FailureFile, write: Write) {
+        self.tasks.spawn_blocking(move || Done::FailuresKept { result: file.write(write) });
     }
 }
 

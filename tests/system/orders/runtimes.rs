@@ -14,6 +14,8 @@ use crate::fixture::ROOMY;
 const EMBEDDED: &str = "berth-onnx";
 /// A runtime fits, none of its pods lives.
 const WAITING: &str = "Loading, UpToDate, not available, 0/0, RuntimeUnhealthy";
+/// Evicted, and one request away.
+const STANDBY: &str = "Standby, UpToDate, available, 0/0";
 const UNSUPPORTED: &str = "FailedToLoad, UpToDate, not available, 0/0, NoSupportingRuntime";
 const UNRECOGNIZED: &str = "FailedToLoad, UpToDate, not available, 0/0, RuntimeNotRecognized";
 /// A version without a runtime is being replaced.
@@ -317,4 +319,44 @@ async fn an_update_of_an_inference_service_that_waited_for_a_runtime_takes_over_
 #[tokio::test]
 async fn an_update_of_a_predictor_that_waited_for_a_runtime_takes_over_with_another_one() -> Result<()> {
     a_waiting_target_takes_over(Form::Predictor).await
+}
+
+/// What is in memory serves on without its runtime. What was evicted then is not loaded again until a runtime takes it.
+async fn a_loaded_copy_outlives_its_runtime(form: Form) -> Result<()> {
+    let stage = Stage::of(form, bare()?, "64MiB").await?;
+    let mut story = stage.serving("m", "iris").await?;
+    let version = stage.answers("m", "iris").await?;
+    let before = stage.read("m").await?;
+    stage.runtime(EMBEDDED, &with(lists("onnx"), "disabled", json!(true))).await?;
+    // The leader takes things in order: it has looked at both when it has told the second one.
+    stage.create("later", &Model::at("iris")).await?.reaches(UNSUPPORTED).await?;
+    assert_eq!(stage.read("m").await?, before, "it was written to");
+    assert_eq!(stage.answers("m", "iris").await?, version);
+
+    // In another namespace the bundled runtime is what it was; one there that needs all the memory makes this one leave.
+    let mut large = form.document("large", &form.spec(&Model::at("diabetes")));
+    large["metadata"]["annotations"]["berth/model-size"] = "64Mi".into();
+    super::made(&stage.berth, &form.collection("elsewhere"), &large).await?;
+    stage.fixture.quickstart.check("diabetes", &stage.ask("large", "diabetes").await?.good()?)?;
+    let gone = story.reaches(UNSUPPORTED).await?;
+    assert_eq!(story.failure_without_pod(&gone, NO_SUPPORT, &["onnx", "there is no runtime"])?, version);
+    stage.refuses("m", "iris", &[NO_SUPPORT]).await?;
+
+    // With the runtime it is one request away again, by the same version.
+    stage.no_runtime(EMBEDDED).await?;
+    let back = story.reaches(STANDBY).await?;
+    assert!(form.failure(&back).is_null(), "{back}");
+    assert_eq!(stage.answers("m", "iris").await?, version);
+    story.reaches(LOADED).await?;
+    story.went(&[UNSUPPORTED, STANDBY, LOADING, LOADED])
+}
+
+#[tokio::test]
+async fn an_inference_service_that_is_loaded_serves_on_when_its_runtime_vanishes_until_it_is_evicted() -> Result<()> {
+    a_loaded_copy_outlives_its_runtime(Form::Service).await
+}
+
+#[tokio::test]
+async fn a_predictor_that_is_loaded_serves_on_when_its_runtime_vanishes_until_it_is_evicted() -> Result<()> {
+    a_loaded_copy_outlives_its_runtime(Form::Predictor).await
 }

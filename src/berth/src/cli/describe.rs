@@ -33,7 +33,10 @@ pub(crate) fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String 
 
 fn model(page: &mut Page, kind: Kind, resource: &Value, now: UnixMillis) {
     if !resource::is_managed(kind, resource) {
-        page.field("Managed", "no: only InferenceServices with the annotation serving.kserve.io/deploymentMode: ModelMesh are looked at");
+        page.field(
+            "Managed",
+            "no, it is left alone: only InferenceServices with the annotation serving.kserve.io/deploymentMode: ModelMesh are served",
+        );
     }
     let (asked, standing) = (Model::of(kind, resource), Standing::of(kind, resource));
     page.section("Model", |page| {
@@ -250,6 +253,9 @@ Formats:
     fn a_service_that_is_not_for_us_says_why() {
         let mut other = recorded::loaded("iris");
         other["metadata"]["annotations"] = Value::Null;
-        assert!(describe(Kind::InferenceService, &other, NOW).contains("Managed:        no: only InferenceServices with the annotation"));
+        assert!(
+            describe(Kind::InferenceService, &other, NOW)
+                .contains("Managed:        no, it is left alone: only InferenceServices with the annotation")
+        );
     }
 }

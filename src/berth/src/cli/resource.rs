@@ -3,12 +3,16 @@
 //! Read as text and member by member: the server may be newer than this program, or a cluster in which others write too.
 
 use berth_plan::resource::is_ours;
+use berth_plan::status::NAME_TAKEN;
 use berth_registry::Kind;
-use berth_types::Owner;
+use berth_types::{Owner, Reason};
 use serde_json::{Map, Value};
 
 /// The state shown for an InferenceService that is not for us.
 pub(crate) const UNMANAGED: &str = "Unmanaged";
+
+/// The reason of the condition of a part that nobody serves.
+pub(crate) const NOT_SERVED: &str = "NotServed";
 
 /// The text at `path`, where there is one that is not empty.
 pub(crate) fn text<'v>(value: &'v Value, path: &[&str]) -> Option<&'v str> {
@@ -110,6 +114,15 @@ impl<'r> Standing<'r> {
         let message = text(failure, &["message"]).map(|message| format!(": {message}")).unwrap_or_default();
         Some(format!("{reason}{at}{message}"))
     }
+
+    /// Another resource has the name: nothing happens to this one until that one is gone.
+    pub(crate) fn name_is_taken(&self) -> bool {
+        let told = self.failure.is_some_and(|failure| {
+            let begins = |member: &str, word: &str| text(failure, &[member]).is_some_and(|text| text.starts_with(word));
+            begins("reason", Reason::InvalidPredictorSpec.as_str()) && begins("message", NAME_TAKEN)
+        });
+        told && self.state == Some("Pending")
+    }
 }
 
 /// The status of a condition, whatever the case of its name.
@@ -117,6 +130,15 @@ pub(crate) fn condition<'r>(resource: &'r Value, name: &str) -> Option<&'r str> 
     let conditions = resource["status"]["conditions"].as_array()?;
     let found = conditions.iter().find(|one| text(one, &["type"]).is_some_and(|kind| kind.eq_ignore_ascii_case(name)))?;
     text(found, &["status"])
+}
+
+/// The parts of an InferenceService that it asks for and nobody serves: type and message of their conditions.
+pub(crate) fn not_served(resource: &Value) -> Vec<(&str, &str)> {
+    let conditions = resource["status"]["conditions"].as_array().into_iter().flatten();
+    let missing = conditions.filter(|one| text(one, &["reason"]) == Some(NOT_SERVED) && text(one, &["status"]) != Some("True"));
+    // `Ready` repeats what one of the parts says.
+    let parts = missing.filter_map(|one| text(one, &["type"]).zip(text(one, &["message"]).or(Some("not served"))));
+    parts.filter(|(part, _)| *part != "Ready").collect()
 }
 
 /// What an InferenceService or Predictor asks for, as far as people look at it.
@@ -195,6 +217,8 @@ fn storage(model: &Value, storage: &Value) -> Vec<(&'static str, String)> {
 /// Recorded answers of the API, for the tests of everything that reads them.
 #[cfg(test)]
 pub(crate) mod recorded {
+    use berth_plan::status::NAME_TAKEN;
+    use berth_registry::Kind;
     use serde_json::{Value, json};
 
     /// A loaded InferenceService.
@@ -241,6 +265,36 @@ pub(crate) mod recorded {
         })
     }
 
+    /// A resource whose name another one has.
+    pub(crate) fn name_taken(kind: Kind) -> Value {
+        let failure = json!({ "reason": "InvalidPredictorSpec", "message": format!("{NAME_TAKEN}: Predictor default/mnist has it") });
+        let mut taken = match kind {
+            Kind::Predictor => blocked(),
+            _ => loaded("mnist"),
+        };
+        taken["status"] = match kind {
+            Kind::Predictor => json!({ "available": false, "transitionStatus": "UpToDate", "activeModelState": "Pending", "targetModelState": "",
+                "failedCopies": 0, "totalCopies": 0, "lastFailureInfo": failure }),
+            _ => json!({
+                "conditions": [{ "type": "PredictorReady", "status": "False" }, { "type": "Ready", "status": "False" }],
+                "modelStatus": { "transitionStatus": "UpToDate", "states": { "activeModelState": "Pending" }, "lastFailureInfo": failure }
+            }),
+        };
+        taken
+    }
+
+    /// A loaded InferenceService that asks for a transformer, which nobody serves.
+    pub(crate) fn without_transformer() -> Value {
+        let mut service = loaded("iris");
+        let message = "the transformer is not run here: requests reach the predictor without it";
+        service["status"]["conditions"] = json!([
+            { "type": "PredictorReady", "status": "True" },
+            { "type": "Ready", "status": "False", "reason": "NotServed", "message": message },
+            { "type": "TransformerReady", "status": "False", "reason": "NotServed", "message": message }
+        ]);
+        service
+    }
+
     /// The runtime that comes with the program.
     pub(crate) fn runtime() -> Value {
         json!({
@@ -282,6 +336,26 @@ mod tests {
                 assert_eq!(Model::of(kind, &garbage).format, None);
             }
         }
+    }
+
+    #[test]
+    fn a_taken_name_and_a_part_that_nobody_serves_are_told_apart_from_other_trouble() {
+        for kind in [Kind::Predictor, Kind::InferenceService] {
+            let mut taken = recorded::name_taken(kind);
+            assert!(Standing::of(kind, &taken).name_is_taken());
+            let failure = match kind {
+                Kind::Predictor => &mut taken["status"]["lastFailureInfo"],
+                _ => &mut taken["status"]["modelStatus"]["lastFailureInfo"],
+            };
+            failure["message"] = "spec.predictor has no model".into();
+            assert!(!Standing::of(kind, &taken).name_is_taken());
+        }
+        assert!(!Standing::of(Kind::Predictor, &recorded::blocked()).name_is_taken());
+        let missing = "the transformer is not run here: requests reach the predictor without it";
+        assert_eq!(not_served(&recorded::without_transformer()), [("TransformerReady", missing)]);
+        let mut run_by_others = recorded::without_transformer();
+        run_by_others["status"]["conditions"][2] = json!({ "type": "TransformerReady", "status": "False", "reason": "Deploying" });
+        assert!(not_served(&run_by_others).is_empty());
     }
 
     #[test]

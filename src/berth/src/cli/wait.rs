@@ -11,7 +11,7 @@ use super::client::{Client, Scope};
 use super::fault::Fault;
 use super::kinds::{full_name, named};
 use super::output::{Out, plain};
-use super::resource::{Standing, condition, is_managed};
+use super::resource::{NOT_SERVED, Standing, condition, is_managed, not_served};
 use super::watch::{Change, Watch};
 
 /// What is waited for.
@@ -153,6 +153,17 @@ fn judge(awaited: &Awaited, kind: Kind, resource: &Value) -> Verdict {
     if !is_managed(kind, resource) {
         return Verdict::Never("it is left alone: the annotation serving.kserve.io/deploymentMode: ModelMesh makes it ours".to_owned());
     }
+    if standing.name_is_taken() {
+        return Verdict::Never(stands());
+    }
+    if let Awaited::Condition { name, .. } = awaited {
+        // `Ready` waits for every part, another condition for its own one.
+        let missing = not_served(resource).into_iter().filter(|(part, _)| name.eq_ignore_ascii_case("Ready") || name.eq_ignore_ascii_case(part));
+        let missing: Vec<String> = missing.map(|(part, why)| format!("{part}, {NOT_SERVED}: {why}")).collect();
+        if !missing.is_empty() {
+            return Verdict::Never(format!("{}, {}", stands(), missing.join(", ")));
+        }
+    }
     let for_the_spec = !matches!(awaited, Awaited::Condition { .. });
     let failed = standing.state == Some("FailedToLoad") && standing.target.is_none_or(|target| target == "FailedToLoad")
         || for_the_spec && standing.target == Some("FailedToLoad");
@@ -257,6 +268,43 @@ mod tests {
             "timed out waiting for the condition on predictors/m: after 1m it is Loaded, BlockedByFailedLoad, ModelLoadFailed at d4f-abcdefgh: \
              no such object"
         );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_name_that_somebody_else_has() {
+        for kind in [Kind::Predictor, Kind::InferenceService] {
+            let taken = recorded::name_taken(kind);
+            for awaited in ["loaded", "standby", "condition=Ready"] {
+                let awaited: Awaited = awaited.parse().expect("what to wait for");
+                let Verdict::Never(why) = judge(&awaited, kind, &taken) else { panic!("{kind:?} {awaited:?}") };
+                assert!(why.starts_with("Pending, UpToDate, InvalidPredictorSpec: ") && why.ends_with(": Predictor default/mnist has it"), "{why}");
+            }
+            // It says so, and it can be deleted.
+            let unready: Awaited = "condition=Ready=False".parse().expect("what to wait for");
+            assert_eq!(judge(&unready, kind, &taken), Verdict::Met);
+            assert_eq!(judge(&Awaited::Delete, kind, &taken), Verdict::NotYet("still there".to_owned()));
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_part_that_is_not_served() {
+        let mut service = recorded::without_transformer();
+        for state in ["Loaded", "Loading"] {
+            service["status"]["modelStatus"]["states"]["activeModelState"] = state.into();
+            let end =
+                format!("{state}, UpToDate, TransformerReady, NotServed: the transformer is not run here: requests reach the predictor without it");
+            for (awaited, expected) in [
+                ("condition=Ready", Verdict::Never(end.clone())),
+                ("condition=transformerready", Verdict::Never(end.clone())),
+                ("condition=PredictorReady", Verdict::Met),
+                ("condition=Ready=False", Verdict::Met),
+                ("condition=ExplainerReady", Verdict::NotYet(format!("{state}, UpToDate"))),
+                ("loaded", if state == "Loaded" { Verdict::Met } else { Verdict::NotYet(format!("{state}, UpToDate")) }),
+            ] {
+                let awaited: Awaited = awaited.parse().expect("what to wait for");
+                assert_eq!(judge(&awaited, Kind::InferenceService, &service), expected, "{awaited:?} while it is {state}");
+            }
+        }
     }
 
     #[test]
