@@ -25,13 +25,13 @@ fn engine() -> Result<OnnxRuntime> {
 }
 
 fn registration(name: &str) -> Result<Registration> {
-    Ok(Registration {
-        id: ModelId::new(name)?,
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Format { protocol: None },
-        storage: StorageRef { key: None, parameters: Arc::default(), path: name.into(), schema_path: None },
-        declared_size: None,
-    })
+    Ok(Registration::new(
+        ModelId::new(name)?,
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Format { protocol: None },
+        StorageRef { key: None, parameters: Arc::default(), path: name.into(), schema_path: None },
+        None,
+    ))
 }
 
 /// What an example takes in memory.

@@ -19,13 +19,13 @@ pub(crate) fn models() -> PathBuf {
 
 /// A model of the quickstart as registered.
 pub(crate) fn registration(model: &str) -> Arc<Registration> {
-    Arc::new(Registration {
-        id: ModelId::new(format!("{model}__isvc-0000000000")).expect("an id"),
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Format { protocol: None },
-        storage: StorageRef { key: Some("quickstart".into()), parameters: Arc::default(), path: model.into(), schema_path: None },
-        declared_size: None,
-    })
+    Arc::new(Registration::new(
+        ModelId::new(format!("{model}__isvc-0000000000")).expect("an id"),
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Format { protocol: None },
+        StorageRef { key: Some("quickstart".into()), parameters: Arc::default(), path: model.into(), schema_path: None },
+        None,
+    ))
 }
 
 /// The files of a model of the quickstart.

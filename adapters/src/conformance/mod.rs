@@ -44,13 +44,13 @@ pub struct Subject<R> {
 /// A registration of an ONNX model under this id.
 #[must_use]
 pub fn registration(id: &str) -> Registration {
-    Registration {
-        id: ModelId::new(id).expect("tests use valid ids"),
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Format { protocol: None },
-        storage: StorageRef { key: None, parameters: Arc::new(BTreeMap::new()), path: "".into(), schema_path: None },
-        declared_size: None,
-    }
+    Registration::new(
+        ModelId::new(id).expect("tests use valid ids"),
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Format { protocol: None },
+        StorageRef { key: None, parameters: Arc::new(BTreeMap::new()), path: "".into(), schema_path: None },
+        None,
+    )
 }
 
 /// The id under which [`Subject::bad`] is loaded, for runtimes that fail by script.

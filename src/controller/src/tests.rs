@@ -525,7 +525,7 @@ async fn an_edit_that_lands_together_with_a_status_is_not_taken_for_an_echo() {
         world.store.edit_with_the_next_status(isvc(&name, onnx("2")));
         world.apply(isvc(&name, onnx("1"))).await;
         let resolved = world.resolve(&name);
-        assert!(matches!(&resolved, Resolved::Model(model) if model.storage.path.contains("2.onnx")), "{resolved:?}");
+        assert!(matches!(&resolved, Resolved::Model(model) if model.path.contains("2.onnx")), "{resolved:?}");
         assert_eq!(world.last(&name), "Loaded/ UpToDate True");
     }
 }

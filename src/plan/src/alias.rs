@@ -141,13 +141,13 @@ mod tests {
     use super::*;
 
     fn version(name: &str) -> Arc<Registration> {
-        Arc::new(Registration {
-            id: ModelId::new(name).expect("valid"),
-            format: ModelFormat { name: "onnx".into(), version: None },
-            placement: Placement::Format { protocol: None },
-            storage: StorageRef { key: None, parameters: Default::default(), path: "p".into(), schema_path: None },
-            declared_size: None,
-        })
+        Arc::new(Registration::new(
+            ModelId::new(name).expect("valid"),
+            ModelFormat { name: "onnx".into(), version: None },
+            Placement::Format { protocol: None },
+            StorageRef { key: None, parameters: Default::default(), path: "p".into(), schema_path: None },
+            None,
+        ))
     }
 
     fn versions(active: Option<&str>, target: Option<&str>) -> Versions {

@@ -21,7 +21,7 @@ pub fn registration(name: &Name, owner: Owner, spec: &ServingSpec) -> Registrati
         Some(runtime) => Placement::Runtime(runtime.clone()),
         None => Placement::Format { protocol: spec.protocol.clone() },
     };
-    Registration { id, format: spec.format.clone(), placement, storage: spec.storage.clone(), declared_size: spec.declared_size }
+    Registration::new(id, spec.format.clone(), placement, spec.storage.clone(), spec.declared_size)
 }
 
 fn spec_hash(text: &str) -> String {
@@ -46,7 +46,7 @@ pub fn type_string(registration: &Registration) -> String {
 pub fn model_key(registration: &Registration) -> String {
     let mut model_type = Map::from_iter([("name".to_owned(), Value::from(&*registration.format.name))]);
     model_type.extend(registration.format.version.as_deref().map(|version| ("version".to_owned(), Value::from(version))));
-    let storage = &registration.storage;
+    let storage = registration.storage();
     let mut key = Map::new();
     key.extend(storage.key.as_deref().map(|text| ("storage_key".to_owned(), Value::from(text))));
     if !storage.parameters.is_empty() {

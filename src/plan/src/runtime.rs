@@ -211,13 +211,13 @@ mod tests {
 
     fn model(placement: Placement, format: &str) -> Registration {
         let (name, version) = format.split_once(':').map_or((format, None), |(name, version)| (name, Some(version.into())));
-        Registration {
-            id: ModelId::new("m__isvc-0").expect("valid"),
-            format: ModelFormat { name: name.into(), version },
+        Registration::new(
+            ModelId::new("m__isvc-0").expect("valid"),
+            ModelFormat { name: name.into(), version },
             placement,
-            storage: StorageRef { key: None, parameters: Default::default(), path: "p".into(), schema_path: None },
-            declared_size: None,
-        }
+            StorageRef { key: None, parameters: Default::default(), path: "p".into(), schema_path: None },
+            None,
+        )
     }
 
     fn runtime(name: &str, spec: Value) -> RuntimeSpec {

@@ -56,7 +56,7 @@ fn three_ways_to_write_one_model_ask_for_the_same() {
         let made = registered(&way);
         assert_eq!(made.format.to_string(), "tensorflow:1.15", "{way:?}");
         assert_eq!(made.placement, Placement::Runtime("triton".into()), "{way:?}");
-        let storage = &made.storage;
+        let storage = made.storage();
         assert_eq!(
             (storage.key.as_deref(), &*storage.path, storage.schema_path.as_deref()),
             (Some("store"), "digits/tf", Some("digits/schema.json"))
@@ -69,8 +69,8 @@ fn three_ways_to_write_one_model_ask_for_the_same() {
 fn what_the_examples_mark_as_optional_may_be_left_out() {
     let runtime = |made: &Registration| made.placement != Placement::Format { protocol: None };
     let version = |made: &Registration| made.format.version.is_some();
-    let schema = |made: &Registration| made.storage.schema_path.is_some();
-    let bucket = |made: &Registration| made.storage.parameters.contains_key("bucket");
+    let schema = |made: &Registration| made.schema_path.is_some();
+    let bucket = |made: &Registration| made.parameters.contains_key("bucket");
     type Asks = fn(&Registration) -> bool;
     let model = "/predictor/model";
     for (way, path, asks) in [
@@ -91,7 +91,7 @@ fn what_the_examples_mark_as_optional_may_be_left_out() {
     // Nor does a URI need a key or a schema beside it.
     let mut plain = by_uri();
     plain.1 = json!({});
-    let storage = registered(&plain).storage;
+    let storage = registered(&plain).storage();
     assert_eq!((storage.key, storage.schema_path), (None, None));
 }
 
@@ -99,11 +99,11 @@ fn what_the_examples_mark_as_optional_may_be_left_out() {
 fn annotations_tell_only_what_the_storage_does_not_tell_itself() {
     let mut both = by_storage();
     both.1 = json!({ "serving.kserve.io/secretKey": "other", "serving.kserve.io/schemaPath": "other.json" });
-    let storage = registered(&both).storage;
+    let storage = registered(&both).storage();
     assert_eq!((storage.key.as_deref(), storage.schema_path.as_deref()), (Some("store"), Some("digits/schema.json")));
     remove(&mut both.2, "/predictor/model/storage/key");
     remove(&mut both.2, "/predictor/model/storage/schemaPath");
-    let storage = registered(&both).storage;
+    let storage = registered(&both).storage();
     assert_eq!((storage.key.as_deref(), storage.schema_path.as_deref()), (Some("other"), Some("other.json")));
 }
 

@@ -20,13 +20,13 @@ use crate::route::Models;
 use crate::{Frontend, ProxyConfig};
 
 pub(crate) fn registration(id: &str) -> Arc<Registration> {
-    Arc::new(Registration {
-        id: ModelId::new(id).unwrap(),
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Format { protocol: None },
-        storage: StorageRef { key: None, parameters: Arc::default(), path: "m".into(), schema_path: None },
-        declared_size: None,
-    })
+    Arc::new(Registration::new(
+        ModelId::new(id).unwrap(),
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Format { protocol: None },
+        StorageRef { key: None, parameters: Arc::default(), path: "m".into(), schema_path: None },
+        None,
+    ))
 }
 
 pub(crate) fn failure(reason: Reason, retry: Retry) -> Arc<Failure> {

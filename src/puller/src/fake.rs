@@ -218,7 +218,7 @@ impl Landed {
     fn pinned(self, model: &Registration) -> Pinned {
         Pinned {
             model: PathBuf::from("/fake").join(model.id.as_str()),
-            schema: model.storage.schema_path.as_ref().map(|_| PathBuf::from("/fake").join(format!("{}.schema", model.id))),
+            schema: model.schema_path.as_ref().map(|_| PathBuf::from("/fake").join(format!("{}.schema", model.id))),
             size: self.size,
             from_disk: self.from_disk,
             hold: Some(self.hold),

@@ -117,7 +117,7 @@ impl Puller {
 impl Fetch for Puller {
     async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError> {
         self.inner.unwanted.lock().remove(&model.id);
-        let work = || Inner::bring(Arc::clone(&self.inner), model.id.clone(), model.storage.clone());
+        let work = || Inner::bring(Arc::clone(&self.inner), model.id.clone(), model.storage());
         match self.flights.join(&model.id, work).await {
             Some(outcome) => outcome.map(Landed::pinned),
             None => Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
@@ -126,14 +126,16 @@ impl Fetch for Puller {
 
     async fn reuse(&self, model: &Registration) -> Option<Pinned> {
         self.inner.unwanted.lock().remove(&model.id);
-        let source = self.inner.source_of(&model.storage).await;
-        self.inner.reuse(&model.id, &model.storage, &source).await.map(Landed::pinned)
+        let storage = model.storage();
+        let source = self.inner.source_of(&storage).await;
+        self.inner.reuse(&model.id, &storage, &source).await.map(Landed::pinned)
     }
 
     fn on_disk(&self, model: &Registration) -> bool {
-        match self.inner.resolve_now(&model.storage) {
-            Ok(Source::InPlace(place)) => paths(&model.storage).is_ok_and(|(path, _)| folder::exists(&place, &path)),
-            Ok(source) => self.inner.tier.has(&model.id, Some(&source.identity(&model.storage))),
+        let storage = model.storage();
+        match self.inner.resolve_now(&storage) {
+            Ok(Source::InPlace(place)) => paths(&storage).is_ok_and(|(path, _)| folder::exists(&place, &path)),
+            Ok(source) => self.inner.tier.has(&model.id, Some(&source.identity(&storage))),
             Err(_) => self.inner.tier.has(&model.id, None),
         }
     }

@@ -12,13 +12,13 @@ use crate::{Fetch, PullError, Puller};
 
 /// A registration of `name`, which lies under `path` in the storage of key `key`.
 pub(crate) fn model(name: &str, key: &str, path: &str) -> Registration {
-    Registration {
-        id: ModelId::new(format!("{name}__isvc-0000000000")).expect("sound"),
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Format { protocol: None },
-        storage: StorageRef { key: Some(key.into()), parameters: Arc::default(), path: path.into(), schema_path: None },
-        declared_size: None,
-    }
+    Registration::new(
+        ModelId::new(format!("{name}__isvc-0000000000")).expect("sound"),
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Format { protocol: None },
+        StorageRef { key: Some(key.into()), parameters: Arc::default(), path: path.into(), schema_path: None },
+        None,
+    )
 }
 
 /// `present` and `other` exist with 1,000 bytes each, `absent` does not. `copies`: files are fetched, not used in place.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_telemetry::{Clock, Counter, Metrics};
-use berth_types::{ByteSize, Registration};
+use berth_types::{ByteSize, Class, Registration};
 use tokio::sync::Semaphore;
 
 use crate::listing::Lister;
@@ -182,7 +182,7 @@ async fn each_byte_is_said_to_occupy_the_disk_once() {
     let config = Arc::new(config(folder.path(), &[("k", &s3_entry(&store))]));
     let (clock, requests) = (Clock::system(), Arc::new(Semaphore::new(8)));
     let entries = Entries::read(config.storage_config.as_deref()).expect("sound");
-    let Ok(Source::S3(source)) = resolve(&entries, &config.pvc_mounts, &model("m", "k", "m").storage) else { panic!("no store") };
+    let Ok(Source::S3(source)) = resolve(&entries, &config.pvc_mounts, &model("m", "k", "m").storage()) else { panic!("no store") };
     let client = Arc::new(S3Client::new(&source, &config, clock.clone()).expect("sound"));
     let path = StorePath::parse("m").expect("sound");
     let lister = Lister { client: &client, source: &source, config: &config, clock: &clock, requests: &requests };
@@ -215,14 +215,14 @@ async fn a_single_object_keeps_its_name_and_brings_its_schema() {
     bench.store.put("b/s.json", b"[]".to_vec());
     for (schema, name, text) in [("b/s.json", "s.json", "[]"), ("b/m.onnx", "_schema.json", "{}")] {
         let mut wanted = model(name, "k", "a/m.onnx");
-        wanted.storage.schema_path = Some(schema.into());
+        wanted.schema_path = Some(schema.into());
         let pinned = bench.puller.fetch(&wanted).await.expect("both there");
         assert_eq!((pinned.size, std::fs::read(&pinned.model).expect("a file")), (ByteSize(200_000), noise(200_000, 1)));
         let path = pinned.schema.expect("asked for");
         assert_eq!((path.file_name().and_then(|n| n.to_str()), std::fs::read_to_string(&path).expect("a file")), (Some(name), text.to_owned()));
     }
     let mut wanted = model("none", "k", "a/m.onnx");
-    wanted.storage.schema_path = Some("b/none.json".into());
+    wanted.schema_path = Some("b/none.json".into());
     let fault = bench.puller.fetch(&wanted).await.expect_err("no schema");
     assert!(matches!(&fault, PullError::NotFound(text) if text.contains("b/none.json")), "{fault:?}");
 }
@@ -366,7 +366,8 @@ async fn a_store_whose_etags_are_no_digests_can_be_told_so() {
     bench.store.put("m", noise(1000, 1));
     bench.store.trouble("/m", Trouble::Garble, 1000); // as if the ETag were of other bytes
     let mut wanted: Registration = model("m", "k", "m");
-    wanted.storage.parameters = Arc::new([("verify".to_owned(), "length".to_owned())].into());
+    let parameters = Arc::new([("verify".to_owned(), "length".to_owned())].into());
+    wanted.class = Arc::new(Class { parameters, ..Class::clone(&wanted.class) });
     assert_eq!(bench.puller.fetch(&wanted).await.expect("lengths are right").size, ByteSize(1000));
     assert_ne!(etag(&noise(1000, 1)), etag(&noise(1000, 2)));
 }

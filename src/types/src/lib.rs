@@ -15,6 +15,6 @@ pub use copy::{CopyReport, CopyState, Tier};
 pub use failure::{Failure, Location, Reason, Refusal, Retry, Step};
 pub use id::{InvalidId, ModelId, Name, Namespace, Owner, PodId};
 pub use memory::{Footprint, Pool};
-pub use registration::{ModelFormat, Parameters, Placement, Registration, StorageRef};
+pub use registration::{Class, ModelFormat, Parameters, Placement, Registration, StorageRef};
 pub use size::{ByteSize, ParseByteSizeError};
 pub use time::{Deadline, UnixMillis};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -60,18 +61,80 @@ pub struct StorageRef {
     pub schema_path: Option<Arc<str>>,
 }
 
-/// What a model id stands for. Immutable: a changed resource gets a new id.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registration {
-    /// The id.
-    pub id: ModelId,
+/// What many models have in common: ten thousand of them have a handful of these between them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
     /// The format that the resource names.
     pub format: ModelFormat,
     /// Which runtimes may load it.
     pub placement: Placement,
-    /// Where its bytes are.
-    pub storage: StorageRef,
+    /// The storage key: an entry of the storage configuration. `None` chooses `default_<type>` or `default`.
+    pub key: Option<Arc<str>>,
+    /// Parameters that override the entry's.
+    pub parameters: Parameters,
+}
+
+/// What a model id stands for. Immutable: a changed resource gets a new id. The fields of its [`Class`] can be read as if
+/// they were its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub struct Registration {
+    /// The id.
+    pub id: ModelId,
+    /// What it has in common with others, shared with them where somebody sees to that.
+    pub class: Arc<Class>,
+    /// Path of the model in its store, as written. May be empty: everything in the bucket or folder.
+    pub path: Arc<str>,
+    /// Path of the schema file in the same store.
+    pub schema_path: Option<Arc<str>>,
     /// Bytes in memory as declared by the user (annotation `berth/model-size`); beats every estimate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared_size: Option<ByteSize>,
+}
+
+impl Deref for Registration {
+    type Target = Class;
+
+    fn deref(&self) -> &Class {
+        &self.class
+    }
+}
+
+impl Registration {
+    /// A registration of its own class.
+    #[must_use]
+    pub fn new(id: ModelId, format: ModelFormat, placement: Placement, storage: StorageRef, declared_size: Option<ByteSize>) -> Self {
+        let StorageRef { key, parameters, path, schema_path } = storage;
+        Registration { id, class: Arc::new(Class { format, placement, key, parameters }), path, schema_path, declared_size }
+    }
+
+    /// Where its bytes are.
+    #[must_use]
+    pub fn storage(&self) -> StorageRef {
+        let Class { key, parameters, .. } = &*self.class;
+        StorageRef { key: key.clone(), parameters: Arc::clone(parameters), path: Arc::clone(&self.path), schema_path: self.schema_path.clone() }
+    }
+}
+
+/// A registration as it is written to disk and sent.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    id: ModelId,
+    format: ModelFormat,
+    placement: Placement,
+    storage: StorageRef,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    declared_size: Option<ByteSize>,
+}
+
+impl From<Written> for Registration {
+    fn from(Written { id, format, placement, storage, declared_size }: Written) -> Self {
+        Registration::new(id, format, placement, storage, declared_size)
+    }
+}
+
+impl From<Registration> for Written {
+    fn from(registration: Registration) -> Self {
+        let (storage, Class { format, placement, .. }) = (registration.storage(), &*registration.class);
+        Written { format: format.clone(), placement: placement.clone(), storage, id: registration.id, declared_size: registration.declared_size }
+    }
 }

@@ -20,13 +20,13 @@ fn object(name: &str, spec: u64) -> Arc<Desired> {
 }
 
 fn registration(id: &str) -> Arc<Registration> {
-    Arc::new(Registration {
-        id: ModelId::new(id).unwrap(),
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Runtime("berth-onnx".into()),
-        storage: StorageRef { key: None, parameters: Arc::default(), path: "m.onnx".into(), schema_path: None },
-        declared_size: None,
-    })
+    Arc::new(Registration::new(
+        ModelId::new(id).unwrap(),
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Runtime("berth-onnx".into()),
+        StorageRef { key: None, parameters: Arc::default(), path: "m.onnx".into(), schema_path: None },
+        None,
+    ))
 }
 
 fn alias(active: &str) -> Alias {
