@@ -77,7 +77,7 @@ use axum::response::Response;
 use berth_registry::{Fault, Faults, Kind, Object, ObjectKey, Store, Views};
 use berth_telemetry::Clock;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY, WARNING, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, VARY, WARNING, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -188,6 +188,10 @@ fn refusal(failure: &Failure) -> Response {
     let mut response = json_answer(failure.code, &failure.document());
     if let Some((name, value)) = failure.header {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    if failure.code == StatusCode::UNAUTHORIZED {
+        // Who does not know the token keeps no connection.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

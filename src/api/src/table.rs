@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
+use berth_plan::resource::is_ours;
 use berth_registry::{Json, Kind, Object};
-use berth_types::UnixMillis;
+use berth_types::{Owner, UnixMillis};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -132,6 +133,9 @@ impl<'o> Row<'o> {
     }
 }
 
+/// The state of an InferenceService that is left alone, in the words of the command line.
+const UNMANAGED: &str = "Unmanaged";
+
 fn cells(object: &Object, now: UnixMillis) -> Vec<Value> {
     let status = object.status.as_ref().map(Json::value).unwrap_or_default();
     let age = short_duration(Duration::from_millis(now.0.saturating_sub(object.created.0)));
@@ -142,10 +146,11 @@ fn cells(object: &Object, now: UnixMillis) -> Vec<Value> {
             let url =
                 [&status["url"], &predictor["url"], &predictor["grpcUrl"], &predictor["restUrl"]].into_iter().map(text).find(|url| !url.is_null());
             let ready = status["conditions"].as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready");
+            let ours = is_ours(Owner::Isvc, &object.annotations.members());
             cells.extend([
                 url.unwrap_or_default(),
                 ready.map_or(Value::Null, |condition| text(&condition["status"])),
-                text(&model["states"]["activeModelState"]),
+                if ours { text(&model["states"]["activeModelState"]) } else { UNMANAGED.into() },
                 text(&model["states"]["targetModelState"]),
                 text(&model["transitionStatus"]),
                 model["copies"].as_object().map_or(Value::Null, |copies| copies.get("totalCopies").and_then(Value::as_u64).unwrap_or(0).into()),
@@ -189,6 +194,7 @@ fn failure(info: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use berth_plan::resource::{DEPLOYMENT_MODE, MODEL_MESH};
     use berth_registry::{Desired, ObjectKey, Origin};
     use berth_types::{Name, Namespace};
 
@@ -197,7 +203,8 @@ mod tests {
     fn row(kind: Kind, spec: Value, status: Option<Value>, include: Include) -> Value {
         let namespace = kind.namespaced().then(|| Namespace::new("n").unwrap());
         let key = ObjectKey { kind, namespace, name: Name::new("a").unwrap() };
-        let object = Object::unsaved(Desired::new(key, Origin::Api, &spec));
+        let annotations = if spec["left alone"] == true { Json::EMPTY } else { json!({ DEPLOYMENT_MODE: MODEL_MESH }).into() };
+        let object = Object::unsaved(Desired { annotations, ..Desired::new(key, Origin::Api, &spec) });
         let object = Object { status: status.map(Json::from), created: UnixMillis(1_000), ..object };
         serde_json::to_value(Row::of(&object, include, UnixMillis(191_500))).unwrap()
     }
@@ -221,6 +228,7 @@ mod tests {
                 Some(service),
                 json!(["a", "grpc://h:1", "True", "Loaded", "FailedToLoad", "BlockedByFailedLoad", 2, "ModelLoadFailed: why", "3m10s"]),
             ),
+            (Kind::InferenceService, json!({ "left alone": true }), None, json!(["a", none, none, UNMANAGED, none, none, none, none, "3m10s"])),
             (Kind::InferenceService, json!({}), None, json!(["a", none, none, none, none, none, none, none, "3m10s"])),
             (
                 Kind::InferenceService,

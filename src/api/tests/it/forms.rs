@@ -63,7 +63,7 @@ async fn kubectl_is_given_tables_with_the_columns_of_each_kind() {
     assert_eq!(cells(&runtimes), [json!(["r", false, "onnx,x", "c"])]);
     let services = table(&server, ISVCS).await;
     assert_eq!(heads(&services), ["Name", "URL", "Ready", "ActiveModel", "TargetModel", "Transition", "Copies", "Failure", "Age"]);
-    assert_eq!(cells(&services), [json!(["s", "grpc://h:1", "True", "Loaded", null, "UpToDate", 1, null])]);
+    assert_eq!(cells(&services), [json!(["s", "grpc://h:1", "True", "Unmanaged", null, "UpToDate", 1, null])]);
     assert_eq!(services["metadata"]["resourceVersion"], "5");
 
     // One resource is a table of one row, which carries what the client asks for.

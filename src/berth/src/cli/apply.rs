@@ -64,7 +64,10 @@ async fn apply_one(client: &Client, document: &Document, args: &args::Apply) -> 
     loop {
         tries.next();
         let tried = match (client.get(*kind, namespace, name).await?, args.dry_run) {
-            (Some(live), _) if document.is_as(&live) => return Ok(Applied::Unchanged),
+            // What is to be checked strictly is checked by the server, unchanged or not.
+            (Some(live), dry_run) if document.is_as(&live) && (args.validate != Validate::Strict || dry_run == DryRun::Client) => {
+                return Ok(Applied::Unchanged);
+            }
             (None, DryRun::Client) => return Ok(Applied::Created),
             (Some(_live), DryRun::Client) => return Ok(Applied::Configured),
             (None, DryRun::None | DryRun::Server) => {

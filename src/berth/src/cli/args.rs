@@ -206,6 +206,14 @@ pub(crate) struct Describe {
     pub(crate) server: ServerArgs,
 }
 
+/// A selector that chooses: an empty one, as an unset variable of a shell leaves it, would choose everything.
+fn says_something(selector: &str) -> Result<String, String> {
+    if selector.trim_matches([' ', ',', '\t']).is_empty() {
+        return Err("an empty selector would choose everything: write --all if that is meant".to_owned());
+    }
+    Ok(selector.to_owned())
+}
+
 /// `berth delete`.
 #[derive(Args)]
 pub(crate) struct Delete {
@@ -216,7 +224,7 @@ pub(crate) struct Delete {
     #[arg(long, conflicts_with = "file")]
     pub(crate) all: bool,
     /// Those with these labels, such as tier=gold,zone!=a
-    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with_all = ["file", "all"])]
+    #[arg(short = 'l', long, value_name = "SELECTOR", conflicts_with_all = ["file", "all"], value_parser = says_something)]
     pub(crate) selector: Option<String>,
     /// The resources of these manifests
     #[arg(short, long = "filename", value_name = "FILE|DIR|-")]
@@ -288,6 +296,14 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_selector_that_chooses_everything_deletes_nothing() {
+        for empty in ["", " ", ",", " , "] {
+            assert!(says_something(empty).is_err_and(|fault| fault.contains("--all")), "{empty:?}");
+        }
+        assert_eq!(says_something("tier=gold"), Ok("tier=gold".to_owned()));
+    }
 
     #[test]
     fn a_token_is_given_once_and_never_shown() {

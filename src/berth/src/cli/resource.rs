@@ -4,15 +4,13 @@
 
 use berth_plan::resource::is_ours;
 use berth_plan::status::NAME_TAKEN;
+pub(crate) use berth_plan::status::document::NOT_SERVED;
 use berth_registry::Kind;
 use berth_types::{Owner, Reason};
 use serde_json::{Map, Value};
 
 /// The state shown for an InferenceService that is not for us.
 pub(crate) const UNMANAGED: &str = "Unmanaged";
-
-/// The reason of the condition of a part that nobody serves.
-pub(crate) const NOT_SERVED: &str = "NotServed";
 
 /// The text at `path`, where there is one that is not empty.
 pub(crate) fn text<'v>(value: &'v Value, path: &[&str]) -> Option<&'v str> {

@@ -14,7 +14,7 @@ const PREDICTOR_READY: &str = "PredictorReady";
 /// The condition that says whether every part that the resource asks for is ready.
 const READY: &str = "Ready";
 /// Why the condition of another part is false when nobody runs that part.
-const NOT_SERVED: &str = "NotServed";
+pub const NOT_SERVED: &str = "NotServed";
 
 /// Where clients reach what the statuses describe; the same for every resource. `None` where there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
