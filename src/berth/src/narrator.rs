@@ -1,6 +1,6 @@
 //! Tells the person who started `berth serve` what happens: follows statuses and downloads and prints what is news.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +46,8 @@ pub(crate) struct Narrator {
     views: Views,
     residency: Residency,
     started: Instant,
-    settled: BTreeMap<ObjectKey, bool>,
+    /// Resources for which something is still on its way; kept until the start is over.
+    unsettled: BTreeSet<ObjectKey>,
     sizes: BTreeMap<String, ByteSize>,
     said_ready: bool,
 }
@@ -55,7 +56,7 @@ impl Narrator {
     /// Prints to `ui`; the time since now is what "after" means in its lines.
     pub(crate) fn new(ui: Ui, clock: Clock, views: Views, residency: Residency) -> Self {
         let started = clock.now();
-        Narrator { ui, clock, views, residency, started, settled: BTreeMap::new(), sizes: BTreeMap::new(), said_ready: false }
+        Narrator { ui, clock, views, residency, started, unsettled: BTreeSet::new(), sizes: BTreeMap::new(), said_ready: false }
     }
 
     /// What runs, on what, with which limits.
@@ -134,12 +135,12 @@ impl Narrator {
         };
         match object {
             None => {
-                self.settled.remove(key);
+                self.unsettled.remove(key);
                 self.ui.gone(key.kind, &name_of(key));
             }
             Some(object) if !is_ours(owner, &object.annotations.members()) => {
                 // Said because the annotation is easily forgotten; nothing waits for it, and no request reaches it.
-                self.settled.remove(key);
+                self.unsettled.remove(key);
                 self.ui.standing(&unmanaged(key));
             }
             Some(object) => {
@@ -147,7 +148,11 @@ impl Narrator {
                 if let Resolved::Model(registration) = self.views.current().resolve(key.name.as_str()) {
                     standing.size = self.sizes.get(registration.id.as_str()).copied();
                 }
-                self.settled.insert(key.clone(), standing.settled());
+                if standing.settled() || self.said_ready {
+                    self.unsettled.remove(key);
+                } else {
+                    self.unsettled.insert(key.clone());
+                }
                 self.ui.standing(&standing);
             }
         }
@@ -155,7 +160,7 @@ impl Narrator {
 
     /// Says once that everything has been loaded that could be, with a line to paste.
     fn maybe_ready(&mut self, manifests: &Path, rest: Option<SocketAddr>) {
-        if self.said_ready || self.settled.values().any(|settled| !settled) {
+        if self.said_ready || !self.unsettled.is_empty() {
             return;
         }
         self.said_ready = true;
@@ -167,16 +172,21 @@ impl Narrator {
 
     /// A line that gets a prediction where the folder has a recorded request, else one that shows a model's interface.
     fn try_it(&self, manifests: &Path, rest: SocketAddr) -> Option<String> {
-        let names = || self.settled.keys().map(|key| key.name.as_str());
-        let recorded = |name: &&str| manifests.join("requests").join(format!("{name}.json")).is_file();
+        let (view, requests) = (self.views.current(), manifests.join("requests"));
+        let mut recorded: Vec<String> = std::fs::read_dir(&requests)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
+            .filter(|name| view.name(name).is_some())
+            .collect();
         // Digits first: the reader can check the answer against the drawing in the request.
-        let with_request = names().find(|name| *name == "digits-mlp" && recorded(name)).or_else(|| names().find(recorded));
-        match with_request {
+        recorded.sort_by_key(|name| (name != "digits-mlp", name.clone()));
+        match recorded.first() {
             Some(name) => {
-                let file = shown(&manifests.join("requests").join(format!("{name}.json")));
+                let file = shown(&requests.join(format!("{name}.json")));
                 Some(format!("curl -s http://{rest}/v2/models/{name}/infer -d @{file}"))
             }
-            None => names().next().map(|name| format!("curl -s http://{rest}/v2/models/{name}")),
+            None => view.names().map(|(name, _)| name).min().map(|name| format!("curl -s http://{rest}/v2/models/{name}")),
         }
     }
 }

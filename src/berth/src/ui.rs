@@ -3,7 +3,8 @@
 //! On a terminal downloads are shown as bars and everything else as lines above them; elsewhere only lines. Logs go to
 //! standard error, this goes to standard output.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -16,8 +17,27 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 pub(crate) struct Ui {
     bars: Option<MultiProgress>,
     downloads: BTreeMap<String, ProgressBar>,
-    /// What was last printed of each resource. One name may stand for a resource of either kind.
-    states: BTreeMap<(Kind, String), String>,
+    /// What was last printed of each resource, by a hash of its kind and name: one name may stand for a resource of either
+    /// kind, and with many of them nothing more is kept than tells whether something is news.
+    states: HashMap<u64, Said>,
+}
+
+/// What was last printed of a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Said {
+    /// Its place among [`STATES`].
+    state: u8,
+    /// A hash of the reason.
+    why: u64,
+}
+
+/// The words for how a resource stands, in the order in which they are counted.
+const STATES: [&str; 7] = ["FailedToLoad", "InvalidSpec", "Loaded", "Loading", "Pending", "Standby", "Unmanaged"];
+
+fn hash(what: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// How one resource stands.
@@ -49,7 +69,7 @@ impl Ui {
     #[must_use]
     pub(crate) fn new() -> Self {
         let bars = std::io::stdout().is_terminal().then(|| MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::stdout()));
-        Ui { bars, downloads: BTreeMap::new(), states: BTreeMap::new() }
+        Ui { bars, downloads: BTreeMap::new(), states: HashMap::new() }
     }
 
     /// True when a person looks at a terminal.
@@ -81,17 +101,16 @@ impl Ui {
         if let Some(failure) = &standing.failure {
             text = format!("{text:<28} {failure}");
         }
-        let news = format!("{}{}", standing.state, standing.failure.as_deref().unwrap_or(""));
-        let key = (standing.kind, standing.name.clone());
-        if self.states.get(&key) != Some(&news) {
-            self.states.insert(key, news);
+        let state = STATES.iter().position(|state| *state == standing.state).and_then(|at| u8::try_from(at).ok());
+        let said = Said { state: state.unwrap_or(u8::MAX), why: hash((&standing.state, &standing.failure)) };
+        if self.states.insert(hash((standing.kind, &standing.name)), said) != Some(said) {
             self.line(&standing.state, &text);
         }
     }
 
     /// The resource is gone.
     pub(crate) fn gone(&mut self, kind: Kind, name: &str) {
-        if self.states.remove(&(kind, name.to_owned())).is_some() {
+        if self.states.remove(&hash((kind, name))).is_some() {
             self.line("Deleted", name);
         }
     }
@@ -120,14 +139,8 @@ impl Ui {
 
     /// The line that says that requests are answered, and what was loaded.
     pub(crate) fn ready(&self, since_start: Duration) {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for state in ["Loaded", "Standby", "FailedToLoad", "InvalidSpec", "Pending", "Loading", "Unmanaged"] {
-            let count = self.states.values().filter(|news| news.starts_with(state)).count();
-            if count > 0 {
-                counts.insert(state, count);
-            }
-        }
-        let parts: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        let counted = STATES.iter().enumerate().map(|(at, state)| (state, self.states.values().filter(|said| usize::from(said.state) == at).count()));
+        let parts: Vec<String> = counted.filter(|(_, count)| *count > 0).map(|(state, count)| format!("{count} {state}")).collect();
         let parts = if parts.is_empty() { "no resources yet".to_owned() } else { parts.join(", ") };
         self.line("ready", &format!("{parts} after {}", took(since_start)));
     }
@@ -154,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_same_news_is_printed_once() {
-        let mut ui = Ui { bars: None, downloads: BTreeMap::new(), states: BTreeMap::new() };
+        let mut ui = Ui { bars: None, downloads: BTreeMap::new(), states: HashMap::new() };
         ui.standing(&standing("Loaded"));
         ui.standing(&standing("Loaded"));
         assert_eq!(ui.states.len(), 1);

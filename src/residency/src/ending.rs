@@ -91,6 +91,7 @@ impl Owner {
         let (clock, deadline) = (self.clock.clone(), self.clock.deadline_in(LAST_WRITES));
         if clock.until(deadline, self.write_what_is_not_written(bytes)).await.is_none() {
             warn!(waited = ?LAST_WRITES, "the disk does not answer: the last uses, sizes and failures of models may be lost");
+            self.say_what_is_held_back();
         }
         self.shared.board.end();
         for done in self.ending.take().map(|ending| ending.done).unwrap_or_default() {
@@ -119,13 +120,7 @@ impl Owner {
                         warn!(error = %fault, "last uses and sizes of models cannot be written");
                     }
                 }
-                Some(Ok(Done::FailuresKept { result })) => {
-                    let written = result.is_ok();
-                    self.on_failures_kept(result);
-                    if written {
-                        self.keeping.hurry(self.clock.now());
-                    }
-                }
+                Some(Ok(Done::FailuresKept { result })) => self.on_failures_kept(result),
                 Some(_) => {}
                 None => return,
             }

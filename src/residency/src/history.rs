@@ -13,7 +13,7 @@ use berth_types::{Footprint, ModelId, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-/// What is known of one model. With its key 72 bytes in the table; the id's text is shared with the registration.
+/// What is known of one model. With its key 64 bytes in the table; the id's text is shared with the registration.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Known {
     last_used: Option<UnixMillis>,
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remembered_model_takes_72_bytes_in_the_table() {
-        assert_eq!(std::mem::size_of::<(ModelId, Known)>(), 72);
+    fn a_remembered_model_takes_64_bytes_in_the_table() {
+        assert_eq!(std::mem::size_of::<(ModelId, Known)>(), 64);
     }
 }

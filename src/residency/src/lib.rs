@@ -14,15 +14,15 @@
 //! | `admission` | what starts next and what must go for it |
 //! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
 //! | `telling`, `ending` | reports, gauges and the history's file; shutting down |
-//! | `keeping`, `failure_file`, `file` | failures on their way to the disk, before they are told; their file; writing one |
+//! | `keeping`, `failure_file`, `file` | failures on their way to the disk, before they are told; their file; replacing one |
 //! | `work` | everything that leaves the process, each in a task with a deadline |
 //! | `history`, `failures`, `reports` | what is remembered, what went wrong lately, what subscribers are told |
 //!
 //! Deciding is left to `berth_plan` (what fits, what to evict, which step follows), bytes on disk to `berth_puller`,
 //! the server to `berth_adapters`.
 //!
-//! **Bounds.** A model that was never used or loaded here costs nothing. One that was costs an entry in the history: 72
-//! bytes plus the table's slack (at most 165 in all), its id's text being shared with the registration; at most
+//! **Bounds.** A model that was never used or loaded here costs nothing. One that was costs an entry in the history: 64
+//! bytes plus the table's slack (at most 147 in all), its id's text being shared with the registration; at most
 //! [`Config::remembered`] are kept. A model that is loaded, loading or leaving has an entry of about a kilobyte. There
 //! are at most [`Config::waiters`] waiting callers; failures are kept for [`Config::failure_kept`], one per model, in about
 //! half a kilobyte (at most 600 bytes) and their message, and less on disk (32 MiB in all).
@@ -210,8 +210,9 @@ impl Residency {
     }
 
     /// Every report so far (the newest per model; models of which only the last use, or a failure of before a restart, is
-    /// known come as absent), then each change. A slow reader gets the newest per model, never a growing queue. What says
-    /// that a model failed, or does no longer, is also on disk by then, where a disk takes it.
+    /// known come as absent), then each change. A slow reader gets the newest per model (and before that how its last load
+    /// ended, when it loads again), never a growing queue. What says that a model failed, or does no longer, is also on
+    /// disk by then, where a disk takes it within a second.
     #[must_use]
     pub fn reports(&self) -> Reports {
         self.shared.board.subscribe(&self.shared.history.lock())

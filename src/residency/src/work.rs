@@ -60,7 +60,8 @@ pub(crate) enum Done {
         result: std::io::Result<()>,
     },
     FailuresKept {
-        result: std::io::Result<()>,
+        /// What the file holds now; `None` when it has to be written as a whole.
+        result: std::io::Result<Option<Extent>>,
     },
 }
 
@@ -228,7 +229,12 @@ impl Work {
 
     /// Writes to the file of failures.
     pub(crate) fn keep_failures(&mut self, file: FailureFile, write: Write) {
-        self.tasks.spawn_blocking(move || Done::FailuresKept { result: file.write(write) });
+        self.tasks.spawn_blocking(move || {
+            let written = std::panic::catch_unwind(AssertUnwindSafe(|| file.write(write)));
+            Done::FailuresKept {
+                result: written.unwrap_or_else(|panic| Err(std::io::Error::other(format!("writing panicked: {}", text_of(&*panic))))),
+            }
+        });
     }
 }
 

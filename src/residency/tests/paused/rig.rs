@@ -29,13 +29,13 @@ pub(crate) fn millis(n: u64) -> Duration {
 }
 
 pub(crate) fn model(name: &str) -> Arc<Registration> {
-    Arc::new(Registration {
-        id: id(name),
-        format: ModelFormat { name: "onnx".into(), version: None },
-        placement: Placement::Format { protocol: None },
-        storage: StorageRef { key: None, parameters: Arc::default(), path: name.into(), schema_path: None },
-        declared_size: None,
-    })
+    Arc::new(Registration::new(
+        id(name),
+        ModelFormat { name: "onnx".into(), version: None },
+        Placement::Format { protocol: None },
+        StorageRef { key: None, parameters: Arc::default(), path: name.into(), schema_path: None },
+        None,
+    ))
 }
 
 pub(crate) fn declaring(name: &str, size: ByteSize) -> Arc<Registration> {
