@@ -259,6 +259,13 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_suffices_only_copies_go_that_free_what_is_still_missing() {
+        let short_of_both = memory(both(10, 10), both(14, 20));
+        let residents = [copy("h1", host(4), 9), copy("h2", host(4), 8), copy("h3", both(5, 0), 7), copy("g", both(0, 3), 6)];
+        assert_eq!(relieve(&short_of_both, residents), [id("h1"), id("g")]);
+    }
+
+    #[test]
     fn the_smallest_sufficient_set_goes_oldest_first() {
         for (case, need, residents, expected) in [
             ("one old copy is enough", 4, vec![copy("a", host(4), 9), copy("b", host(4), 5)], &["a"][..]),

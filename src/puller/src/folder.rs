@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use berth_types::ByteSize;
+use rustix::io::Errno;
 
 use crate::PullError;
 use crate::paths::StorePath;
@@ -49,8 +50,15 @@ pub(crate) fn exists(place: &InPlace, model: &StorePath) -> bool {
     locate(place, &place.root, model).is_ok()
 }
 
+/// What the system says against a path. Waiting helps where a volume is away; links that lead in a circle and closed doors
+/// stay as they are until somebody changes them.
 fn disk(place: &InPlace, path: &Path, fault: &io::Error) -> PullError {
-    PullError::Disk(format!("{}: {}: {fault}", place.named, path.display()))
+    let text = format!("{}: {}: {fault}", place.named, path.display());
+    match fault.kind() {
+        io::ErrorKind::PermissionDenied => PullError::Denied(text),
+        _ if Errno::from_io_error(fault) == Some(Errno::LOOP) => PullError::NotFound(text),
+        _ => PullError::Disk(text),
+    }
 }
 
 /// The path as written under the root: links on the way stay, so that what is seen is what the user named.
@@ -139,6 +147,17 @@ mod tests {
             let place = InPlace { root: self.folder.path().join("root"), named: "the folder of storage config k".to_owned() };
             let schema = schema.map(|path| StorePath::parse(path).expect("sound"));
             find(&place, &StorePath::parse(model).expect("sound"), schema.as_ref())
+        }
+    }
+
+    #[test]
+    fn what_only_a_change_can_cure_is_not_tried_again_soon() {
+        use berth_types::Retry;
+        let models = Models::new();
+        symlink("circle", models.folder.path().join("root/circle")).expect("linked");
+        for path in ["circle", "nowhere", "dangling"] {
+            let fault = models.find(path, None).expect_err("nothing is there");
+            assert_eq!(fault.retry(), Retry::AfterChange, "{fault:?}");
         }
     }
 
