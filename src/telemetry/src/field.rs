@@ -11,6 +11,7 @@
 //! | `took` | duration of what the line reports, [`took`] |
 //! | `reason` | one of the five words of the status |
 //! | `error` | text of an error, without secrets |
+//! | `times` | how often it happened since the last line that says so |
 //! | `addr` | a socket address that we listen on |
 //! | `path` | a file or folder on this machine |
 
