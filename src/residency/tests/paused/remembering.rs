@@ -312,7 +312,7 @@ async fn a_disk_that_takes_nothing_costs_the_memory_of_failures_and_nothing_else
     assert!(on_disk(&state).contains("d"), "and from then on before anybody is told");
 }
 
-/// A file that nobody can open for writing before somebody reads it; read when this goes out of scope.
+/// A file that nobody can open for writing before somebody reads it; read and removed when this goes out of scope.
 struct Unanswering(PathBuf);
 
 impl Unanswering {
@@ -325,8 +325,11 @@ impl Unanswering {
 
 impl Drop for Unanswering {
     fn drop(&mut self) {
-        // Opened both ways it does not wait for a writer.
-        let _ = std::fs::File::options().read(true).write(true).open(&self.0);
+        // Opened both ways it does not wait for a writer. Open until it is removed: whoever opens it later finds a file
+        // like any other, and waits for nobody.
+        let open = std::fs::File::options().read(true).write(true).open(&self.0);
+        let _ = std::fs::remove_file(&self.0);
+        drop(open);
     }
 }
 
