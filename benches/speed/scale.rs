@@ -123,8 +123,8 @@ impl World {
         let wall = clock.clone();
         tokio::spawn(async move {
             while let Some(model) = asked.recv().await {
-                let state = CopyState::Loaded { since: wall.wall(), footprint: Footprint::host(ByteSize::mib(1)) };
-                controller.report(&pod(), vec![CopyReport { model: model.id.clone(), state, failure: None, last_used: None }]).await;
+                let state = CopyState::Loaded { since: wall.wall(), footprint: Footprint::host(ByteSize::mib(1)), content: None };
+                controller.report(&pod(), vec![CopyReport { model: model.id.clone(), state, failure: None, mended: false, last_used: None }]).await;
             }
         });
         let world = World { store, count, round: 0, shutdown, _folder: folder };

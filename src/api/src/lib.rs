@@ -2,7 +2,7 @@
 //! move to a cluster unchanged.
 //!
 //! ```text
-//! let api = Api::new(Deps { store, views, clock, faults, access, limits }, address, shutdown)?;
+//! let api = Api::new(Deps { store, views, clock, faults, downloads, access, limits }, address, shutdown)?;
 //! serve_http(listener, move |request| { let api = api.clone(); async move { Ok(api.answer(request).await) } }, ...).await
 //! ```
 //!
@@ -19,10 +19,12 @@
 //! | `/api`, `/apis`, `/apis/serving.kserve.io[/VERSION]`, `/version`, `/healthz`, `/openapi/v3` | what clients ask first |
 //! | `/berth/v1/faults` | what is wrong with the files of the watched folder |
 //! | `/berth/v1/view` | number and size of the view that requests are routed by |
+//! | `/berth/v1/downloads` | what is being fetched, how far and how fast; with `watch=true` a line whenever that changes |
 //!
 //! Lists take `labelSelector`, `fieldSelector` (name, namespace), `limit` and `continue`; with `watch=true` they become one
 //! line of JSON per change from `resourceVersion` on, no intermediate state left out, `410 Gone` when that is too long ago.
-//! So many watches are open at a time and no more ([`Limits`]); further ones are `429` with `Retry-After`.
+//! So many watches are open at a time and no more ([`Limits`]); further ones are `429` with `Retry-After`. A watch of tables
+//! tells a resource again, in the same version, while its model is being fetched: once a second at most.
 //!
 //! Reads are JSON, YAML (`Accept: application/yaml`; not watches) or a `Table` (`Accept:
 //! application/json;as=Table;v=v1;g=meta.k8s.io`, as kubectl asks, with `includeObject`). Whoever takes none of them gets a
@@ -49,6 +51,7 @@ mod body;
 mod discovery;
 mod document;
 mod failure;
+mod fetching;
 mod host;
 mod json_patch;
 mod options;
@@ -63,6 +66,7 @@ mod write;
 
 pub use access::{Access, InvalidToken, Token, Unprotected};
 pub use age::short_duration;
+pub use fetching::{Download, DownloadStage, Downloads};
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -80,12 +84,13 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, VARY, WARNING, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Form;
 use crate::document::Resource;
 use crate::failure::Failure;
+use crate::fetching::Picture;
 use crate::options::{DeleteOptions, Options};
 use crate::patch::Patch;
 use crate::print::Printer;
@@ -113,6 +118,8 @@ pub struct Deps {
     pub clock: Clock,
     /// The faults of the watched folder, where there is one.
     pub faults: Option<Faults>,
+    /// What is being fetched, where anything is fetched.
+    pub downloads: Option<Arc<dyn Downloads>>,
     /// Who may use it.
     pub access: Access,
     /// How much of it may be used at a time.
@@ -255,6 +262,13 @@ impl App {
             Target::OpenApiOf(version) => discovery::open_api_of(version),
             Target::Faults => self.faults(),
             Target::View => self.view(),
+            Target::Downloads => {
+                let query = Query::read(&parameters(uri)?).map_err(Failure::bad_request)?;
+                if query.watch {
+                    return self.watch_downloads(headers, &query);
+                }
+                fetching::document(self.deps.downloads.as_deref())
+            }
             Target::One(key) | Target::Status(key) => {
                 let printer = self.printer(headers, Form::READS, &parameters(uri)?)?;
                 return self.one(&printer, &key);
@@ -277,7 +291,8 @@ impl App {
     fn printer(&self, headers: &HeaderMap, possible: &[Form], parameters: &[(String, String)]) -> Result<Printer, Failure> {
         let form = Form::wanted(headers, possible)?;
         let include = Include::read(parameters).map_err(Failure::bad_request)?;
-        Ok(Printer { form, include, clock: self.deps.clock.clone() })
+        let downloads = self.deps.downloads.as_deref().filter(|_| form == Form::Table);
+        Ok(Printer { form, include, clock: self.deps.clock.clone(), fetching: downloads.map(Picture::of).unwrap_or_default() })
     }
 
     async fn write(&self, request: Request<Body>, target: Target) -> Result<Response, Failure> {
@@ -303,7 +318,7 @@ impl App {
                 let Page { metadata, objects } = self.page(&Scope { kind, namespace, query })?;
                 let removed = writer.delete_all(objects, &delete_options(&head.headers, &body)?).await?;
                 self.covered(removed.iter().map(|object| object.resource_version).max()).await;
-                let printer = Printer { form: Form::Json, include: Include::default(), clock: clock.clone() };
+                let printer = Printer { form: Form::Json, include: Include::default(), clock: clock.clone(), fetching: Picture::default() };
                 return Ok(list_answer(printer, kind, &metadata, removed));
             }
             (Target::One(key), &Method::PUT) => writer.replace(&key, body::document(&head.headers, &body)?).await?,
@@ -369,10 +384,21 @@ impl App {
     }
 
     fn watch(&self, printer: Printer, scope: Scope) -> Result<Response, Failure> {
+        let (place, form) = (self.place_for_a_watch()?, printer.form);
+        let lines = watch::watch(Arc::clone(&self.deps.store), self.deps.downloads.clone(), scope, printer, place, self.shutdown.clone())?;
+        Ok(answer(StatusCode::OK, form, Body::from_stream(lines)))
+    }
+
+    fn place_for_a_watch(&self) -> Result<OwnedSemaphorePermit, Failure> {
         let place = Arc::clone(&self.watches).try_acquire_owned();
-        let place = place.map_err(|_full| Failure::too_many_watches(self.deps.limits.watches))?;
-        let form = printer.form;
-        let lines = watch::watch(Arc::clone(&self.deps.store), scope, printer, place, self.shutdown.clone())?;
+        place.map_err(|_full| Failure::too_many_watches(self.deps.limits.watches))
+    }
+
+    fn watch_downloads(&self, headers: &HeaderMap, query: &Query) -> Result<Response, Failure> {
+        let form = Form::wanted(headers, &[Form::Json])?;
+        let (place, clock) = (self.place_for_a_watch()?, self.deps.clock.clone());
+        let until = clock.deadline_in(watch::lasts(query));
+        let lines = fetching::watch(self.deps.downloads.clone(), clock, until, self.shutdown.clone(), place);
         Ok(answer(StatusCode::OK, form, Body::from_stream(lines)))
     }
 
@@ -408,7 +434,8 @@ fn why_not(method: &Method, target: &Target, allowed: &str) -> String {
         | Target::OpenApi
         | Target::OpenApiOf(_)
         | Target::Faults
-        | Target::View => format!("{method} is not possible here: use one of {allowed}"),
+        | Target::View
+        | Target::Downloads => format!("{method} is not possible here: use one of {allowed}"),
     }
 }
 
@@ -433,7 +460,10 @@ fn fault(fault: &Fault) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use berth_registry::MemoryStore;
+    use std::sync::Mutex;
+
+    use berth_registry::{Desired, MemoryStore, Origin};
+    use berth_types::{ByteSize, ModelId, Name, Namespace};
     use http_body_util::BodyExt;
     use tokio::task::yield_now;
 
@@ -444,7 +474,7 @@ mod tests {
     fn app(limits: Limits) -> App {
         let clock = Clock::system();
         let store = Arc::new(MemoryStore::new(clock.clone()));
-        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, access: Access::Loopback, limits };
+        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, downloads: None, access: Access::Loopback, limits };
         let addr = SocketAddr::from(([127, 0, 0, 1], 1));
         let Api(app) = Api::new(deps, addr, CancellationToken::new()).expect("a loopback address");
         Arc::into_inner(app).expect("the only one")
@@ -512,7 +542,169 @@ mod tests {
         let shutdown = app.shutdown.clone();
         let api = Api(Arc::new(app));
         let mut body = ask(&api, Method::GET, "?watch=1").await.into_body();
+        let mut downloads = get(&api, "/berth/v1/downloads?watch=1", "*/*").await;
+        assert!(downloads.next().await.is_some(), "what there is now");
         shutdown.cancel();
-        assert!(body.frame().await.is_none());
+        assert!(body.frame().await.is_none() && downloads.next().await.is_none());
+    }
+
+    /// Downloads as a test wants them.
+    struct Scripted {
+        now: Mutex<Vec<Download>>,
+        changed: tokio::sync::watch::Sender<u64>,
+    }
+
+    impl Downloads for Scripted {
+        fn under_way(&self) -> Vec<Download> {
+            self.now.lock().expect("no panic").clone()
+        }
+
+        fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+            self.changed.subscribe()
+        }
+    }
+
+    impl Scripted {
+        fn new() -> Arc<Self> {
+            Arc::new(Scripted { now: Mutex::default(), changed: tokio::sync::watch::Sender::new(0) })
+        }
+
+        /// From now on this percent of these models are there.
+        fn set(&self, models: &[(&str, u64)]) {
+            let download = |(model, percent): &(&str, u64)| Download {
+                model: ModelId::new(model).expect("an id"),
+                stage: DownloadStage::Fetching,
+                bytes: ByteSize(*percent),
+                total: ByteSize(100),
+                resumed: ByteSize(1),
+                rate: Some(ByteSize(10)),
+                eta: Some(Duration::from_secs(7)),
+            };
+            *self.now.lock().expect("no panic") = models.iter().map(download).collect();
+            self.changed.send_modify(|number| *number += 1);
+        }
+    }
+
+    /// The lines of an answer, one at a time.
+    struct Lines(Body, Vec<u8>);
+
+    impl Lines {
+        async fn next(&mut self) -> Option<Value> {
+            loop {
+                if let Some(end) = self.1.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = self.1.drain(..=end).collect();
+                    return Some(serde_json::from_slice(&line).expect("JSON"));
+                }
+                self.1.extend_from_slice(&self.0.frame().await?.expect("no fault").into_data().expect("data"));
+            }
+        }
+
+        /// The next line of a watch of tables: type, name, version and progress.
+        async fn row(&mut self) -> String {
+            let line = self.next().await.expect("a line");
+            let (row, version) = (&line["object"]["rows"][0], &line["object"]["metadata"]["resourceVersion"]);
+            let cells = row["cells"].as_array().expect("cells");
+            let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+            format!("{} {} {} {}", text(&line["type"]), text(&cells[0]), text(version), cells.last().expect("a cell"))
+        }
+    }
+
+    async fn get(api: &Api, path: &str, accept: &str) -> Lines {
+        let request = Request::builder().uri(format!("http://localhost{path}")).header("accept", accept).body(Body::empty());
+        let response = api.answer(request.expect("a request")).await;
+        assert_eq!(response.status(), 200, "{path}");
+        Lines(response.into_body(), Vec::new())
+    }
+
+    const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    const PREDICTORS: &str = "/apis/serving.kserve.io/v1alpha1/predictors";
+    const OF_TEAM: &str = "/apis/serving.kserve.io/v1alpha1/namespaces/team/predictors";
+
+    async fn predictor(store: &dyn Store, namespace: &str, name: &str) -> Arc<Object> {
+        let (namespace, name) = (Namespace::new(namespace).ok(), Name::new(name).expect("a name"));
+        let wanted = Desired::new(ObjectKey { kind: Kind::Predictor, namespace, name }, Origin::Api, &json!({}));
+        store.apply(wanted.into(), None).await.expect("kept")
+    }
+
+    /// An API over two predictors, `a` in `team` and `b` in `default`, with downloads of a test.
+    async fn fetching() -> (Api, Arc<Scripted>, Arc<dyn Store>, Clock) {
+        let (mut app, downloads) = (app(Limits::default()), Scripted::new());
+        app.deps.downloads = Some(Arc::clone(&downloads) as Arc<dyn Downloads>);
+        let (store, clock) = (Arc::clone(&app.deps.store), app.deps.clock.clone());
+        predictor(&*store, "team", "a").await;
+        predictor(&*store, "default", "b").await;
+        (Api(Arc::new(app)), downloads, store, clock)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_of_tables_tells_how_far_a_download_is_at_most_once_a_second_and_never_what_is_past() {
+        let (api, downloads, store, clock) = fetching().await;
+        let a = "ADDED a 1 \"3% (3 of 100 B, 10 B/s, 7s left)\"";
+        for (path, first) in [(PREDICTORS, &["ADDED b 2 \"\"", a][..]), (OF_TEAM, &[a])] {
+            downloads.set(&[("a__ksp-1", 3)]);
+            let mut watch = get(&api, &format!("{path}?watch=1"), TABLE).await;
+            for row in first {
+                assert_eq!(watch.row().await, *row);
+            }
+            let start = clock.now();
+            let teller = Arc::clone(&downloads);
+            let moves = async {
+                for percent in 4..=40 {
+                    teller.set(&[("a__ksp-1", percent), ("unknown__ksp-1", percent), ("b__isvc-1", percent)]);
+                    clock.sleep(Duration::from_millis(100)).await;
+                }
+                teller.set(&[]);
+            };
+            let mut rows = Vec::new();
+            let read = async {
+                while rows.last().is_none_or(|row: &String| row != "MODIFIED a 1 \"\"") {
+                    rows.push(watch.row().await);
+                }
+            };
+            tokio::join!(moves, read);
+            let percents: Vec<&str> =
+                rows.iter().map(|row| row.split('"').nth(1).unwrap_or_default().split('%').next().unwrap_or_default()).collect();
+            assert!((3..=6).contains(&rows.len()), "{rows:?} in {:?}", clock.now() - start);
+            assert!(percents.windows(2).all(|pair| pair[1].is_empty() || pair[0].parse::<u64>().ok() < pair[1].parse().ok()), "{rows:?}");
+            assert!(rows.iter().all(|row| row.starts_with("MODIFIED a 1 ")), "{rows:?}");
+        }
+        // A reader that slept is told the present, once; what changed meanwhile is told by its event with the same cell.
+        let mut slow = get(&api, &format!("{PREDICTORS}?watch=1&resourceVersion=2"), TABLE).await;
+        for percent in 1..=90 {
+            downloads.set(&[("b__ksp-1", percent)]);
+            clock.sleep(Duration::from_secs(1)).await;
+        }
+        let made = store.get(&predictor(&*store, "default", "b").await.key).expect("there");
+        store.set_status(&made.key, made.uid, json!({ "activeModelState": "Loading" })).await.expect("kept");
+        assert_eq!(slow.row().await, "MODIFIED b 3 \"\"", "the event, before the first look");
+        assert_eq!(slow.row().await, "MODIFIED b 3 \"90% (90 of 100 B, 10 B/s, 7s left)\"");
+        let mut plain = get(&api, &format!("{PREDICTORS}?watch=1&resourceVersion=3&timeoutSeconds=30"), "application/json").await;
+        downloads.set(&[("b__ksp-1", 91)]);
+        assert!(plain.next().await.is_none(), "resources have no state for each percent");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn downloads_are_a_document_that_can_be_watched() {
+        let (api, downloads, _store, clock) = fetching().await;
+        let mut watch = get(&api, "/berth/v1/downloads?watch=1&timeoutSeconds=100", "*/*").await;
+        assert_eq!(watch.next().await, Some(json!({ "items": [] })));
+        let begin = clock.now();
+        for percent in 0..50 {
+            downloads.set(&[("a__ksp-1", percent)]);
+        }
+        let a = json!({
+            "model": "a__ksp-1", "kind": "Predictor", "name": "a", "stage": "Fetching", "bytes": 49, "totalBytes": 100, "resumedBytes": 1,
+            "bytesPerSecond": 10, "secondsLeft": 7, "summary": "49% (49 of 100 B, 10 B/s, 7s left)",
+        });
+        assert_eq!(watch.next().await, Some(json!({ "items": [a] })));
+        assert_eq!((clock.now() - begin).as_secs(), 1);
+        assert_eq!(watch.next().await, Some(json!({ "items": [a] })), "told again after a minute of silence");
+        assert_eq!((clock.now() - begin).as_secs(), 61);
+        downloads.set(&[]);
+        assert_eq!(watch.next().await, Some(json!({ "items": [] })));
+        assert!(watch.next().await.is_none(), "its time is over");
+        let request = Request::builder().uri("http://localhost/berth/v1/downloads").body(Body::empty()).expect("a request");
+        let body = api.answer(request).await.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(serde_json::from_slice::<Value>(&body).expect("JSON"), json!({ "items": [] }));
     }
 }

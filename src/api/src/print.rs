@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::accept::Form;
 use crate::document::{Resource, text};
+use crate::fetching::Picture;
 use crate::table::{Include, Row, columns};
 
 /// Objects printed into one piece of a list's text.
@@ -23,6 +24,8 @@ pub(crate) struct Printer {
     pub(crate) include: Include,
     /// Time, for ages in tables.
     pub(crate) clock: Clock,
+    /// How far downloads are, for tables.
+    pub(crate) fetching: Picture,
 }
 
 #[derive(Serialize)]
@@ -63,7 +66,7 @@ impl Printer {
     }
 
     fn row<'o>(&self, object: &'o Object) -> Row<'o> {
-        Row::of(object, self.include, self.clock.wall())
+        Row::of(object, self.include, self.clock.wall(), self.fetching.cell(object))
     }
 
     /// The text of a list, piece by piece, so that a long one is never whole in memory.

@@ -1,8 +1,9 @@
 //! Resources as the rows of a `Table`: what `kubectl get` prints without knowing the kinds.
 //!
 //! The columns of Predictors and runtimes are the printer columns of their CustomResourceDefinitions; those of
-//! InferenceServices are KServe's, without its traffic columns and with the state of the model instead. A cell that has
-//! nothing to show is `null`, which kubectl prints as `<none>`.
+//! InferenceServices are KServe's, without its traffic columns and with the state of the model instead. Behind both stands
+//! how far the download of the model is. A cell that has nothing to show is `null`, which kubectl prints as `<none>`; that
+//! of the download is empty, since there seldom is one.
 
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ const AGE: Column = column("Age", "date", "How long ago the resource was made");
 const ACTIVE: Column = column("ActiveModel", "string", "State of the model that serves");
 const TARGET: Column = column("TargetModel", "string", "State of the model that is to take its place");
 const TRANSITION: Column = column("Transition", "string", "How the model that serves relates to the spec");
+const PROGRESS: Column = column("Progress", "string", "How far the download of the model is, while there is one");
 
 const SERVICES: &[Column] = &[
     NAME,
@@ -69,6 +71,7 @@ const SERVICES: &[Column] = &[
     column("Copies", "integer", "Copies that are loaded"),
     Column { priority: 1, ..column("Failure", "string", "Why the model failed last") },
     AGE,
+    PROGRESS,
 ];
 const PREDICTORS: &[Column] = &[
     NAME,
@@ -78,6 +81,7 @@ const PREDICTORS: &[Column] = &[
     TARGET,
     TRANSITION,
     AGE,
+    PROGRESS,
 ];
 const RUNTIMES: &[Column] = &[
     NAME,
@@ -120,8 +124,8 @@ struct Partial<'o> {
 }
 
 impl<'o> Row<'o> {
-    /// The row of `object` at `now`.
-    pub(crate) fn of(object: &'o Object, include: Include, now: UnixMillis) -> Self {
+    /// The row of `object` at `now`, whose download is as far as `progress` says.
+    pub(crate) fn of(object: &'o Object, include: Include, now: UnixMillis, progress: &str) -> Self {
         let carried = match include {
             Include::Nothing => Carried::Nothing(()),
             Include::Metadata => {
@@ -129,14 +133,14 @@ impl<'o> Row<'o> {
             }
             Include::Whole => Carried::Whole(Resource::of(object)),
         };
-        Row { cells: cells(object, now), object: carried }
+        Row { cells: cells(object, now, progress), object: carried }
     }
 }
 
 /// The state of an InferenceService that is left alone, in the words of the command line.
 const UNMANAGED: &str = "Unmanaged";
 
-fn cells(object: &Object, now: UnixMillis) -> Vec<Value> {
+fn cells(object: &Object, now: UnixMillis, progress: &str) -> Vec<Value> {
     let status = object.status.as_ref().map(Json::value).unwrap_or_default();
     let age = short_duration(Duration::from_millis(now.0.saturating_sub(object.created.0)));
     let mut cells = vec![json!(object.key.name.as_str())];
@@ -171,6 +175,9 @@ fn cells(object: &Object, now: UnixMillis) -> Vec<Value> {
         }
     }
     cells.push(age.into());
+    if matches!(object.key.kind, Kind::InferenceService | Kind::Predictor) {
+        cells.push(progress.into());
+    }
     cells
 }
 
@@ -206,7 +213,7 @@ mod tests {
         let annotations = if spec["left alone"] == true { Json::EMPTY } else { json!({ DEPLOYMENT_MODE: MODEL_MESH }).into() };
         let object = Object::unsaved(Desired { annotations, ..Desired::new(key, Origin::Api, &spec) });
         let object = Object { status: status.map(Json::from), created: UnixMillis(1_000), ..object };
-        serde_json::to_value(Row::of(&object, include, UnixMillis(191_500))).unwrap()
+        serde_json::to_value(Row::of(&object, include, UnixMillis(191_500), "45%")).unwrap()
     }
 
     #[test]
@@ -226,23 +233,28 @@ mod tests {
                 Kind::InferenceService,
                 json!({}),
                 Some(service),
-                json!(["a", "grpc://h:1", "True", "Loaded", "FailedToLoad", "BlockedByFailedLoad", 2, "ModelLoadFailed: why", "3m10s"]),
+                json!(["a", "grpc://h:1", "True", "Loaded", "FailedToLoad", "BlockedByFailedLoad", 2, "ModelLoadFailed: why", "3m10s", "45%"]),
             ),
-            (Kind::InferenceService, json!({ "left alone": true }), None, json!(["a", none, none, UNMANAGED, none, none, none, none, "3m10s"])),
-            (Kind::InferenceService, json!({}), None, json!(["a", none, none, none, none, none, none, none, "3m10s"])),
+            (
+                Kind::InferenceService,
+                json!({ "left alone": true }),
+                None,
+                json!(["a", none, none, UNMANAGED, none, none, none, none, "3m10s", "45%"]),
+            ),
+            (Kind::InferenceService, json!({}), None, json!(["a", none, none, none, none, none, none, none, "3m10s", "45%"])),
             (
                 Kind::InferenceService,
                 json!({}),
                 Some(json!({ "modelStatus": { "copies": { "failedCopies": 0 } } })),
-                json!(["a", none, none, none, none, none, 0, none, "3m10s"]),
+                json!(["a", none, none, none, none, none, 0, none, "3m10s", "45%"]),
             ),
             (
                 Kind::Predictor,
                 json!({ "modelType": { "name": "onnx" } }),
                 Some(predictor),
-                json!(["a", "onnx", false, "Standby", none, "UpToDate", "3m10s"]),
+                json!(["a", "onnx", false, "Standby", none, "UpToDate", "3m10s", "45%"]),
             ),
-            (Kind::Predictor, json!({}), None, json!(["a", none, none, none, none, none, "3m10s"])),
+            (Kind::Predictor, json!({}), None, json!(["a", none, none, none, none, none, "3m10s", "45%"])),
             (Kind::ServingRuntime, runtime.clone(), None, json!(["a", true, "x,y", "c", "3m10s"])),
             (Kind::ClusterServingRuntime, json!({}), None, json!(["a", false, none, none, "3m10s"])),
         ] {

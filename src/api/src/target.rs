@@ -31,6 +31,8 @@ pub(crate) enum Target {
     Faults,
     /// The number and size of the present view.
     View,
+    /// What is being fetched.
+    Downloads,
 }
 
 impl Target {
@@ -51,7 +53,8 @@ impl Target {
             | Target::OpenApi
             | Target::OpenApiOf(_)
             | Target::Faults
-            | Target::View => "GET, HEAD",
+            | Target::View
+            | Target::Downloads => "GET, HEAD",
         }
     }
 }
@@ -74,6 +77,7 @@ pub(crate) fn target(path: &str) -> Option<Target> {
         }
         ["berth", "v1", "faults"] => Some(Target::Faults),
         ["berth", "v1", "view"] => Some(Target::View),
+        ["berth", "v1", "downloads"] => Some(Target::Downloads),
         ["apis", group, rest @ ..] if *group == Kind::GROUP => in_group(rest),
         _ => None,
     }

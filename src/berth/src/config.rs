@@ -59,6 +59,12 @@ pub(crate) struct ServeArgs {
     /// Disk for fetched models, such as 50Gi [default: half of what is free under DATA]
     #[arg(long, env = "BERTH_DISK", value_name = "SIZE")]
     disk: Option<String>,
+    /// Bytes per second that all downloads may take together, such as 200Mi [default: no limit]
+    #[arg(long, env = "BERTH_DOWNLOAD_RATE", value_name = "SIZE")]
+    download_rate: Option<String>,
+    /// Requests to model stores at once, over all downloads [default: 128]
+    #[arg(long, env = "BERTH_DOWNLOAD_REQUESTS", value_name = "COUNT")]
+    download_requests: Option<String>,
     /// ONNX Runtime's shared library; without it one is looked for, else the built-in engine serves
     #[arg(long, env = "BERTH_ONNX_LIBRARY", value_name = "FILE")]
     onnx_library: Option<String>,
@@ -108,6 +114,10 @@ pub(crate) struct Config {
     pub(crate) host_memory: Option<ByteSize>,
     /// Disk for fetched models; `None` asks the machine.
     pub(crate) disk: Option<ByteSize>,
+    /// Bytes per second that all downloads may take together; `None` sets no limit.
+    pub(crate) download_rate: Option<ByteSize>,
+    /// Requests to model stores at once; `None` leaves it at the default.
+    pub(crate) download_requests: Option<NonZeroUsize>,
     /// ONNX Runtime's library.
     pub(crate) onnx_library: Option<PathBuf>,
     /// Largest request.
@@ -153,7 +163,7 @@ struct Reading {
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 20] = [
     "manifests",
     "data",
     "storage-config",
@@ -166,6 +176,8 @@ const KEYS: [&str; 18] = [
     "probes",
     "host-memory",
     "disk",
+    "download-rate",
+    "download-requests",
     "onnx-library",
     "max-message",
     "inference-threads",
@@ -189,6 +201,8 @@ impl ServeArgs {
             "probes" => self.probes.as_ref(),
             "host-memory" => self.host_memory.as_ref(),
             "disk" => self.disk.as_ref(),
+            "download-rate" => self.download_rate.as_ref(),
+            "download-requests" => self.download_requests.as_ref(),
             "onnx-library" => self.onnx_library.as_ref(),
             "max-message" => self.max_message.as_ref(),
             "inference-threads" => self.inference_threads.as_ref(),
@@ -371,6 +385,10 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, token: Option<OsString>) 
         |text: &str| size(text).and_then(|size| if size == ByteSize::ZERO { Err("must be more than nothing".to_owned()) } else { Ok(size) });
     let host_memory = reading.parsed("host-memory", nonzero);
     let disk = reading.parsed("disk", nonzero);
+    let download_rate = reading.parsed("download-rate", nonzero);
+    let download_requests = reading.parsed("download-requests", |text| {
+        text.parse::<NonZeroUsize>().map_err(|_| format!("{text:?} is not a number of requests: write a whole number above 0"))
+    });
     let max_message = reading
         .parsed("max-message", |text| {
             nonzero(text)
@@ -410,6 +428,8 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, token: Option<OsString>) 
         probes,
         host_memory,
         disk,
+        download_rate,
+        download_requests,
         onnx_library,
         max_message,
         inference_threads,

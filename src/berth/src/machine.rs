@@ -49,20 +49,6 @@ pub(crate) fn disk(data: &Path, held: ByteSize) -> Result<Budget, String> {
     Ok(Budget { bytes: ByteSize(free / 2) + held, origin: "half of the free disk" })
 }
 
-/// Bytes of the files under `folder`, links not followed; what cannot be read counts as nothing.
-#[must_use]
-pub(crate) fn held_under(folder: &Path) -> ByteSize {
-    let Ok(entries) = std::fs::read_dir(folder) else { return ByteSize::ZERO };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => held_under(&entry.path()),
-            Ok(metadata) => ByteSize(metadata.len()),
-            Err(_gone) => ByteSize::ZERO,
-        })
-        .sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 
 mod cli;
 mod config;
+mod fetching;
 mod local_agent;
 mod machine;
 mod narrator;

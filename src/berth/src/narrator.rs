@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use berth_adapters::RuntimeInfo;
 use berth_plan::resource::is_ours;
-use berth_puller::{Progress, Stage};
+use berth_puller::Progress;
 use berth_registry::{Changes, Json, Kind, Object, ObjectKey, Resolved, Views};
 use berth_residency::Residency;
 use berth_telemetry::Clock;
@@ -123,8 +123,7 @@ impl Narrator {
     }
 
     fn download(&mut self, step: &Progress) {
-        let ended = matches!(step.stage, Stage::Done | Stage::Failed);
-        self.ui.download(step.model.as_str(), step.bytes, step.total, ended);
+        self.ui.download(step.model.as_str(), step.bytes, step.total, step.stage.is_end());
     }
 
     fn resource(&mut self, key: &ObjectKey, object: Option<&Object>) {

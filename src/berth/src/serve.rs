@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, Runtime};
-use berth_api::{Access, Api, Limits};
+use berth_api::{Access, Api, Downloads, Limits};
 use berth_controller::{Controller, Endpoints};
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready};
 use berth_puller::{Puller, PullerConfig};
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigFaults};
+use crate::fetching::Fetching;
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
 use crate::narrator::{Narrator, Sources};
@@ -115,7 +116,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         Some(bytes) => Budget { bytes, origin: "configured" },
         None => {
             let (data, cache) = (config.data.clone(), cache.clone());
-            let asked = tokio::task::spawn_blocking(move || machine::disk(&data, machine::held_under(&cache))).await;
+            let asked = tokio::task::spawn_blocking(move || machine::disk(&data, berth_puller::held_under(&cache))).await;
             asked.context("cannot look at the data folder")?.map_err(anyhow::Error::msg)?
         }
     };
@@ -124,6 +125,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let mut puller_config = PullerConfig::new(&cache, disk.bytes);
     puller_config.storage_config.clone_from(&config.storage_config);
     puller_config.pvc_mounts.clone_from(&config.pvc_mounts);
+    puller_config.bytes_per_second = config.download_rate;
+    puller_config.requests = config.download_requests.map_or(puller_config.requests, NonZeroUsize::get);
     let puller = Puller::open(puller_config, clock.clone(), metrics.clone()).await.context("cannot open the disk tier")?;
 
     let info = engine.info().clone();
@@ -165,6 +168,9 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     spawn(&mut leading, "the leader", leader.run(stop_leading.clone()));
     spawn(&mut leading, "the relay of reports", relay_reports(residency.clone(), controller, pod, stop_leading.clone()));
     spawn(&mut leading, "the folder of manifests", folder.run(stop_leading.clone()));
+    if let Some(changes) = puller.storage_changes() {
+        spawn(&mut leading, "the watch of the storage configuration", pass_on(changes, residency.clone(), stop_leading.clone()));
+    }
 
     let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
     narrator.starting(config, &memory, &disk, &info);
@@ -208,7 +214,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
             Access::Token(receiver)
         }
     };
-    let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), access, limits: Limits::default() };
+    let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
+    let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
     spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
     let stop = stop_operations.clone();
@@ -225,6 +232,19 @@ async fn serve_api(api: Api, listener: Listener, clock: Clock, stop: Cancellatio
     };
     let config = ProxyConfig { max_connections: API_CONNECTIONS, max_streams: API_STREAMS, ..ProxyConfig::default() };
     berth_proxy::serve_http(listener, answer, &config, &clock, stop).await;
+}
+
+/// Tells residency of each change of the storage configuration, so that what failed for want of it is tried again.
+async fn pass_on(mut changes: watch::Receiver<u64>, residency: Residency, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => match changed {
+                Ok(()) => residency.storage_changed().await,
+                Err(_no_watch) => return stop.cancelled().await,
+            },
+        }
+    }
 }
 
 /// Runs `part`; the set tells its name when it ends.

@@ -11,13 +11,16 @@ use std::time::{Duration, Instant};
 
 use berth_plan::alias::{self, Copies, Effect, Next, Versions};
 use berth_plan::background::{self, Purpose, Standby};
+use berth_plan::drift::{Comparison, compare};
 use berth_plan::resource::{InvalidSpec, OtherParts, is_ours};
 use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
 use berth_plan::status::document::{self, Circumstances};
 use berth_plan::status::{self, ModelState, Observed, SpecState, Status};
-use berth_registry::{Alias, Change, Changes, Json, NameEntry, Object, ObjectKey, Store, StoreError, Views};
+use berth_registry::{Alias, Change, Changes, Contents, Json, NameEntry, Object, ObjectKey, Store, StoreError, Views};
 use berth_telemetry::{Clock, Counter, Gauge, Metrics};
-use berth_types::{Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis};
+use berth_types::{
+    Content, ContentDigest, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis,
+};
 use futures::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -25,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::asks::{Asked, LoadCommand, Queues, Warmable};
+use crate::drift::{Drift, Drifts};
 use crate::keyed::Table;
 use crate::model::{Hosts, Model};
 use crate::names::Names;
@@ -83,6 +87,11 @@ pub struct Leader {
     to_load: Vec<LoadCommand>,
     retired: VecDeque<Arc<Registration>>,
 
+    /// First good contents of before this leader, until their versions are registered again.
+    remembered: HashMap<ModelId, ContentDigest>,
+    /// Whoever reads it is told of each change.
+    drifts: watch::Sender<Drifts>,
+
     /// The newest version of the store that was taken in.
     taken_in: u64,
     heard_of: HashSet<PodId>,
@@ -103,7 +112,7 @@ enum StatusStep {
 }
 
 impl Leader {
-    pub(crate) fn new(deps: Deps, incoming: mpsc::Receiver<Report>, caught_up: watch::Sender<bool>) -> Self {
+    pub(crate) fn new(deps: Deps, incoming: mpsc::Receiver<Report>, caught_up: watch::Sender<bool>, drifts: watch::Sender<Drifts>) -> Self {
         let Deps { store, views, agents, clock, metrics, config } = deps;
         Leader {
             store,
@@ -130,6 +139,8 @@ impl Leader {
             to_retire: Vec::new(),
             to_load: Vec::new(),
             retired: VecDeque::new(),
+            remembered: HashMap::new(),
+            drifts,
             taken_in: 0,
             heard_of: HashSet::new(),
             settled: false,
@@ -158,12 +169,19 @@ impl Leader {
     async fn begin(&mut self, mut objects: Vec<Change>) {
         self.settle_by = Some(self.clock.now() + self.config.settle_within);
         self.pods = self.agents.pods();
+        let kept = self.store.contents().await.unwrap_or_else(|fault| {
+            warn!(error = %fault, "the first good contents of models cannot be read: what is loaded next counts as the first");
+            BTreeMap::new()
+        });
+        self.remembered = kept.values().flatten().map(|(model, digest)| (model.clone(), *digest)).collect();
         // Who was made first holds a name that several have, also after a restart.
         objects.sort_by_key(|change| change.object.as_ref().map(|object| (object.created, object.key.clone())));
         for change in objects {
             self.take_change(change, true);
         }
         self.turn().await;
+        self.remembered = HashMap::new();
+        self.forget_old_contents(&kept);
         self.views.mark_ready();
         info!(resources = self.resources.len(), models = self.models.len(), "resources read");
     }
@@ -201,6 +219,7 @@ impl Leader {
         let who = |pods: &[Pod]| pods.iter().map(|pod| (pod.id.clone(), pod.runtime.clone())).collect::<Vec<_>>();
         if who(&pods) != who(&self.pods) {
             self.to_look_at.extend(self.resources.keys().cloned());
+            self.drifts.send_if_modified(|drifts| drifts.keep_pods(|known| pods.iter().any(|pod| pod.id == *known)));
         }
         self.pods = pods;
         self.settle();
@@ -324,6 +343,7 @@ impl Leader {
             was_loaded,
             of_earlier_run: false,
             failed_target: None,
+            contents_due: false,
             shown: None,
             writing: None,
             look_again: None,
@@ -333,12 +353,18 @@ impl Leader {
             resource.told_target = target.as_ref().filter(|_| published.target.is_some()).map(|target| Box::new(target.id.clone()));
             resource.of_earlier_run = !matches!(published.active, ModelState::Pending | ModelState::FailedToLoad);
             resource.versions = Versions { active: Some(active.clone()), target: target.clone() };
-            self.models.insert(Model::new(Arc::clone(&resource.object.desired), active, was_loaded));
+            self.add_model(&resource.object, active, was_loaded);
             if let Some(target) = target {
-                self.models.insert(Model::new(Arc::clone(&resource.object.desired), target, false));
+                self.add_model(&resource.object, target, false);
             }
         }
         self.resources.insert(resource);
+    }
+
+    fn add_model(&mut self, object: &Object, registration: Arc<Registration>, loaded_once: bool) {
+        let mut model = Model::new(Arc::clone(&object.desired), registration, loaded_once);
+        model.first = self.remembered.remove(&model.registration.id).map(Box::new);
+        self.models.insert(model);
     }
 
     fn drop_resource(&mut self, key: &ObjectKey) {
@@ -360,6 +386,7 @@ impl Leader {
         if let Some(mut model) = self.models.remove(id) {
             self.queues.forget(id, &mut model.asked);
             self.warmable.set(id, model.warmth, None);
+            self.drifts.send_if_modified(|drifts| drifts.forget(id));
             self.to_retire.push(model.registration);
         }
     }
@@ -383,7 +410,12 @@ impl Leader {
 
     fn take_report(&mut self, Report { pod, copies }: Report) {
         let now = self.clock.wall();
-        for report in copies {
+        for mut report in copies {
+            // Held against the first one here, and kept by the pod alone.
+            let content = match &mut report.state {
+                CopyState::Loaded { content, .. } => content.take(),
+                CopyState::Loading { .. } | CopyState::Unloading | CopyState::Absent => None,
+            };
             let Some(model) = self.models.get_mut(&report.model) else {
                 self.take_stray(&report);
                 continue;
@@ -393,16 +425,45 @@ impl Leader {
                 self.queues.forget(&id, &mut model.asked);
             }
             self.to_look_at.insert(model.of().clone());
+            if let Some(content) = content {
+                self.take_content(&pod, &id, &content, now);
+            }
         }
         self.heard_of.insert(pod);
     }
 
+    /// A copy was loaded from these bytes.
+    fn take_content(&mut self, pod: &PodId, id: &ModelId, content: &Content, now: UnixMillis) {
+        let Some(model) = self.models.get_mut(id) else { return };
+        let told = self.drifts.borrow().of(id).iter().find(|drift| drift.pod == *pod).map(|drift| drift.seen.digest);
+        let first = model.first.as_deref().copied();
+        match (compare(first, told, content.digest), first) {
+            (Comparison::First, _) => {
+                model.first = Some(Box::new(content.digest));
+                if let Some(resource) = self.resources.get_mut(model.of()) {
+                    resource.contents_due = true;
+                }
+            }
+            (Comparison::Same, _) if told.is_some() => {
+                info!(model = %id, pod = %pod, digest = %content.digest, "the pod serves the first good content of this model again");
+                self.drifts.send_modify(|drifts| drifts.settle(id, pod));
+            }
+            (Comparison::Drift { news: true }, Some(first)) => {
+                let (digest, checked) = (content.digest, &*content.checked);
+                warn!(model = %id, pod = %pod, %digest, checked, %first, "content drift: a pod serves other bytes than the first good ones of this model");
+                self.metrics.add(Counter::ContentDrift, &[], 1);
+                let drift = Drift { pod: pod.clone(), first, seen: content.clone(), since: now };
+                self.drifts.send_modify(|drifts| drifts.note(id, drift));
+            }
+            (Comparison::Same | Comparison::Drift { .. }, _) => {}
+        }
+    }
+
     /// A version that no name refers to: retired once more if it was, by a request that had resolved its id before.
     fn take_stray(&mut self, report: &berth_types::CopyReport) {
-        use berth_types::CopyState::{Absent, Loaded, Loading, Unloading};
         match report.state {
-            Absent | Unloading => {}
-            Loading { .. } | Loaded { .. } => match self.retired.iter().position(|retired| retired.id == report.model) {
+            CopyState::Absent | CopyState::Unloading => {}
+            CopyState::Loading { .. } | CopyState::Loaded { .. } => match self.retired.iter().position(|retired| retired.id == report.model) {
                 Some(at) => self.to_retire.extend(self.retired.remove(at)),
                 None => warn!(model = %report.model, "a pod holds a model that no resource asks for"),
             },
@@ -424,9 +485,11 @@ impl Leader {
                 resource.told_target = told_target;
                 self.metrics.add(Counter::StatusWrites, &[], 1);
             }
+            (Ok(()), Writing::Contents) => {}
             // It is gone, or another one by now: its change is on the way here.
             (Err(StoreError::NotFound(_)), _) => debug!(name = %key.name, "resource went while it was being written"),
-            (Err(fault), _) => {
+            (Err(fault), writing) => {
+                resource.contents_due |= matches!(writing, Writing::Contents);
                 error!(name = %key.name, error = %fault, "cannot write to the store: trying again");
                 self.paused.insert(key, self.clock.wall().after(WRITE_AGAIN_AFTER));
             }
@@ -453,7 +516,11 @@ impl Leader {
             }
             match self.step_status(key, now) {
                 StatusStep::Again => {}
-                StatusStep::Writing | StatusStep::Rest => break,
+                StatusStep::Writing => break,
+                StatusStep::Rest => {
+                    self.keep_contents(key);
+                    break;
+                }
             }
         }
         if let Some(resource) = self.resources.get_mut(key) {
@@ -505,7 +572,8 @@ impl Leader {
                     let is_active = next.versions.active.as_ref().is_some_and(|active| active.id == id);
                     let Some(resource) = self.resources.get_mut(key) else { continue };
                     let was_loaded = is_active && std::mem::take(&mut resource.was_loaded);
-                    self.models.insert(Model::new(Arc::clone(&resource.object.desired), registration, was_loaded));
+                    let object = Arc::clone(&resource.object);
+                    self.add_model(&object, registration, was_loaded);
                 }
                 Effect::Amend(registration) => {
                     if let Some(model) = self.models.get_mut(&registration.id) {
@@ -513,7 +581,13 @@ impl Leader {
                         model.registration = registration;
                     }
                 }
-                Effect::Retire(id) => self.forget_model(&id),
+                Effect::Retire(id) => {
+                    let had_content = self.models.get(&id).is_some_and(|model| model.first.is_some());
+                    if let Some(resource) = self.resources.get_mut(key) {
+                        resource.contents_due |= had_content;
+                    }
+                    self.forget_model(&id);
+                }
             }
         }
         let Some(resource) = self.resources.get_mut(key) else { return };
@@ -527,6 +601,35 @@ impl Leader {
             info!(name = %key.name, model = %active.id, "name switched to its target");
         }
         resource.versions = next.versions;
+    }
+
+    /// The first good contents of what the name stands for.
+    fn contents_of(&self, versions: &Versions) -> Contents {
+        let ids = [&versions.active, &versions.target].into_iter().flatten().map(|version| &version.id);
+        ids.filter_map(|id| Some((id.clone(), **self.models.get(id)?.first.as_ref()?))).collect()
+    }
+
+    /// What a leader before this one kept of versions that are no more is not kept any longer.
+    fn forget_old_contents(&mut self, kept: &BTreeMap<ObjectKey, Contents>) {
+        for (key, contents) in kept {
+            let Some(versions) = self.resources.get(key).map(|resource| resource.versions.clone()) else { continue };
+            if self.contents_of(&versions) != *contents
+                && let Some(resource) = self.resources.get_mut(key)
+            {
+                resource.contents_due = true;
+                self.to_look_at.insert(key.clone());
+            }
+        }
+    }
+
+    /// Writes the first good contents, if the store has others.
+    fn keep_contents(&mut self, key: &ObjectKey) {
+        let Some(resource) = self.resources.get(key).filter(|resource| resource.contents_due) else { return };
+        let (store, of, uid, contents) = (self.store.clone(), key.clone(), resource.object.uid, self.contents_of(&resource.versions));
+        self.write(key, Writing::Contents, async move { store.set_contents(&of, uid, contents).await });
+        if let Some(resource) = self.resources.get_mut(key) {
+            resource.contents_due = resource.writing.is_none();
+        }
     }
 
     fn copies(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> Copies {

@@ -19,12 +19,15 @@
 //! - Statuses of one resource are written one after the other, each a documented step, and only when they differ.
 //! - Until every pod has reported once (or [`Config::settle_within`] has passed) no status is lowered and nothing is
 //!   loaded; afterwards a restarted leader knows what the one before it knew.
+//! - The first good content of a version is in the store soon after it was loaded, and goes with the version. Other bytes
+//!   under its id are told ([`Controller::drifts`]) and served.
 //! - A change costs the same however many resources there are. Only the start and a changed ServingRuntime look at all.
 //!
 //! On one machine clients reach models by name alone, so a name belongs to the first resource that has it, whatever its
 //! kind and namespace; the others say who holds it and get it when it is free.
 
 mod asks;
+mod drift;
 mod keyed;
 mod leader;
 mod model;
@@ -47,6 +50,7 @@ use berth_types::{CopyReport, Footprint, PodId, Registration};
 use tokio::sync::{mpsc, watch};
 
 pub use berth_plan::status::document::Endpoints;
+pub use drift::{Drift, Drifts};
 pub use leader::Leader;
 
 /// Reports that may wait for the leader; a pod that sends more waits.
@@ -126,6 +130,7 @@ struct Report {
 pub struct Controller {
     reports: mpsc::Sender<Report>,
     caught_up: watch::Receiver<bool>,
+    drifts: watch::Receiver<Drifts>,
 }
 
 impl Controller {
@@ -134,7 +139,8 @@ impl Controller {
     pub fn new(deps: Deps) -> (Controller, Leader) {
         let (sender, receiver) = mpsc::channel(REPORTS_WAITING);
         let (caught_up, followed) = watch::channel(false);
-        (Controller { reports: sender, caught_up: followed }, Leader::new(deps, receiver, caught_up))
+        let (drifts, known) = watch::channel(Drifts::default());
+        (Controller { reports: sender, caught_up: followed, drifts: known }, Leader::new(deps, receiver, caught_up, drifts))
     }
 
     /// Turns true when, for the first time since the leader started, the statuses in the store say what is rather than
@@ -142,6 +148,12 @@ impl Controller {
     #[must_use]
     pub fn caught_up(&self) -> watch::Receiver<bool> {
         self.caught_up.clone()
+    }
+
+    /// Which pods serve other bytes than the first good ones of a model id.
+    #[must_use]
+    pub fn drifts(&self) -> watch::Receiver<Drifts> {
+        self.drifts.clone()
     }
 
     /// What changed on a pod. Its first call says everything that the pod holds, with an empty list where that is

@@ -8,7 +8,7 @@ use berth_plan::background::{self, LoadFacts, PodCopy, Refused};
 use berth_plan::runtime::NoRuntime;
 use berth_plan::status::{Hosting, VersionFacts};
 use berth_registry::{Desired, ObjectKey};
-use berth_types::{CopyReport, CopyState, Failure, Footprint, ModelId, PodId, Registration, UnixMillis};
+use berth_types::{ContentDigest, CopyReport, CopyState, Failure, Footprint, ModelId, PodId, Registration, UnixMillis};
 
 use crate::Pod;
 use crate::asks::{Asked, Warmth};
@@ -26,6 +26,8 @@ struct CopyAt {
     failure: Option<Arc<Failure>>,
     /// When the first of the failures in a row happened that end with this one and were all for want of storage.
     away_since: Option<UnixMillis>,
+    /// The pod says that what the failure was due to may have been mended.
+    mended: bool,
     last_used: Option<UnixMillis>,
 }
 
@@ -57,6 +59,8 @@ pub(crate) struct Model {
     pub(crate) refused: Option<Box<Refused>>,
     /// What it took when it was last loaded, or what it is declared to take.
     pub(crate) size: Option<Footprint>,
+    /// The first good content of it. Boxed: files that are used in place have none.
+    pub(crate) first: Option<Box<ContentDigest>>,
     /// When its last copy went.
     lost: Option<UnixMillis>,
     last_used: Option<UnixMillis>,
@@ -92,7 +96,19 @@ impl Keyed for Model {
 impl Model {
     pub(crate) fn new(of: Arc<Desired>, registration: Arc<Registration>, loaded_once: bool) -> Self {
         let size = registration.declared_size.map(Footprint::host);
-        Model { of, registration, copies: None, loaded_once, asked: Asked::No, refused: None, size, lost: None, last_used: None, warmth: None }
+        Model {
+            of,
+            registration,
+            copies: None,
+            loaded_once,
+            asked: Asked::No,
+            refused: None,
+            size,
+            first: None,
+            lost: None,
+            last_used: None,
+            warmth: None,
+        }
     }
 
     /// The resource that it belongs to.
@@ -127,11 +143,13 @@ impl Model {
                 }
             }
         }
-        let was_away_since = at.and_then(|at| copies[at].away_since);
+        // What was mended begins anew.
+        let was_away_since = at.and_then(|at| copies[at].away_since.filter(|_| !copies[at].mended || report.mended));
         let away = report.failure.as_ref().filter(|failure| background::storage_was_away(failure));
         let away_since = away.map(|failure| was_away_since.unwrap_or(failure.time));
         let keep = report.state != CopyState::Absent || report.failure.is_some();
-        let copy = CopyAt { pod: pod.clone(), state: report.state, failure: report.failure, away_since, last_used: report.last_used };
+        let copy =
+            CopyAt { pod: pod.clone(), state: report.state, failure: report.failure, away_since, mended: report.mended, last_used: report.last_used };
         match (at, keep) {
             (Some(at), true) => copies[at] = copy,
             (Some(at), false) => drop(copies.swap_remove(at)),
@@ -208,6 +226,7 @@ impl Model {
                 leaving: copy.state == CopyState::Unloading,
                 failure: copy.failure.as_deref(),
                 away_since: copy.away_since,
+                mended: copy.mended,
             })
             .collect();
         let facts = LoadFacts {

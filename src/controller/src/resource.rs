@@ -25,6 +25,8 @@ pub(crate) enum Writing {
         /// The target that it tells users about.
         told_target: Option<Box<ModelId>>,
     },
+    /// The first good contents.
+    Contents,
 }
 
 /// What a view says about the name.
@@ -55,6 +57,8 @@ pub(crate) struct Resource {
     /// A target that failed once: it must load before it takes over from a version that can be loaded, also while it is
     /// being tried again and after its failure no longer counts.
     pub(crate) failed_target: Option<Box<ModelId>>,
+    /// The first good contents of its versions are not what the store keeps.
+    pub(crate) contents_due: bool,
     /// What the view says; `None` while the name is not ours.
     pub(crate) shown: Option<Shown>,
     pub(crate) writing: Option<Box<Writing>>,

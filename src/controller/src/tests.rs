@@ -1,5 +1,6 @@
 //! The leader with a store in memory, agents that do as they are told, and paused time.
 
+mod drifting;
 mod world;
 
 use std::time::Duration;
@@ -107,6 +108,43 @@ async fn a_model_that_was_loaded_stays_available_while_the_storage_is_away_and_i
     world.pass(secs(200)).await;
     assert_eq!(world.last("digits"), "Loaded/ UpToDate True");
     assert_eq!(world.status("digits")["modelStatus"].get("lastFailureInfo"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_for_want_of_its_files_is_tried_again_at_once_when_the_storage_was_mended() {
+    for (case, answer) in [("refused", Answer::Fails), ("away", Answer::StorageAway)] {
+        let world = World::start().await;
+        world.answer("digits", answer);
+        world.apply(isvc("digits", onnx("1"))).await;
+        world.pass(secs(1)).await;
+        assert_eq!((world.loads().len(), world.last("digits")), (1, "FailedToLoad/ UpToDate False".to_owned()), "{case}");
+        let failure = world.failure("digits");
+        // Still not mended: one try, and then the usual times count again.
+        world.mend(&world.model("digits"), failure.clone()).await;
+        assert_eq!(world.loads().len(), 2, "{case}");
+        world.pass(secs(25)).await;
+        assert_eq!(world.loads().len(), 2, "{case}");
+        world.answer("digits", Answer::Loads);
+        world.mend(&world.model("digits"), failure).await;
+        assert_eq!(world.last("digits"), "Loaded/ UpToDate True", "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn mended_models_are_tried_as_few_at_a_time_as_others() {
+    let world = World::start().await;
+    world.answer_all(Answer::Fails);
+    for number in 0..7 {
+        world.apply(isvc(&format!("m{number}"), onnx("1"))).await;
+    }
+    world.answer_all(Answer::LoadsIn(secs(10)));
+    let failure = world.failure("m0");
+    for number in 0..7 {
+        world.mend(&world.model(&format!("m{number}")), failure.clone()).await;
+    }
+    assert_eq!(world.loads().len(), 7 + 2);
+    world.pass(secs(40)).await;
+    assert!((0..7).all(|number| world.last(&format!("m{number}")) == "Loaded/ UpToDate True"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -603,8 +641,13 @@ async fn a_failure_is_forgotten_a_quarter_of_an_hour_after_it() {
     world.apply(isvc("digits", onnx("1"))).await;
     world.free(ByteSize::ZERO);
     let failure = world.failure("digits");
-    let report =
-        berth_types::CopyReport { model: world.model("digits"), state: CopyState::Absent, failure: Some(failure), last_used: Some(UnixMillis(1)) };
+    let report = berth_types::CopyReport {
+        model: world.model("digits"),
+        state: CopyState::Absent,
+        failure: Some(failure),
+        mended: false,
+        last_used: Some(UnixMillis(1)),
+    };
     world.answer("digits", Answer::NoRoom);
     world.controller.report(&world.pod(), vec![report]).await;
     world.pass(secs(1)).await;

@@ -91,9 +91,9 @@ async fn a_registered_model_takes_no_more_than_promised_between_10_000_and_100_0
     controller.report(&pod(), Vec::new()).await;
     tokio::spawn(async move {
         while let Some(model) = asked.recv().await {
-            let loaded = CopyState::Loaded { since: UnixMillis(1), footprint: Footprint::host(ByteSize::mib(1)) };
+            let loaded = CopyState::Loaded { since: UnixMillis(1), footprint: Footprint::host(ByteSize::mib(1)), content: None };
             for state in [loaded, CopyState::Absent] {
-                controller.report(&pod(), vec![CopyReport { model: model.id.clone(), state, failure: None, last_used: None }]).await;
+                controller.report(&pod(), vec![CopyReport { model: model.id.clone(), state, failure: None, mended: false, last_used: None }]).await;
             }
         }
     });

@@ -2,7 +2,8 @@
 //!
 //! A version is loaded once after it was registered, tried again about ten minutes after each failure, and otherwise
 //! left alone until it is used or until room appears. A failure to reach the storage, or to find room on the disk, says
-//! nothing about the model and passes by itself: it is tried again sooner. When something is due next is computed from what pods report, never
+//! nothing about the model and passes by itself: it is tried again sooner, and what failed for want of its files is tried
+//! again at once when the storage configuration of its pod has changed. When something is due next is computed from what pods report, never
 //! stored, so a new leader knows it as well and starts no storm. Queueing these loads, and how many run at a time, is the
 //! caller's business.
 
@@ -42,18 +43,30 @@ pub fn storage_was_away(failure: &Failure) -> bool {
 }
 
 /// When `pod` may try again after this failure: ten minutes, or less where the storage has been away since `away_since`,
-/// give or take a tenth by a hash of model and pod, so that what failed together does not come back together.
+/// spread over the pods and models that failed together.
 #[must_use]
 pub fn retry_at(failure: &Failure, away_since: Option<UnixMillis>, pod: &PodId) -> UnixMillis {
     let wait = away_since.map_or(RETRY_AFTER, |since| failure.time.since(since).clamp(AWAY_AGAIN_AFTER, RETRY_AFTER));
+    failure.time.after(spread(wait, &failure.model, pod.as_str()))
+}
+
+/// `wait`, give or take a tenth by a hash of model and place, so that what failed together does not come back together.
+#[must_use]
+pub fn spread(wait: Duration, model: &ModelId, place: &str) -> Duration {
     let spread = wait / 5;
-    let share = u32::try_from(hash(&failure.model, pod) % 1024).unwrap_or(0);
-    failure.time.after(wait - spread / 2 + spread * share / 1024)
+    let share = u32::try_from(hash(model, place) % 1024).unwrap_or(0);
+    wait - spread / 2 + spread * share / 1024
+}
+
+/// True when other settings of the storage may cure it.
+#[must_use]
+pub fn was_for_want_of_files(failure: &Failure) -> bool {
+    failure.step == Step::Fetch
 }
 
 /// FNV-1a over both names, mixed: the same on every machine and in every release, which std's hasher does not promise.
-fn hash(model: &ModelId, pod: &PodId) -> u64 {
-    let bytes = model.as_str().bytes().chain([0]).chain(pod.as_str().bytes());
+fn hash(model: &ModelId, place: &str) -> u64 {
+    let bytes = model.as_str().bytes().chain([0]).chain(place.bytes());
     let folded = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (folded ^ (folded >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20
 }
@@ -72,6 +85,8 @@ pub struct PodCopy<'a> {
     /// When the first of the failures in a row happened that end with this one and were all for want of storage; `None`
     /// when this one was not.
     pub away_since: Option<UnixMillis>,
+    /// What the failure was due to may have been mended since: the next try waits for nothing but its turn.
+    pub mended: bool,
 }
 
 /// A load that nobody waited for was refused for lack of room.
@@ -143,7 +158,7 @@ pub struct Due {
 pub fn due(facts: &LoadFacts<'_>, now: UnixMillis) -> Due {
     let failed = |pod: &PodId| {
         let copy = facts.copies.iter().find(|copy| copy.pod == pod)?;
-        copy.failure.filter(|failure| counts_until(failure) > now).map(|failure| (failure, copy.away_since))
+        copy.failure.filter(|failure| counts_until(failure) > now).map(|failure| (failure, copy))
     };
     let failures: Vec<&Failure> = facts.copies.iter().filter_map(|copy| failed(copy.pod)).map(|(failure, _)| failure).collect();
     let expiry = failures.iter().map(|failure| counts_until(failure)).min();
@@ -161,12 +176,13 @@ pub fn due(facts: &LoadFacts<'_>, now: UnixMillis) -> Due {
     let ask = |pod: &PodId, purpose| Some(Ask { pod: pod.clone(), purpose, may_evict });
     let purpose = if failures.is_empty() { Purpose::First } else { Purpose::Retry };
     if failures.len() < PODS_TRIED_AT_ONCE && (!facts.loaded_once || !failures.is_empty()) {
-        let fresh = open().filter(|pod| failed(pod).is_none()).min_by_key(|pod| hash(facts.model, pod));
+        let fresh = open().filter(|pod| failed(pod).is_none()).min_by_key(|pod| hash(facts.model, pod.as_str()));
         if let Some(pod) = fresh {
             return Due { ask: ask(pod, purpose), look_again: expiry };
         }
     }
-    let retry = open().filter_map(|pod| failed(pod).map(|(failure, away_since)| (retry_at(failure, away_since, pod), pod))).min();
+    let again_at = |failure: &Failure, copy: &PodCopy<'_>| if copy.mended { now } else { retry_at(failure, copy.away_since, copy.pod) };
+    let retry = open().filter_map(|pod| failed(pod).map(|(failure, copy)| (again_at(failure, copy), pod))).min();
     match retry {
         Some((at, pod)) if at <= now => Due { ask: ask(pod, Purpose::Retry), look_again: expiry },
         Some((at, _)) => Due { ask: None, look_again: expiry.into_iter().chain([at]).min() },
@@ -247,7 +263,8 @@ mod tests {
         let retry_p = retry_at(&old, None, &p).since(T0).as_secs();
         let soon_p = retry_at(&old, Some(T0), &p).since(T0).as_secs();
         let none: &[PodCopy] = &[];
-        let absent = |pod, failure| PodCopy { pod, held: false, leaving: false, failure, away_since: None };
+        let absent = |pod, failure| PodCopy { pod, held: false, leaving: false, failure, away_since: None, mended: false };
+        let mended = PodCopy { mended: true, ..absent(&p, Some(&old)) };
         let away = PodCopy { away_since: Some(T0), ..absent(&p, Some(&old)) };
         let held = PodCopy { held: true, ..absent(&p, None) };
         let leaving = PodCopy { leaving: true, ..absent(&p, None) };
@@ -267,6 +284,8 @@ mod tests {
             ("the failure is forgotten: the first load is still due", false, None, &[absent(&p, Some(&old))], &[&p], at(900), "First p".to_owned()),
             ("the failure is forgotten: nothing is due", true, None, &[absent(&p, Some(&old))], &[&p], at(900), "-".to_owned()),
             ("the storage was away", true, None, std::slice::from_ref(&away), &[&p], at(1), format!("-, {soon_p}")),
+            ("the storage was mended", true, None, std::slice::from_ref(&mended), &[&p], at(1), "Retry p, 900".to_owned()),
+            ("the storage was mended, and there is no room", true, refused, std::slice::from_ref(&mended), &[&p], at(1), "-, 30".to_owned()),
             ("half a minute later", true, None, std::slice::from_ref(&away), &[&p], at(soon_p + 1), "Retry p, 900".to_owned()),
             ("the pod of the failure is gone", false, None, &[absent(&p, Some(&old))], &[&q], at(1), "Retry q, 900".to_owned()),
         ] {
@@ -280,8 +299,10 @@ mod tests {
         let id = model("m");
         let pods: Vec<PodId> = ["a", "b", "c", "d"].map(pod).into();
         let failed = failure(&id, T0, Retry::Later);
-        let copies: Vec<PodCopy> =
-            pods[..3].iter().map(|pod| PodCopy { pod, held: false, leaving: false, failure: Some(&failed), away_since: None }).collect();
+        let copies: Vec<PodCopy> = pods[..3]
+            .iter()
+            .map(|pod| PodCopy { pod, held: false, leaving: false, failure: Some(&failed), away_since: None, mended: false })
+            .collect();
         let pods: Vec<&PodId> = pods.iter().collect();
         let facts = LoadFacts { model: &id, loaded_once: false, refused: None, copies: &copies, pods: &pods };
         let waiting = due(&facts, T0.after(secs(1)));
@@ -324,7 +345,7 @@ mod tests {
         assert_eq!(due(&LoadFacts { refused, ..facts.clone() }, again).ask.map(|ask| ask.may_evict), Some(MayEvict::AnyIdle));
         // One that was loaded before is tried again at nobody's cost.
         let failed = failure(&id, T0, Retry::AfterChange);
-        let copies = [PodCopy { pod: &p, held: false, leaving: false, failure: Some(&failed), away_since: None }];
+        let copies = [PodCopy { pod: &p, held: false, leaving: false, failure: Some(&failed), away_since: None, mended: false }];
         let retried = LoadFacts { loaded_once: true, refused, copies: &copies, ..facts };
         assert_eq!(due(&retried, T0.after(RETRY_AFTER * 2)).ask.map(|ask| ask.may_evict), None, "its failure is forgotten by then");
         let due = due(&retried, T0.after(RETRY_AFTER * 11 / 10));
@@ -334,7 +355,7 @@ mod tests {
     #[test]
     fn the_spread_is_the_same_on_every_machine_and_in_every_release() {
         for (id, name, expected) in [("m", "p", 0xab3827957cd), ("digits__isvc-0123456789", "local", 0x31e73f3743), ("mp", "x", 0xf2d191b2641)] {
-            assert_eq!(hash(&model(id), &pod(name)), expected, "{id} {name}");
+            assert_eq!(hash(&model(id), name), expected, "{id} {name}");
         }
     }
 
@@ -390,7 +411,7 @@ mod tests {
             let failures: Vec<Option<Failure>> = failed.iter().map(|at| at.map(|(at, _)| failure(&id, T0.after(secs(at)), Retry::Later))).collect();
             let away = failed.iter().map(|at| at.and_then(|(at, away)| Some(T0.after(secs(at.saturating_sub(away?))))));
             let copies: Vec<PodCopy> = pods.iter().zip(&failures).zip(away)
-                .map(|((pod, failure), away_since)| PodCopy { pod, held: false, leaving: false, failure: failure.as_ref(), away_since })
+                .map(|((pod, failure), away_since)| PodCopy { pod, held: false, leaving: false, failure: failure.as_ref(), away_since, mended: false })
                 .collect();
             let pods: Vec<&PodId> = pods.iter().collect();
             let facts = LoadFacts { model: &id, loaded_once, refused: refused.map(|(at, times)| Refused { at: T0.after(secs(at)), times }), copies: &copies, pods: &pods };

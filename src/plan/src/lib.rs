@@ -4,6 +4,7 @@
 mod admit;
 pub mod alias;
 pub mod background;
+pub mod drift;
 mod life;
 pub mod registration;
 pub mod resource;

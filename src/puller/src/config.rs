@@ -19,12 +19,18 @@ pub struct PullerConfig {
     pub cache: PathBuf,
     /// Bytes that the disk tier may hold, downloads under way included.
     pub disk_budget: ByteSize,
-    /// Objects larger than this are fetched in ranges of this size. 64 KiB to 5 GiB.
+    /// Objects larger than this are fetched in ranges of this size. Whole MiB, at most 5 GiB.
     pub part_size: ByteSize,
+    /// What is hashed on its own and recorded as done: a power of two of at least 1 KiB that divides the part size.
+    pub(crate) grain: u64,
+    /// Objects up to this size are gathered in memory and become a file in one step.
+    pub(crate) small: u64,
     /// Large objects' ranges of one model that are fetched at once.
     pub parts_per_model: usize,
-    /// Requests to stores at once, over all models.
+    /// Requests to stores at once, over all models. As many connections and open files at most.
     pub requests: usize,
+    /// Bytes per second that all downloads may take together; `None` sets no limit.
+    pub bytes_per_second: Option<ByteSize>,
     /// Longest wait for a connection, TLS included.
     pub connect_timeout: Duration,
     /// Longest wait for the first or the next byte of an answer. There is no limit on a whole download.
@@ -38,7 +44,7 @@ pub struct PullerConfig {
 }
 
 impl PullerConfig {
-    /// The defaults: no storage keys, claims under `/pvc_mounts`, 16 MiB ranges, 8 at once per model and 32 in all; a
+    /// The defaults: no storage keys, claims under `/pvc_mounts`, 16 MiB ranges, 8 at once per model and 128 in all; a
     /// store is given up after four tries or 15 seconds without a byte.
     #[must_use]
     pub fn new(cache: impl Into<PathBuf>, disk_budget: ByteSize) -> Self {
@@ -48,8 +54,11 @@ impl PullerConfig {
             cache: cache.into(),
             disk_budget,
             part_size: ByteSize::mib(16),
+            grain: 1 << 20,
+            small: 256 << 10,
             parts_per_model: 8,
-            requests: 32,
+            requests: 128,
+            bytes_per_second: None,
             connect_timeout: Duration::from_secs(3),
             stall_timeout: Duration::from_secs(10),
             give_up_after: Duration::from_secs(15),
@@ -61,7 +70,8 @@ impl PullerConfig {
     /// All faults of the configuration in one error.
     pub(crate) fn check(&self) -> Result<(), PullError> {
         let zero = |name: &str, is_zero: bool| is_zero.then(|| format!("{name} is zero"));
-        let odd_part = self.part_size < ByteSize::kib(64) || self.part_size > ByteSize::mib(5 << 10);
+        let part = self.part_size;
+        let odd_part = part == ByteSize::ZERO || part > ByteSize::mib(5 << 10) || !part.0.is_multiple_of(self.grain);
         let faults: Vec<String> = [
             zero("the disk budget", self.disk_budget == ByteSize::ZERO),
             zero("the number of parts per model", self.parts_per_model == 0),
@@ -70,7 +80,8 @@ impl PullerConfig {
             zero("the stall timeout", self.stall_timeout.is_zero()),
             zero("the time after which a store is given up", self.give_up_after.is_zero()),
             zero("the number of tries", self.tries == 0),
-            odd_part.then(|| format!("a part size of {} is not between 64 KiB and 5 GiB", self.part_size)),
+            zero("the limit on bytes per second", self.bytes_per_second == Some(ByteSize::ZERO)),
+            odd_part.then(|| format!("a part size of {part} is not a number of whole MiB up to 5 GiB")),
         ]
         .into_iter()
         .flatten()
@@ -89,6 +100,9 @@ mod tests {
         assert_eq!(config.check(), Ok(()));
         config.tries = 0;
         config.part_size = ByteSize(10);
-        assert_eq!(config.check(), Err(PullError::Config("the number of tries is zero; a part size of 10 B is not between 64 KiB and 5 GiB".into())));
+        assert_eq!(
+            config.check(),
+            Err(PullError::Config("the number of tries is zero; a part size of 10 B is not a number of whole MiB up to 5 GiB".into()))
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! What keeps a model from reaching the disk.
 
+use berth_disk::DiskError;
+use berth_stores::{ConfigFault, Fault, FaultKind};
 use berth_types::{ByteSize, Retry};
 
 /// Why a model could not be fetched. Messages name store, bucket, path and status, never a secret.
@@ -44,6 +46,34 @@ impl PullError {
             // Larger than the whole budget: no removal helps.
             PullError::DiskFull { need, budget, .. } if need.0 > budget.0 => Retry::AfterChange,
             PullError::Unavailable(_) | PullError::Corrupt(_) | PullError::DiskFull { .. } | PullError::Disk(_) => Retry::Later,
+        }
+    }
+}
+
+impl From<ConfigFault> for PullError {
+    fn from(fault: ConfigFault) -> Self {
+        PullError::Config(fault.to_string())
+    }
+}
+
+impl From<Fault> for PullError {
+    fn from(fault: Fault) -> Self {
+        let text = fault.to_string();
+        match fault.kind {
+            FaultKind::Away | FaultKind::Busy { .. } => PullError::Unavailable(text),
+            FaultKind::Changed | FaultKind::Corrupt => PullError::Corrupt(text),
+            FaultKind::Missing => PullError::NotFound(text),
+            FaultKind::Denied => PullError::Denied(text),
+            FaultKind::Config => PullError::Config(text),
+        }
+    }
+}
+
+impl From<DiskError> for PullError {
+    fn from(fault: DiskError) -> Self {
+        match fault {
+            DiskError::Full { need, free, budget } => PullError::DiskFull { need, free, budget },
+            DiskError::Failed(text) => PullError::Disk(text),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A [`Fetch`] without store or disk, for the tests of whoever waits for models.
 //!
 //! Every model arrives at once with a default size unless a script says otherwise: it can take its time (on tokio's
-//! pausable clock), fail, or stall until the test releases it. What was asked for, what is "on disk" and what is pinned
-//! can be read back. Sharing, pinning and forgetting behave as in the real [`crate::Puller`]; both pass one suite.
+//! pausable clock), fail, or stall until the test releases it. What was asked for and how urgently, what is "on disk" and
+//! what is pinned can be read back. Sharing, pinning and forgetting behave as in the real [`crate::Puller`]; both pass one suite.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_telemetry::Clock;
-use berth_types::{ByteSize, ModelId, Registration};
+use berth_types::{ByteSize, ContentDigest, ModelId, Registration};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::flights::Flights;
-use crate::{Fetch, Pinned, PullError};
+use crate::{Fetch, Pinned, PullError, Urgency};
 
 /// What the next download of a model does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,12 +59,21 @@ impl Scripted {
     }
 }
 
+/// What is on disk of a model.
+#[derive(Clone, Copy)]
+struct Kept {
+    size: ByteSize,
+    digest: ContentDigest,
+}
+
 #[derive(Default)]
 struct State {
     scripts: HashMap<String, VecDeque<Scripted>>,
     always: HashMap<String, Scripted>,
-    fetches: Vec<String>,
-    disk: HashMap<ModelId, ByteSize>,
+    fetches: Vec<(String, Urgency)>,
+    hurried: Vec<String>,
+    digests: HashMap<String, ContentDigest>,
+    disk: HashMap<ModelId, Kept>,
     pins: HashMap<ModelId, usize>,
     forgotten: HashSet<ModelId>,
     gates: HashMap<String, Arc<Semaphore>>,
@@ -73,6 +82,12 @@ struct State {
 impl State {
     fn gate(&mut self, model: &str) -> Arc<Semaphore> {
         Arc::clone(self.gates.entry(model.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(0))))
+    }
+
+    /// What the store holds of `model` now.
+    fn content(&self, model: &str, size: ByteSize) -> Kept {
+        let digest = self.digests.get(model).copied();
+        Kept { size, digest: digest.unwrap_or_else(|| ContentDigest(*blake3::hash(model.as_bytes()).as_bytes())) }
     }
 
     fn next(&mut self, model: &str) -> Option<Scripted> {
@@ -117,7 +132,7 @@ impl Drop for FakeHold {
 
 #[derive(Clone)]
 struct Landed {
-    size: ByteSize,
+    kept: Kept,
     from_disk: bool,
     hold: Arc<FakeHold>,
 }
@@ -162,7 +177,26 @@ impl FakeFetch {
     /// The downloads that were started, in order. Callers that shared one and models found on disk are not in it.
     #[must_use]
     pub fn fetches(&self) -> Vec<String> {
+        self.shared.state.lock().fetches.iter().map(|(model, _)| model.clone()).collect()
+    }
+
+    /// The same downloads with how urgent each was when it began.
+    #[must_use]
+    pub fn urgencies(&self) -> Vec<(String, Urgency)> {
         self.shared.state.lock().fetches.clone()
+    }
+
+    /// The models that [`Fetch::hurry`] was called for, in order.
+    #[must_use]
+    pub fn hurried(&self) -> Vec<String> {
+        self.shared.state.lock().hurried.clone()
+    }
+
+    /// Puts other bytes behind the path of `model`: downloads that end from now on have this digest. Without it each
+    /// model has one of its own.
+    pub fn content(&self, model: &str, digest: ContentDigest) -> &Self {
+        self.shared.state.lock().digests.insert(model.to_owned(), digest);
+        self
     }
 
     /// Returns once `count` downloads have been started, ever.
@@ -174,7 +208,9 @@ impl FakeFetch {
 
     /// Puts `model` on disk, as an earlier run would have left it.
     pub fn put_on_disk(&self, model: &ModelId, size: ByteSize) {
-        self.shared.state.lock().disk.insert(model.clone(), size);
+        let mut state = self.shared.state.lock();
+        let kept = state.content(model.as_str(), size);
+        state.disk.insert(model.clone(), kept);
     }
 
     /// How many holds on `model` are alive; callers that shared one download share one hold.
@@ -183,20 +219,25 @@ impl FakeFetch {
         self.shared.state.lock().pins.get(model).copied().unwrap_or(0)
     }
 
-    async fn bring(shared: Arc<Shared>, model: ModelId) -> Result<Landed, PullError> {
+    async fn bring(shared: Arc<Shared>, model: ModelId, urgency: Urgency) -> Result<Landed, PullError> {
         let found = shared.state.lock().disk.get(&model).copied();
-        if let Some(size) = found {
-            return Ok(Landed { size, from_disk: true, hold: FakeHold::on(&shared, &model) });
+        if let Some(kept) = found {
+            return Ok(Landed { kept, from_disk: true, hold: FakeHold::on(&shared, &model) });
         }
-        shared.state.lock().fetches.push(model.as_str().to_owned());
+        shared.state.lock().fetches.push((model.as_str().to_owned(), urgency));
         shared.started.send_modify(|so_far| *so_far += 1);
         loop {
             let next = shared.state.lock().next(model.as_str());
             match next.unwrap_or_else(|| shared.default.clone()) {
                 Scripted::Arrives { size, after } => {
                     shared.clock.sleep(after).await;
-                    shared.state.lock().disk.insert(model.clone(), size);
-                    return Ok(Landed { size, from_disk: false, hold: FakeHold::on(&shared, &model) });
+                    let kept = {
+                        let mut state = shared.state.lock();
+                        let kept = state.content(model.as_str(), size);
+                        state.disk.insert(model.clone(), kept);
+                        kept
+                    };
+                    return Ok(Landed { kept, from_disk: false, hold: FakeHold::on(&shared, &model) });
                 }
                 Scripted::Fails { error, after } => {
                     shared.clock.sleep(after).await;
@@ -219,8 +260,10 @@ impl Landed {
         Pinned {
             model: PathBuf::from("/fake").join(model.id.as_str()),
             schema: model.schema_path.as_ref().map(|_| PathBuf::from("/fake").join(format!("{}.schema", model.id))),
-            size: self.size,
+            size: self.kept.size,
             from_disk: self.from_disk,
+            digest: Some(self.kept.digest),
+            checked: "md5".into(),
             hold: Some(self.hold),
         }
     }
@@ -228,23 +271,27 @@ impl Landed {
 
 #[async_trait]
 impl Fetch for FakeFetch {
-    async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError> {
+    async fn fetch(&self, model: &Registration, urgency: Urgency) -> Result<Pinned, PullError> {
         self.shared.state.lock().forgotten.remove(&model.id);
-        let work = || Self::bring(Arc::clone(&self.shared), model.id.clone());
+        let work = || Self::bring(Arc::clone(&self.shared), model.id.clone(), urgency);
         match self.flights.join(&model.id, work).await {
             Some(outcome) => outcome.map(|landed| landed.pinned(model)),
             None => Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
         }
     }
 
+    fn hurry(&self, model: &ModelId) {
+        self.shared.state.lock().hurried.push(model.as_str().to_owned());
+    }
+
     async fn reuse(&self, model: &Registration) -> Option<Pinned> {
-        let size = {
+        let kept = {
             let mut state = self.shared.state.lock();
-            let size = *state.disk.get(&model.id)?;
+            let kept = *state.disk.get(&model.id)?;
             state.forgotten.remove(&model.id);
-            size
+            kept
         };
-        Some(Landed { size, from_disk: true, hold: FakeHold::on(&self.shared, &model.id) }.pinned(model))
+        Some(Landed { kept, from_disk: true, hold: FakeHold::on(&self.shared, &model.id) }.pinned(model))
     }
 
     fn on_disk(&self, model: &Registration) -> bool {

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use berth_stores::InPlace;
 use berth_types::ByteSize;
 use rustix::io::Errno;
 
 use crate::PullError;
 use crate::paths::StorePath;
-use crate::storage::InPlace;
 
 /// A model found in place.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,29 +1,31 @@
-//! From a storage reference to checked files on disk, within a disk budget.
+//! From a storage reference to checked files on disk.
 //!
-//! [`Puller::fetch`](Fetch::fetch) resolves the storage configuration, lists what belongs to the model, fetches it under
-//! a temporary name, checks every length, renames it into place and hands out a [`Pinned`] reference. Files that nobody
-//! pins stay as the disk tier and are removed least recently used first when their bytes are needed. Models in folders
-//! and volumes of this machine are used where they are.
+//! [`Puller::fetch`](Fetch::fetch) resolves the storage configuration (`berth-stores`), finds what belongs to the model,
+//! claims room in the disk tier (`berth-disk`), fetches what is not there yet in ranges, holds it against what the store
+//! states, and hands out a [`Pinned`] reference to whole files. What an attempt leaves behind the next one goes on with.
+//! Models in folders and volumes of this machine are used where they are.
 //!
 //! What a store says is believed only as far as it was checked: a listing is read to its end, each byte range is of the
-//! version that was listed, and what cannot be a file is refused by name. Secrets are in no log, error or debug text.
+//! version that was found, and what cannot be a file is refused by name. Secrets are in no log, error or debug text.
 
+mod check;
 mod config;
-mod disk;
+mod crc;
 mod error;
 pub mod fake;
 mod flights;
 mod folder;
-mod ledger;
 mod listing;
+mod pace;
 mod paths;
 mod patience;
 mod progress;
 mod puller;
-mod s3;
-mod storage;
+mod tally;
 mod transfer;
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod store;
 #[cfg(test)]
@@ -35,11 +37,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_types::{ByteSize, Registration};
+use berth_types::{ByteSize, Content, ContentDigest, ModelId, Registration};
 
+pub use berth_disk::held_under;
 pub use config::PullerConfig;
 pub use error::PullError;
-pub use progress::{Progress, Stage};
+pub use progress::{Downloads, Progress, Stage};
 pub use puller::Puller;
 
 /// The files of a model on this pod's disk. They are not removed while this lives.
@@ -53,8 +56,29 @@ pub struct Pinned {
     pub size: ByteSize,
     /// True when the files were on disk already and nothing was fetched.
     pub from_disk: bool,
+    /// Our own digest of the files, schema included. `None` for folders that are used in place: nobody read them.
+    pub digest: Option<ContentDigest>,
+    /// What the store stated about them that was held against them: `crc32c`, `md5`, or `unverified`.
+    pub checked: Arc<str>,
     /// Keeps the files; dropped with this value. `None` for folders that are used in place.
     pub hold: Option<Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+impl Pinned {
+    /// What the files are, as far as anybody read them.
+    #[must_use]
+    pub fn content(&self) -> Option<Content> {
+        self.digest.map(|digest| Content { digest, checked: Arc::clone(&self.checked) })
+    }
+}
+
+/// Whether somebody waits for a download. The greater one goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Nobody does: a first load, a retry, a warm-up.
+    Background,
+    /// A caller waits for the model.
+    Waited,
 }
 
 impl std::fmt::Debug for dyn Fetch {
@@ -67,11 +91,15 @@ impl std::fmt::Debug for dyn Fetch {
 #[async_trait]
 pub trait Fetch: Send + Sync + 'static {
     /// The files of `model`, fetched if they are not on disk. Callers of one model share one download, which goes on
-    /// when they give up.
+    /// when they give up, and which is as urgent as the most urgent of them.
     ///
     /// # Errors
     /// [`PullError`] names store, bucket, path and status, and whether trying again may help.
-    async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError>;
+    async fn fetch(&self, model: &Registration, urgency: Urgency) -> Result<Pinned, PullError>;
+
+    /// Somebody waits from now on for a model whose download was begun in the background, if it is still under way.
+    /// Returns at once.
+    fn hurry(&self, _model: &ModelId) {}
 
     /// The files of `model` when they were fetched earlier and are still whole on disk: quick, without a store. `None`
     /// says nothing but that [`fetch`](Fetch::fetch) has to find out.

@@ -1,62 +1,133 @@
-//! Lists all objects that may belong to a path, however many pages that takes.
+//! Finds the objects of a model: asks for the object and lists what may lie under its name, however many pages that takes.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
+use berth_stores::{Answer, Ask, Fault, FaultKind, Object, Page, Remote};
 use berth_telemetry::Clock;
-use tokio::sync::Semaphore;
+use berth_types::Retry;
 
-use crate::paths::{Listed, StorePath};
+use crate::PullerConfig;
+use crate::pace::{Lane, Turn};
+use crate::paths::StorePath;
 use crate::patience::Patience;
-use crate::s3::{Fault, Page, S3Client};
-use crate::storage::S3Source;
-use crate::{PullError, PullerConfig};
+use crate::tally::Tally;
 
 /// More than this is not a model but a bucket named by mistake.
 const MOST_OBJECTS: usize = 100_000;
 
-/// What a listing needs of its surroundings.
-pub(crate) struct Lister<'a> {
-    pub(crate) client: &'a S3Client,
-    pub(crate) source: &'a S3Source,
+/// What finding needs of its surroundings.
+#[derive(Clone, Copy)]
+pub(crate) struct Finder<'a> {
+    pub(crate) remote: &'a dyn Remote,
     pub(crate) config: &'a PullerConfig,
     pub(crate) clock: &'a Clock,
-    /// One permit per request, over all models.
-    pub(crate) requests: &'a Semaphore,
+    pub(crate) lane: &'a Lane,
+    pub(crate) tally: &'a Tally,
 }
 
-impl Lister<'_> {
-    /// Every object whose key is `path` or lies under it, among others that only start alike.
-    pub(crate) async fn list(&self, path: &StorePath) -> Result<Vec<Listed>, Fault> {
+/// What is at a path.
+pub(crate) enum Found {
+    /// One object, whose first bytes are coming already.
+    Single(Box<First>),
+    /// These objects are at the path or under it, others that only start alike among them. May be none.
+    Listed(Vec<Object>),
+}
+
+/// An answer to the question whether a path is an object, with its body still to come.
+pub(crate) struct First {
+    pub(crate) answer: Answer,
+    pub(crate) turn: Turn,
+}
+
+impl Finder<'_> {
+    /// Every object whose key is `path` or lies under it.
+    ///
+    /// The object itself is asked for and the listing is begun at once: whichever is meant is known after one round trip.
+    /// An object with bytes in it that has others under its name is listed with them; whoever lays out says what to do.
+    pub(crate) async fn find(&self, path: &StorePath) -> Result<Found, Fault> {
+        if !self.remote.lists() {
+            return self.object(path).await.map(|first| Found::Single(Box::new(first)));
+        }
         if path.is_folder() {
-            return self.all(&path.children(), Vec::new()).await;
+            return self.all(&path.children(), Vec::new(), None, |_| false).await.map(Found::Listed);
         }
-        // One request answers for a single object and for most folders. Stores list in the order of keys, so an object
-        // of that very name comes first; behind a page full of names that only start alike, the folder is listed alone.
-        let first = self.page(path.as_str(), None).await?;
-        if first.next.is_none() {
-            return Ok(first.objects);
+        let (key, range) = (path.as_str(), 0..self.config.part_size.0);
+        // Both in one turn: an answer that keeps its turn must not wait for another one, which others like it may hold.
+        let both = || async {
+            let object = self.remote.get(Ask { key, range: Some(&range), version: None });
+            match tokio::join!(object, self.remote.list(key, None)) {
+                (Err(fault), _) | (_, Err(fault)) if fault.kind.retry() == Retry::Later => Err(fault),
+                (object, page) => Ok((object, page)),
+            }
+        };
+        let ((object, page), turn) = self.patience(key, 0).hold(self.lane, both).await?;
+        let full = |answer: &Answer| answer.object.size.0 > 0;
+        match (object, page) {
+            // A credential may be allowed to read and not to list; then the object that was asked for is the model.
+            (Ok(answer), Err(fault)) if full(&answer) && fault.kind == FaultKind::Denied => Ok(Found::Single(Box::new(First { answer, turn }))),
+            (_, Err(fault)) => Err(fault),
+            (Ok(answer), Ok(page)) if full(&answer) && page.next.is_none() && !has_children(&page, path) => {
+                Ok(Found::Single(Box::new(First { answer, turn })))
+            }
+            // Some stores refuse to say that something is missing; the listing knows. What is listed and cannot be read is
+            // refused when it is fetched.
+            (object, Ok(page)) => {
+                drop((object, turn));
+                self.pages(path, page).await.map(Found::Listed)
+            }
         }
-        let single = first.objects.into_iter().filter(|object| object.key == path.as_str()).collect();
-        self.all(&path.children(), single).await
     }
 
-    async fn all(&self, prefix: &str, mut objects: Vec<Listed>) -> Result<Vec<Listed>, Fault> {
-        let mut next = None;
+    /// The object at `path`, with the first part of its bytes.
+    pub(crate) async fn object(&self, path: &StorePath) -> Result<First, Fault> {
+        let range = 0..self.config.part_size.0;
+        let work = || self.remote.get(Ask { key: path.as_str(), range: Some(&range), version: None });
+        let (answer, turn) = self.patience(path.as_str(), 1).hold(self.lane, work).await?;
+        Ok(First { answer, turn })
+    }
+
+    /// The rest of what `page`, the first of those that start with `path`, belongs to.
+    async fn pages(&self, path: &StorePath, page: Page) -> Result<Vec<Object>, Fault> {
+        let children = path.children();
+        let Some(next) = page.next.clone() else { return Ok(page.objects) };
+        // Once the folder's objects have come, the rest of them is behind this page. Before that there may be any number of
+        // names that only start alike: then the folder is listed alone. Stores list in the order of keys, so an object of
+        // that very name comes first.
+        if has_children(&page, path) {
+            return self
+                .all(path.as_str(), page.objects, Some(next), |page| {
+                    page.objects.iter().all(|object| object.key > children) && !has_children(page, path)
+                })
+                .await;
+        }
+        let single = page.objects.into_iter().filter(|object| object.key == path.as_str()).collect();
+        self.all(&children, single, None, |_| false).await
+    }
+
+    /// `objects`, and all of the listing of `prefix` from `next` on, until a page says that it is `past` what is wanted.
+    async fn all(
+        &self,
+        prefix: &str,
+        mut objects: Vec<Object>,
+        mut next: Option<String>,
+        past: impl Fn(&Page) -> bool,
+    ) -> Result<Vec<Object>, Fault> {
+        let what = || format!("listing {prefix:?} of {}", self.remote.place());
         loop {
             let page = self.page(prefix, next.as_deref()).await?;
+            if past(&page) && page.next.is_some() && !page.objects.is_empty() {
+                return Ok(objects);
+            }
             objects.extend(page.objects);
             if objects.len() > MOST_OBJECTS {
-                return Err(Fault::Final(PullError::Config(format!(
-                    "more than {MOST_OBJECTS} objects lie under {prefix:?} in bucket {} at {}: name a longer path",
-                    self.source.bucket,
-                    self.source.address()
-                ))));
+                let why = format!("more than {MOST_OBJECTS} objects lie there: name a longer path");
+                return Err(Fault::new(FaultKind::Config, what(), why));
             }
             match page.next {
                 None => return Ok(objects),
                 Some(token) if Some(&token) == next.as_ref() => {
-                    let whose = format!("listing {prefix:?} of bucket {} at {}", self.source.bucket, self.source.address());
-                    return Err(Fault::Final(PullError::Corrupt(format!("{whose} does not get on: the store repeats its continuation token"))));
+                    return Err(Fault::new(FaultKind::Corrupt, what(), "it does not get on: the store repeats its continuation token"));
                 }
                 Some(token) => next = Some(token),
             }
@@ -64,9 +135,33 @@ impl Lister<'_> {
     }
 
     async fn page(&self, prefix: &str, after: Option<&str>) -> Result<Page, Fault> {
-        let work = || self.client.list(self.source, prefix, after);
-        Patience::new(self.config, self.clock, seed(prefix, 0)).hold(self.requests, work).await
+        let work = || self.remote.list(prefix, after);
+        self.patience(prefix, 0).hold(self.lane, work).await.map(|(page, _turn)| page)
     }
+
+    fn patience(&self, key: &str, offset: u64) -> Patience {
+        Patience::new(self.config, self.clock, self.tally, seed(key, offset))
+    }
+}
+
+/// How long a body may wait for our own disk before its turn is given to others.
+const IDLE: Duration = Duration::from_millis(250);
+
+/// `work`, which may wait for somebody else's download. Where that takes long the body of `first` is given up with its turn,
+/// which the other download may need.
+pub(crate) async fn keep<T>(clock: &Clock, first: &mut Option<First>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    if first.is_some() {
+        if let Some(done) = clock.until(clock.deadline_in(IDLE), &mut work).await {
+            return done;
+        }
+        *first = None;
+    }
+    work.await
+}
+
+fn has_children(page: &Page, path: &StorePath) -> bool {
+    page.objects.iter().any(|object| object.key.starts_with(&path.children()))
 }
 
 /// A number that differs between requests and not between runs.

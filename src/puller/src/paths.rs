@@ -4,6 +4,7 @@
 //! model is one entry, named like the last segment of its path, that is a file or a folder of the same shape as in the
 //! store. A key that cannot be a file name is refused by name: what a model is made of is never silently left out.
 
+use berth_stores::Object;
 use berth_types::ByteSize;
 
 /// The local name of a model whose path is empty.
@@ -20,19 +21,10 @@ pub(crate) struct StorePath {
     folder: bool,
 }
 
-/// One object as the store lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Listed {
-    pub(crate) key: String,
-    pub(crate) size: ByteSize,
-    /// As the store writes it, quotes included.
-    pub(crate) etag: Option<String>,
-}
-
 /// An object and the file that it becomes, relative to the model's own folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Item {
-    pub(crate) object: Listed,
+    pub(crate) object: Object,
     pub(crate) file: String,
 }
 
@@ -105,7 +97,7 @@ pub(crate) fn local_names(model: &StorePath, schema: Option<&StorePath>) -> (Str
 ///
 /// # Errors
 /// Names a key that cannot be a file, and says why.
-pub(crate) fn lay_out(path: &StorePath, name: &str, listed: Vec<Listed>) -> Result<Vec<Item>, String> {
+pub(crate) fn lay_out(path: &StorePath, name: &str, listed: Vec<Object>) -> Result<Vec<Item>, String> {
     let children = path.children();
     let mut single = None;
     let mut items = Vec::new();
@@ -157,8 +149,10 @@ mod tests {
 
     use super::*;
 
-    fn listed(keys: &[(&str, u64)]) -> Vec<Listed> {
-        keys.iter().map(|(key, size)| Listed { key: (*key).to_owned(), size: ByteSize(*size), etag: None }).collect()
+    fn listed(keys: &[(&str, u64)]) -> Vec<Object> {
+        let object =
+            |(key, size): &(&str, u64)| Object { key: (*key).to_owned(), size: ByteSize(*size), version: None, sums: berth_stores::Sums::default() };
+        keys.iter().map(object).collect()
     }
 
     fn files(path: &str, keys: &[(&str, u64)]) -> Result<Vec<String>, String> {

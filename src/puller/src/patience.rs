@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use berth_stores::{Fault, FaultKind};
 use berth_telemetry::Clock;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::s3::Fault;
-use crate::{PullError, PullerConfig};
+use crate::PullerConfig;
+use crate::pace::{Lane, Turn};
+use crate::tally::Tally;
 
 /// Counts tries and time since the last byte of progress. Both are limited; progress renews both. Time in our own queue
-/// for requests is not counted: it says nothing about the store.
+/// for requests is not counted: it says nothing about the store. A store that says that it is busy is there: only the time
+/// counts then, not the tries.
 pub(crate) struct Patience {
     clock: Clock,
     tries_left: u32,
@@ -17,6 +19,7 @@ pub(crate) struct Patience {
     since: Instant,
     config: Limits,
     seed: u64,
+    tally: Tally,
 }
 
 #[derive(Clone, Copy)]
@@ -28,9 +31,9 @@ struct Limits {
 
 impl Patience {
     /// `seed` spreads the retries of requests that failed together.
-    pub(crate) fn new(config: &PullerConfig, clock: &Clock, seed: u64) -> Self {
+    pub(crate) fn new(config: &PullerConfig, clock: &Clock, tally: &Tally, seed: u64) -> Self {
         let limits = Limits { tries: config.tries, give_up_after: config.give_up_after, backoff: config.backoff };
-        Patience { clock: clock.clone(), tries_left: limits.tries, failed: 0, since: clock.now(), config: limits, seed }
+        Patience { clock: clock.clone(), tries_left: limits.tries, failed: 0, since: clock.now(), config: limits, seed, tally: tally.clone() }
     }
 
     /// Bytes came.
@@ -45,42 +48,61 @@ impl Patience {
         self.config.give_up_after.saturating_sub(self.clock.now().saturating_duration_since(self.since))
     }
 
-    /// A permit for one request. The clock stands still meanwhile; nothing is renewed.
-    pub(crate) async fn turn<'a>(&mut self, requests: &'a Semaphore) -> Option<SemaphorePermit<'a>> {
+    /// Permission for one request. The clock stands still meanwhile; nothing is renewed.
+    pub(crate) async fn turn(&mut self, lane: &Lane, large: bool) -> Turn {
         let queued = self.clock.now();
-        let permit = requests.acquire().await.ok(); // `None` never comes: nobody closes it
+        let turn = lane.turn(large).await;
         self.since += self.clock.now().saturating_duration_since(queued);
-        permit
+        turn
     }
 
-    /// `work`, with a permit of `requests`, tried again while the store is away and patience lasts.
+    /// `work`, in its turn, tried again while the store is away and patience lasts. Hands out the turn of the answer.
     pub(crate) async fn hold<T, F: Future<Output = Result<T, Fault>>>(
         mut self,
-        requests: &Semaphore,
+        lane: &Lane,
         mut work: impl FnMut() -> F,
-    ) -> Result<T, Fault> {
+    ) -> Result<(T, Turn), Fault> {
         loop {
-            let one_request = self.turn(requests).await;
-            let outcome = self.clock.until(self.clock.deadline_in(self.left()), work()).await;
-            drop(one_request); // others go on while this one pauses
-            match outcome.unwrap_or_else(|| Err(Fault::Away(format!("no answer within {:?}", self.config.give_up_after)))) {
-                Err(Fault::Away(why)) => self.pause(why).await?,
-                settled => return settled,
+            let turn = self.turn(lane, false).await;
+            let within = self.left();
+            match self.clock.until(self.clock.deadline_in(within), work()).await {
+                Some(Ok(answer)) => {
+                    turn.fine();
+                    return Ok((answer, turn));
+                }
+                Some(Err(fault)) => {
+                    if let FaultKind::Busy { pause } = fault.kind {
+                        turn.busy(pause);
+                    }
+                    drop(turn); // others go on while this one pauses
+                    self.pause(fault).await?;
+                }
+                None => {
+                    drop(turn);
+                    let fault = Fault::new(FaultKind::Away, "the store", format!("no answer within {within:?}"));
+                    self.pause(fault).await?;
+                }
             }
         }
     }
 
-    /// Waits before the next try, or says that there is none.
-    pub(crate) async fn pause(&mut self, why: String) -> Result<(), Fault> {
-        self.tries_left = self.tries_left.saturating_sub(1);
+    /// Waits before the next try, or hands the fault back: waiting does not help, or there is no patience left.
+    pub(crate) async fn pause(&mut self, fault: Fault) -> Result<(), Fault> {
+        let counts = match fault.kind {
+            FaultKind::Away => true,
+            FaultKind::Busy { .. } => false,
+            FaultKind::Changed | FaultKind::Missing | FaultKind::Denied | FaultKind::Config | FaultKind::Corrupt => return Err(fault),
+        };
+        self.tries_left = self.tries_left.saturating_sub(u32::from(counts));
         self.failed += 1;
         let pause = pause(self.config.backoff, self.failed, self.seed);
         if self.tries_left == 0 || self.left() <= pause {
             let tries = if self.failed == 1 { "once".to_owned() } else { format!("{} times", self.failed) };
             let waited = berth_telemetry::field::took(self.clock.now().saturating_duration_since(self.since));
-            return Err(Fault::Final(PullError::Unavailable(format!("{why} (tried {tries} in {waited})"))));
+            return Err(Fault { why: format!("{} (tried {tries} in {waited})", fault.why), ..fault });
         }
         self.clock.sleep(pause).await;
+        self.tally.retried();
         Ok(())
     }
 }
@@ -94,11 +116,15 @@ fn pause(backoff: Duration, failed: u32, seed: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use berth_telemetry::Metrics;
     use berth_types::{ByteSize, UnixMillis};
 
     use super::*;
+    use crate::Urgency;
+    use crate::pace::{Haste, Limits, Pace};
 
     #[test]
     fn pauses_double_and_spread() {
@@ -112,38 +138,70 @@ mod tests {
         assert_ne!(pause(ms(200), 1, 1), pause(ms(200), 1, 2));
     }
 
+    fn away() -> Fault {
+        Fault::new(FaultKind::Away, "the store", "away")
+    }
+
+    fn tally() -> Tally {
+        Tally::new(Metrics::default(), "s3")
+    }
+
+    fn lane(clock: &Clock, requests: usize) -> Lane {
+        let limits = Limits { requests, parts_per_download: 8, bytes_per_second: None };
+        Pace::new(limits, clock.clone(), &Metrics::default()).lane([0; 32], Arc::new(Haste::new(Urgency::Waited)))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_store_that_stays_away_is_given_up_after_its_tries_and_within_the_time() {
         for (hang, expected) in [(false, 4), (true, 2)] {
             let clock = Clock::starting_at(UnixMillis(0));
             let begin = clock.now();
             let tries = AtomicU32::new(0);
-            let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
-            let outcome: Result<(), Fault> = patience
-                .hold(&Semaphore::new(1), || async {
+            let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, &tally(), 7);
+            let outcome = patience
+                .hold(&lane(&clock, 1), || async {
                     tries.fetch_add(1, Ordering::Relaxed);
                     if hang {
                         clock.sleep(Duration::from_secs(10)).await;
                     }
-                    Err(Fault::Away("away".to_owned()))
+                    Err::<(), _>(away())
                 })
                 .await;
-            assert!(
-                matches!(&outcome, Err(Fault::Final(PullError::Unavailable(why))) if why.starts_with("away (tried") || why.starts_with("no answer")),
-                "{outcome:?}"
-            );
-            assert_eq!(tries.into_inner(), expected);
+            let fault = outcome.map(|_| ()).expect_err("away");
+            assert!(fault.why.starts_with("away (tried") || fault.why.starts_with("no answer"), "{fault}");
+            assert_eq!((fault.kind, tries.into_inner()), (FaultKind::Away, expected));
             assert!(clock.now() - begin <= Duration::from_secs(15), "{:?}", clock.now() - begin);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_store_is_waited_for_as_long_as_time_lasts_and_other_faults_not_at_all() {
+        let clock = Clock::starting_at(UnixMillis(0));
+        let config = PullerConfig::new("/x", ByteSize(1));
+        let mut patience = Patience::new(&config, &clock, &tally(), 7);
+        let begin = clock.now();
+        let busy = || Fault::new(FaultKind::Busy { pause: None }, "the store", "slow down");
+        let mut times = 0;
+        while patience.pause(busy()).await.is_ok() {
+            times += 1;
+        }
+        assert!(times > config.tries, "{times}");
+        let took = clock.now() - begin;
+        assert!(took > config.give_up_after / 2 && took <= config.give_up_after, "{took:?}");
+        for kind in [FaultKind::Changed, FaultKind::Missing, FaultKind::Denied, FaultKind::Config, FaultKind::Corrupt] {
+            let (fault, before) = (Fault::new(kind, "x", "y"), clock.now());
+            let mut patience = Patience::new(&config, &clock, &tally(), 7);
+            assert_eq!((patience.pause(fault.clone()).await, clock.now()), (Err(fault), before));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_wait_for_our_own_turn_is_not_the_store_s_fault() {
         let clock = Clock::starting_at(UnixMillis(0));
-        let requests = Semaphore::new(1);
-        let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
+        let lane = lane(&clock, 1);
+        let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, &tally(), 7);
         let busy = async {
-            let _others = requests.acquire().await;
+            let _others = lane.turn(false).await;
             clock.sleep(Duration::from_secs(60)).await;
         };
         let queued = async {
@@ -153,7 +211,7 @@ mod tests {
                 clock.sleep(Duration::from_secs(14)).await;
                 Ok(())
             };
-            (patience.hold(&requests, answer).await, clock.now() - begin)
+            (patience.hold(&lane, answer).await.map(|(answer, _turn)| answer), clock.now() - begin)
         };
         let (_, outcome) = tokio::join!(busy, queued);
         assert_eq!(outcome, (Ok(()), Duration::from_secs(74)));
@@ -162,33 +220,32 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_wait_for_our_own_turn_renews_nothing() {
         let clock = Clock::starting_at(UnixMillis(0));
-        let requests = Semaphore::new(0);
-        let mut patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
+        let lane = lane(&clock, 1);
+        let mut patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, &tally(), 7);
         for _ in 0..3 {
-            patience.pause("away".to_owned()).await.expect("there are tries left");
+            patience.pause(away()).await.expect("there are tries left");
         }
-        let left = patience.left();
+        let (left, others) = (patience.left(), lane.turn(false).await);
         let serve = async {
             clock.sleep(Duration::from_secs(60)).await;
-            requests.add_permits(1);
+            drop(others);
         };
-        let ((), permit) = tokio::join!(serve, patience.turn(&requests));
-        assert!(permit.is_some());
+        let ((), _turn) = tokio::join!(serve, patience.turn(&lane, false));
         assert_eq!(patience.left(), left);
-        patience.pause("away".to_owned()).await.expect_err("no try is left");
+        patience.pause(away()).await.expect_err("no try is left");
     }
 
     #[tokio::test(start_paused = true)]
     async fn progress_renews_patience() {
         let clock = Clock::starting_at(UnixMillis(0));
-        let mut patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, 7);
+        let mut patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, &tally(), 7);
         for _ in 0..20 {
-            patience.pause("away".to_owned()).await.expect("there was progress");
+            patience.pause(away()).await.expect("there was progress");
             patience.progress();
         }
         for _ in 0..3 {
-            patience.pause("away".to_owned()).await.expect("there are tries left");
+            patience.pause(away()).await.expect("there are tries left");
         }
-        patience.pause("away".to_owned()).await.expect_err("no try is left");
+        patience.pause(away()).await.expect_err("no try is left");
     }
 }

@@ -1,33 +1,29 @@
 //! The way of a model from its store to this pod's disk.
 
-use std::collections::HashSet;
-use std::num::NonZeroUsize;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use berth_disk::{BlobId, Hold, Plan, Tier, TierConfig, Wanted};
+use berth_stores::{Entries, InPlace, Object, Open, Patience, Remote, Settings, Source, Stores, resolve};
 use berth_telemetry::halt::{self, Point};
 use berth_telemetry::{Clock, Counter, Metrics, field};
-use berth_types::{ByteSize, ModelId, Registration, StorageRef};
-use lru::LruCache;
+use berth_types::{ByteSize, ContentDigest, ModelId, Registration, StorageRef};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{broadcast, watch};
 use tracing::{info, warn};
 
-use crate::disk::{self, FileRecord, Hold, Manifest, Tier};
 use crate::flights::Flights;
 use crate::folder;
-use crate::listing::Lister;
+use crate::listing::{Finder, First, Found, keep};
+use crate::pace::{Haste, Lane, Limits, Pace};
 use crate::paths::{Item, StorePath, lay_out, local_names};
-use crate::progress::{BACKLOG, Reporter};
-use crate::s3::{Fault, S3Client};
-use crate::storage::{Entries, InPlace, S3Source, Source, resolve};
-use crate::transfer::{Checked, Transfer};
-use crate::{Fetch, Pinned, Progress, PullError, PullerConfig, Stage};
-
-/// Stores and credentials whose connections are kept.
-const CLIENTS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+use crate::progress::Reporter;
+use crate::tally::{Counted, Tally};
+use crate::transfer::{Stop, Transfer};
+use crate::{Downloads, Fetch, Pinned, Progress, PullError, PullerConfig, Stage, Urgency};
 
 /// How often a download starts over because the store's content changed under it.
 const STARTS: u32 = 3;
@@ -39,16 +35,19 @@ pub struct Puller {
 }
 
 struct Inner {
-    config: Arc<PullerConfig>,
+    config: PullerConfig,
     clock: Clock,
     metrics: Metrics,
     tier: Tier,
-    requests: Arc<Semaphore>,
-    /// By digest of address and credential.
-    clients: Mutex<LruCache<[u8; 32], Arc<S3Client>>>,
-    progress: broadcast::Sender<Progress>,
+    stores: Arc<dyn Open>,
+    pace: Pace,
+    downloads: Downloads,
+    /// How urgent the downloads under way are.
+    hastes: Mutex<HashMap<ModelId, Arc<Haste>>>,
     /// Models that were forgotten while their download was under way: their files go when nobody holds them.
     unwanted: Mutex<HashSet<ModelId>>,
+    /// Tells apart objects whose store does not.
+    unversioned: AtomicU64,
 }
 
 /// What a download hands to all who waited for it.
@@ -58,13 +57,23 @@ struct Landed {
     schema: Option<PathBuf>,
     size: ByteSize,
     from_disk: bool,
+    digest: Option<ContentDigest>,
+    checked: Arc<str>,
     hold: Option<Arc<Hold>>,
 }
 
 impl Landed {
     fn held(hold: Hold, from_disk: bool) -> Self {
         let content = hold.content();
-        Landed { model: content.model(), schema: content.schema(), size: content.size(), from_disk, hold: Some(Arc::new(hold)) }
+        Landed {
+            model: content.model(),
+            schema: content.schema(),
+            size: content.size(),
+            from_disk,
+            digest: Some(ContentDigest(content.digest())),
+            checked: content.checked().into(),
+            hold: Some(Arc::new(hold)),
+        }
     }
 
     fn pinned(self) -> Pinned {
@@ -73,28 +82,40 @@ impl Landed {
             schema: self.schema,
             size: self.size,
             from_disk: self.from_disk,
+            digest: self.digest,
+            checked: self.checked,
             hold: self.hold.map(|hold| hold as Arc<dyn std::any::Any + Send + Sync>),
         }
     }
 }
 
 impl Puller {
-    /// Checks the configuration and opens the disk tier: what a crash left is removed, whole content is taken over.
+    /// Checks the configuration and opens the disk tier: what a crash left is taken over as far as it is of use, the rest
+    /// is removed.
     ///
     /// # Errors
     /// [`PullError::Config`] with all faults of the configuration, or [`PullError::Disk`].
     pub async fn open(config: PullerConfig, clock: Clock, metrics: Metrics) -> Result<Arc<Puller>, PullError> {
+        let patience = Patience { connect: config.connect_timeout, silence: config.stall_timeout };
+        let stores = Arc::new(Stores::new(patience, clock.clone()));
+        Self::open_with(config, clock, metrics, stores).await
+    }
+
+    pub(crate) async fn open_with(config: PullerConfig, clock: Clock, metrics: Metrics, stores: Arc<dyn Open>) -> Result<Arc<Puller>, PullError> {
         config.check()?;
-        let tier = Tier::open(&config.cache, config.disk_budget, clock.clone(), metrics.clone()).await?;
+        let tier = Tier::open(TierConfig { folder: config.cache.clone(), budget: config.disk_budget }, clock.clone(), metrics.clone()).await?;
+        let limits = Limits { requests: config.requests, parts_per_download: config.parts_per_model, bytes_per_second: config.bytes_per_second };
         let inner = Inner {
-            requests: Arc::new(Semaphore::new(config.requests)),
-            config: Arc::new(config),
+            pace: Pace::new(limits, clock.clone(), &metrics),
+            downloads: Downloads::new(clock.clone(), metrics.clone()),
+            config,
             clock,
             metrics,
             tier,
-            clients: Mutex::new(LruCache::new(CLIENTS)),
-            progress: broadcast::Sender::new(BACKLOG),
+            stores,
+            hastes: Mutex::default(),
             unwanted: Mutex::default(),
+            unversioned: AtomicU64::new(0),
         };
         Ok(Arc::new(Puller { inner: Arc::new(inner), flights: Flights::new() }))
     }
@@ -103,7 +124,22 @@ impl Puller {
     /// the oldest.
     #[must_use]
     pub fn progress(&self) -> broadcast::Receiver<Progress> {
-        self.inner.progress.subscribe()
+        self.inner.downloads.steps()
+    }
+
+    /// The downloads under way.
+    #[must_use]
+    pub fn downloads(&self) -> Downloads {
+        self.inner.downloads.clone()
+    }
+
+    /// A number that grows whenever the storage configuration changed. `None` where there is no folder of it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn storage_changes(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.config.storage_config.as_deref().map(|folder| berth_stores::watch(folder, self.inner.clock.clone()))
     }
 
     /// Models that were forgotten while their download was under way.
@@ -115,12 +151,21 @@ impl Puller {
 
 #[async_trait]
 impl Fetch for Puller {
-    async fn fetch(&self, model: &Registration) -> Result<Pinned, PullError> {
+    async fn fetch(&self, model: &Registration, urgency: Urgency) -> Result<Pinned, PullError> {
         self.inner.unwanted.lock().remove(&model.id);
-        let work = || Inner::bring(Arc::clone(&self.inner), model.id.clone(), model.storage());
+        if urgency == Urgency::Waited {
+            self.hurry(&model.id);
+        }
+        let work = || Inner::bring(Arc::clone(&self.inner), model.id.clone(), model.storage(), urgency);
         match self.flights.join(&model.id, work).await {
             Some(outcome) => outcome.map(Landed::pinned),
             None => Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
+        }
+    }
+
+    fn hurry(&self, model: &ModelId) {
+        if let Some(haste) = self.inner.hastes.lock().get(model) {
+            haste.raise();
         }
     }
 
@@ -135,7 +180,7 @@ impl Fetch for Puller {
         let storage = model.storage();
         match self.inner.resolve_now(&storage) {
             Ok(Source::InPlace(place)) => paths(&storage).is_ok_and(|(path, _)| folder::exists(&place, &path)),
-            Ok(source) => self.inner.tier.has(&model.id, Some(&source.identity(&storage))),
+            Ok(Source::Store(settings)) => self.inner.tier.has(&model.id, Some(&identity(&settings, &storage))),
             Err(_) => self.inner.tier.has(&model.id, None),
         }
     }
@@ -158,10 +203,28 @@ fn paths(storage: &StorageRef) -> Result<(StorePath, Option<StorePath>), PullErr
     Ok((model, schema))
 }
 
+/// What tells this model's source from others, without secrets: the disk tier answers only for the source it was filled
+/// from.
+fn identity(settings: &Settings, storage: &StorageRef) -> String {
+    let store = settings.identity();
+    match &storage.schema_path {
+        None => format!("{store} path {}", storage.path),
+        Some(schema) => format!("{store} path {} schema {schema}", storage.path),
+    }
+}
+
+/// What is to be fetched.
+struct Wish {
+    items: Vec<Item>,
+    /// Bytes of the model, without the schema.
+    size: ByteSize,
+    first: Option<First>,
+}
+
 impl Inner {
     fn resolve_now(&self, storage: &StorageRef) -> Result<Source, PullError> {
         let entries = Entries::read(self.config.storage_config.as_deref())?;
-        resolve(&entries, &self.config.pvc_mounts, storage)
+        Ok(resolve(&entries, &self.config.pvc_mounts, storage)?)
     }
 
     /// Runs `work`, which reads local or mounted folders, with a limit on how long it may hang.
@@ -182,7 +245,11 @@ impl Inner {
     /// The files of the disk tier, if they are whole and are those of `source`.
     async fn reuse(&self, model: &ModelId, storage: &StorageRef, source: &Result<Source, PullError>) -> Option<Landed> {
         let started = self.clock.now();
-        let identity = source.as_ref().ok().map(|source| source.identity(storage));
+        let identity = match source {
+            Ok(Source::Store(settings)) => Some(identity(settings, storage)),
+            Ok(Source::InPlace(_)) => return None,
+            Err(_) => None,
+        };
         let hold = self.tier.reuse(model, identity.as_deref()).await?;
         if let Err(fault) = source {
             warn!(model = %model, step = "fetch", error = %fault, "the storage of this model cannot be resolved, its files on disk are used");
@@ -193,8 +260,11 @@ impl Inner {
         Some(Landed::held(hold, true))
     }
 
-    async fn bring(self: Arc<Self>, model: ModelId, storage: StorageRef) -> Result<Landed, PullError> {
-        let outcome = self.find_or_fetch(model.clone(), storage).await;
+    async fn bring(self: Arc<Self>, model: ModelId, storage: StorageRef, urgency: Urgency) -> Result<Landed, PullError> {
+        let haste = Arc::new(Haste::new(urgency));
+        self.hastes.lock().insert(model.clone(), Arc::clone(&haste));
+        let outcome = self.find_or_fetch(model.clone(), storage, haste).await;
+        self.hastes.lock().remove(&model);
         // However it ended: what was forgotten meanwhile goes, and nothing remembers it.
         if self.unwanted.lock().remove(&model) {
             self.tier.forget(&model);
@@ -202,7 +272,7 @@ impl Inner {
         outcome
     }
 
-    async fn find_or_fetch(self: &Arc<Self>, model: ModelId, storage: StorageRef) -> Result<Landed, PullError> {
+    async fn find_or_fetch(self: &Arc<Self>, model: ModelId, storage: StorageRef, haste: Arc<Haste>) -> Result<Landed, PullError> {
         let started = self.clock.now();
         let source = self.source_of(&storage).await;
         if let Some(landed) = self.reuse(&model, &storage, &source).await {
@@ -210,14 +280,15 @@ impl Inner {
         }
         match source? {
             Source::InPlace(place) => self.in_place(model, &storage, place).await,
-            Source::S3(source) => {
-                let reporter = Arc::new(Reporter::new(model.clone(), self.progress.clone()));
-                let outcome = self.download(&model, &storage, source, &reporter).await;
+            Source::Store(settings) => {
+                let reporter = Reporter::new(model.clone(), &self.downloads);
+                let outcome = self.download(&model, &storage, &settings, haste, &reporter).await;
                 reporter.stage(if outcome.is_ok() { Stage::Done } else { Stage::Failed });
-                let (hold, checked) = outcome?;
+                let hold = outcome?;
                 let content = hold.content();
-                let took = field::took(self.clock.now() - started);
-                info!(model = %model, step = "fetch", size = %content.size(), objects = content.objects(), checked = %checked, took, "model fetched");
+                let (took, rate) = (field::took(self.clock.now() - started), field::rate(reporter.mean_rate()));
+                let (size, objects, checked) = (content.size(), content.objects(), content.checked());
+                info!(model = %model, step = "fetch", size = %size, objects, checked = %checked, took, rate, "model fetched");
                 Ok(Landed::held(hold, false))
             }
         }
@@ -231,156 +302,153 @@ impl Inner {
         halt::at(Point::Listed, model.as_str());
         let took = field::took(self.clock.now() - started);
         info!(model = %model, step = "fetch", size = %found.size, objects = found.files, took, "model used in place");
-        Ok(Landed { model: found.model, schema: found.schema, size: found.size, from_disk: true, hold: None })
+        let (model, schema, size) = (found.model, found.schema, found.size);
+        Ok(Landed { model, schema, size, from_disk: true, digest: None, checked: "in place".into(), hold: None })
     }
 
-    /// Lists, claims, fetches, checks and renames; from the start again when the store's content changed meanwhile.
+    /// Finds, claims, fetches, checks and lands; from the start again when the store's content changed meanwhile.
     async fn download(
         &self,
         model: &ModelId,
         storage: &StorageRef,
-        source: S3Source,
-        reporter: &Arc<Reporter>,
-    ) -> Result<(Hold, Checked), PullError> {
+        settings: &Settings,
+        haste: Arc<Haste>,
+        reporter: &Reporter,
+    ) -> Result<Hold, PullError> {
         let (path, schema) = paths(storage)?;
-        let client = self.client(&source)?;
-        let identity = source.identity(storage);
-        let source = Arc::new(source);
+        let tally = Tally::new(self.metrics.clone(), settings.kind());
+        let remote = Counted { remote: self.stores.open(settings)?, tally: tally.clone() };
+        let lane = self.pace.lane(settings.fingerprint(), haste);
         let names = local_names(&path, schema.as_ref());
         let mut changed = String::new();
         for start in 1..=STARTS {
             if start > 1 {
                 warn!(model = %model, step = "fetch", error = %changed, "the download starts over");
+                reporter.stage(Stage::Listing);
             }
-            let (items, size) = match self.list(&client, &source, &path, schema.as_ref(), &names).await {
-                Err(Fault::Changed(why)) => {
-                    changed = why;
-                    continue;
-                }
-                Err(fault) => return Err(settled(fault)),
-                Ok(listed) => listed,
+            let attempt = async {
+                let wish = self.find(&remote, &lane, &tally, &path, schema.as_ref(), &names).await?;
+                let plan = self.plan(settings, identity(settings, storage), &names, &wish);
+                halt::at(Point::Listed, model.as_str());
+                let (items, mut first) = (wish.items, wish.first);
+                let total: ByteSize = items.iter().map(|item| item.object.size).sum();
+                let gathering = keep(&self.clock, &mut first, self.tier.gather(model, plan)).await?;
+                reporter.listed(items.len(), total, gathering.resumed());
+                let transfer = Transfer {
+                    remote: &remote,
+                    verify: settings.verify(),
+                    lane: &lane,
+                    tally: &tally,
+                    config: &self.config,
+                    clock: &self.clock,
+                    metrics: &self.metrics,
+                    reporter,
+                    written: written(model),
+                };
+                transfer.run(&items, &gathering, first).await?;
+                reporter.stage(Stage::Verifying);
+                halt::at(Point::Verified, model.as_str());
+                let hold = gathering.land().await?;
+                halt::at(Point::Renamed, model.as_str());
+                Ok(hold)
             };
-            let items: Arc<[Item]> = items.into();
-            let total: ByteSize = items.iter().map(|item| item.object.size).sum();
-            reporter.listed(total);
-            halt::at(Point::Listed, model.as_str());
-            let claim = self.tier.claim(total).await?;
-            let stage = self.tier.stage(model, claim).await?;
-            let transfer = self.transfer(model, &client, &source, &stage, reporter);
-            let files = items.iter().map(|item| FileRecord { path: item.file.clone(), bytes: item.object.size, etag: item.object.etag.clone() });
-            let manifest = Manifest::new(model.clone(), identity.clone(), names.clone(), size, self.clock.wall(), files.collect());
-            let fill = async {
-                let checked = transfer.run(Arc::clone(&items)).await?;
-                self.tier.seal(&stage, &manifest).await.map_err(Fault::Final)?;
-                Ok(checked)
-            };
-            let checked = match fill.await {
-                Ok(checked) => checked,
-                Err(fault) => {
-                    // Before whatever comes next, which must not find its own bytes still taken.
-                    stage.discard().await;
-                    match fault {
-                        Fault::Changed(why) => changed = why,
-                        fault => return Err(settled(fault)),
-                    }
-                    continue;
-                }
-            };
-            reporter.stage(Stage::Verified);
-            halt::at(Point::Verified, model.as_str());
-            let hold = self.tier.land(stage, manifest).await?;
-            halt::at(Point::Renamed, model.as_str());
-            self.metrics.add(Counter::FetchedObjects, &[], hold.content().objects() as u64);
-            return Ok((hold, checked));
+            match attempt.await {
+                Ok(hold) => return Ok(hold),
+                Err(Stop::Changed(why)) => changed = why,
+                Err(Stop::Final(error)) => return Err(error),
+                Err(Stop::Unranged) => changed = "the store answers with all bytes, whatever range it is asked for".to_owned(),
+            }
         }
         Err(PullError::Corrupt(format!("{changed} (tried {STARTS} times)")))
     }
 
-    /// All objects of model and schema with their files, and the bytes of the model alone.
-    async fn list(
+    /// All objects of model and schema with their files.
+    async fn find(
         &self,
-        client: &S3Client,
-        source: &S3Source,
+        remote: &dyn Remote,
+        lane: &Lane,
+        tally: &Tally,
         path: &StorePath,
         schema: Option<&StorePath>,
         names: &(String, Option<String>),
-    ) -> Result<(Vec<Item>, ByteSize), Fault> {
-        let lister = Lister { client, source, config: &self.config, clock: &self.clock, requests: &self.requests };
-        let place = format!("bucket {} at {}", source.bucket, source.address());
-        let unusable = |why: String| Fault::Final(PullError::Config(format!("{place}: {why}")));
-        let mut items = lay_out(path, &names.0, lister.list(path).await?).map_err(unusable)?;
-        if items.is_empty() {
-            return Err(Fault::Final(PullError::NotFound(format!("no object is at or under path {:?} in {place}", path.as_str()))));
+    ) -> Result<Wish, Stop> {
+        let finder = Finder { remote, config: &self.config, clock: &self.clock, lane, tally };
+        let place = remote.place();
+        let unusable = |why: String| Stop::Final(PullError::Config(format!("{place}: {why}")));
+        let mut wish = match finder.find(path).await? {
+            Found::Single(first) => {
+                let object = first.answer.object.clone();
+                Wish { size: object.size, items: vec![Item { object, file: names.0.clone() }], first: Some(*first) }
+            }
+            Found::Listed(listed) => {
+                let items = lay_out(path, &names.0, listed).map_err(unusable)?;
+                Wish { size: items.iter().map(|item| item.object.size).sum(), items, first: None }
+            }
+        };
+        if wish.items.is_empty() {
+            return Err(Stop::Final(PullError::NotFound(format!("no object is at or under path {:?} in {place}", path.as_str()))));
         }
-        let size = items.iter().map(|item| item.object.size).sum();
         if let (Some(schema), Some(name)) = (schema, &names.1) {
-            let found = lay_out(schema, name, lister.list(schema).await?).map_err(unusable)?;
-            match <[Item; 1]>::try_from(found) {
-                Ok([single]) if single.file == *name => items.push(single),
-                _ => return Err(Fault::Final(PullError::NotFound(format!("no schema object {:?} in {place}", schema.as_str())))),
+            let listed = wish.items.iter().find(|item| item.object.key == schema.as_str()).map(|item| item.object.clone());
+            // The answer's body is left to the transfer, which asks again in its turn: no answer may wait for another.
+            let found = match listed {
+                Some(object) => Ok(object),
+                None => finder.object(schema).await.map(|First { answer, .. }| answer.object),
+            };
+            let object = match found {
+                Ok(object) => object,
+                Err(fault) if fault.kind == berth_stores::FaultKind::Missing => {
+                    return Err(Stop::Final(PullError::NotFound(format!("no schema object {:?} is in {place}", schema.as_str()))));
+                }
+                Err(fault) => return Err(fault.into()),
+            };
+            wish.items.push(Item { object, file: name.clone() });
+        }
+        Ok(wish)
+    }
+
+    fn plan(&self, settings: &Settings, source: String, names: &(String, Option<String>), wish: &Wish) -> Plan {
+        let store = settings.identity();
+        let files = wish.items.iter().map(|Item { object, file }| Wanted {
+            path: file.clone(),
+            blob: self.blob(&store, object),
+            bytes: object.size,
+            version: object.version.as_ref().map(|version| version.0.clone()),
+        });
+        Plan { source, entry: names.0.clone(), schema: names.1.clone(), size: wish.size, files: files.collect() }
+    }
+
+    /// Names the bytes of one version of an object. Where the store tells versions not apart nothing is shared and nothing
+    /// is gone on with.
+    fn blob(&self, store: &str, object: &Object) -> BlobId {
+        let mut hasher = blake3::Hasher::new();
+        let mut field = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes()); // keeps neighbouring fields apart
+            hasher.update(bytes);
+        };
+        field(store.as_bytes());
+        field(object.key.as_bytes());
+        field(&object.size.0.to_le_bytes());
+        match &object.version {
+            Some(version) => field(version.0.as_bytes()),
+            None => {
+                field(&self.clock.wall().0.to_le_bytes());
+                field(&self.unversioned.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+                field(&std::process::id().to_le_bytes());
             }
         }
-        Ok((items, size))
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        BlobId(id)
     }
+}
 
-    fn transfer(
-        &self,
-        model: &ModelId,
-        client: &Arc<S3Client>,
-        source: &Arc<S3Source>,
-        stage: &disk::Stage,
-        reporter: &Arc<Reporter>,
-    ) -> Arc<Transfer> {
-        let (reporter, metrics, model) = (Arc::clone(reporter), self.metrics.clone(), model.clone());
-        let first = AtomicBool::new(true);
-        Arc::new(Transfer {
-            client: Arc::clone(client),
-            source: Arc::clone(source),
-            config: Arc::clone(&self.config),
-            clock: self.clock.clone(),
-            requests: Arc::clone(&self.requests),
-            folder: stage.files(),
-            occupied: Box::new(stage.growth()),
-            received: Box::new(move |bytes| {
-                metrics.add(Counter::FetchedBytes, &[], bytes);
-                reporter.received(bytes);
-            }),
-            written: Box::new(move || {
-                if first.swap(false, Ordering::Relaxed) {
-                    halt::at(Point::Fetching, model.as_str());
-                }
-            }),
-        })
-    }
-
-    /// The client for this address and credential, with its connections.
-    fn client(&self, source: &S3Source) -> Result<Arc<S3Client>, PullError> {
-        let digest = digest(source);
-        if let Some(client) = self.clients.lock().get(&digest) {
-            return Ok(Arc::clone(client));
+/// Lets a test end the process when the first bytes of `model` are on disk.
+fn written(model: &ModelId) -> Arc<dyn Fn() + Send + Sync> {
+    let (model, first) = (model.clone(), AtomicBool::new(true));
+    Arc::new(move || {
+        if first.swap(false, Ordering::Relaxed) {
+            halt::at(Point::Fetching, model.as_str());
         }
-        let client = Arc::new(S3Client::new(source, &self.config, self.clock.clone())?);
-        self.clients.lock().put(digest, Arc::clone(&client));
-        Ok(client)
-    }
-}
-
-/// A fault that a new start does not help.
-fn settled(fault: Fault) -> PullError {
-    match fault {
-        Fault::Final(error) => error,
-        Fault::Away(why) => PullError::Unavailable(why),
-        Fault::Changed(why) => PullError::Corrupt(why),
-    }
-}
-
-/// Names a client without showing what is secret in it. Lengths keep neighbouring fields apart.
-fn digest(source: &S3Source) -> [u8; 32] {
-    let (key_id, secret) = source.credential.as_ref().map_or(("", ""), |credential| (credential.key_id.0.as_str(), credential.secret.0.as_str()));
-    let mut hasher = blake3::Hasher::new();
-    for field in [source.address(), &source.region, key_id, secret, source.certificate.as_deref().unwrap_or_default()] {
-        hasher.update(&(field.len() as u64).to_le_bytes());
-        hasher.update(field.as_bytes());
-    }
-    *hasher.finalize().as_bytes()
+    })
 }

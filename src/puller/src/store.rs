@@ -180,6 +180,10 @@ impl Store {
             return error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
         }
         let total = object.len();
+        if total == 0 && !range.is_empty() {
+            let answer = Response::builder().status(StatusCode::RANGE_NOT_SATISFIABLE).header("content-range", "bytes */0");
+            return answer.body(full("")).expect("sound");
+        }
         let (part, status) = match range.strip_prefix("bytes=").and_then(|range| range.split_once('-')) {
             None => (object, StatusCode::OK),
             Some((first, last)) => {

@@ -8,7 +8,7 @@ use berth_types::{ByteSize, ModelFormat, ModelId, Placement, Registration, Stora
 use crate::fake::{FakeFetch, Scripted};
 use crate::store::Store;
 use crate::tests::{config, s3_entry};
-use crate::{Fetch, PullError, Puller};
+use crate::{Fetch, PullError, Puller, Urgency};
 
 /// A registration of `name`, which lies under `path` in the storage of key `key`.
 pub(crate) fn model(name: &str, key: &str, path: &str) -> Registration {
@@ -25,15 +25,15 @@ pub(crate) fn model(name: &str, key: &str, path: &str) -> Registration {
 async fn conforms(fetch: Arc<dyn Fetch>, copies: bool) {
     let (present, other, absent) = (model("present", "k", "present"), model("other", "k", "other"), model("absent", "k", "absent"));
 
-    assert!(matches!(fetch.fetch(&absent).await, Err(PullError::NotFound(_))), "what is not there is not found");
+    assert!(matches!(fetch.fetch(&absent, Urgency::Waited).await, Err(PullError::NotFound(_))), "what is not there is not found");
     assert!(!fetch.on_disk(&absent));
     assert_eq!(fetch.on_disk(&present), !copies);
     assert!(fetch.reuse(&present).await.is_none() && fetch.reuse(&absent).await.is_none(), "nothing was fetched");
 
-    let first = fetch.fetch(&present).await.expect("there");
+    let first = fetch.fetch(&present, Urgency::Waited).await.expect("there");
     assert_eq!((first.size, first.from_disk), (ByteSize(1000), !copies));
     assert!(fetch.on_disk(&present));
-    let again = fetch.fetch(&present).await.expect("there");
+    let again = fetch.fetch(&present, Urgency::Waited).await.expect("there");
     assert!(again.from_disk, "the second time it is on disk");
     assert_eq!((&again.model, again.size), (&first.model, first.size));
     let reused = fetch.reuse(&present).await;
@@ -46,12 +46,12 @@ async fn conforms(fetch: Arc<dyn Fetch>, copies: bool) {
     assert_eq!(again.hold.is_some(), copies);
     drop((first, again));
     assert_eq!(fetch.on_disk(&present), !copies, "forgotten copies go with their last pin, what is used in place stays");
-    assert_eq!(fetch.fetch(&present).await.expect("there").from_disk, !copies, "a forgotten model can come back");
+    assert_eq!(fetch.fetch(&present, Urgency::Waited).await.expect("there").from_disk, !copies, "a forgotten model can come back");
     fetch.forget(&present);
     assert_eq!(fetch.on_disk(&present), !copies, "without a pin it goes at once");
     fetch.forget(&absent);
 
-    let (a, b) = tokio::join!(fetch.fetch(&other), fetch.fetch(&other));
+    let (a, b) = tokio::join!(fetch.fetch(&other, Urgency::Waited), fetch.fetch(&other, Urgency::Waited));
     let (a, b) = (a.expect("there"), b.expect("there"));
     assert_eq!((a.from_disk, &a.model), (b.from_disk, &b.model), "callers share one download");
     drop(a);
@@ -97,9 +97,9 @@ async fn the_fake_follows_its_script() {
     fake.then(&id, Scripted::fails(PullError::Unavailable("away".to_owned())))
         .then(&id, Scripted::Stalls)
         .then(&id, Scripted::arrives_in(ByteSize::mib(7), secs(30)));
-    assert_eq!(fake.fetch(&m).await.map(|_| ()), Err(PullError::Unavailable("away".to_owned())));
+    assert_eq!(fake.fetch(&m, Urgency::Waited).await.map(|_| ()), Err(PullError::Unavailable("away".to_owned())));
     let (begin, waiting) = (clock.now(), Arc::clone(&fake));
-    let task = tokio::spawn(async move { waiting.fetch(&m).await });
+    let task = tokio::spawn(async move { waiting.fetch(&m, Urgency::Waited).await });
     fake.started(2).await;
     clock.sleep(secs(100)).await;
     assert!(!task.is_finished());

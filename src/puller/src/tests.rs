@@ -2,21 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{ByteSize, Class, Registration};
-use tokio::sync::Semaphore;
 
-use crate::listing::Lister;
-use crate::paths::{StorePath, lay_out};
-use crate::s3::S3Client;
-use crate::storage::{Entries, Source, resolve};
 use crate::store::{BUCKET, KEY_ID, SECRET, Store, Trouble, etag};
 use crate::suite::model;
-use crate::transfer::Transfer;
-use crate::{Fetch, PullError, Puller, PullerConfig, Stage};
+use crate::{Fetch, PullError, Puller, PullerConfig, Stage, Urgency};
 
 /// A configuration with these storage keys, short waits and small parts.
 pub(crate) fn config(folder: &Path, entries: &[(&str, &str)]) -> PullerConfig {
@@ -29,6 +22,8 @@ pub(crate) fn config(folder: &Path, entries: &[(&str, &str)]) -> PullerConfig {
         storage_config: Some(keys),
         pvc_mounts: folder.join("pvc"),
         part_size: ByteSize::kib(64),
+        grain: 16 << 10,
+        give_up_after: Duration::from_secs(3),
         tries: 3,
         backoff: Duration::from_millis(1),
         stall_timeout: Duration::from_millis(500),
@@ -75,7 +70,7 @@ impl Bench {
     }
 
     async fn fetch(&self, path: &str) -> Result<crate::Pinned, PullError> {
-        self.puller.fetch(&model("m", "k", path)).await
+        self.puller.fetch(&model("m", "k", path), Urgency::Waited).await
     }
 
     /// What staging holds, once all that is being removed is gone.
@@ -157,8 +152,8 @@ async fn a_folder_of_objects_arrives_byte_for_byte_and_is_not_asked_for_again() 
     while let Ok(step) = steps.try_recv() {
         seen.push((step.stage, step.bytes));
     }
-    assert_eq!(seen.first(), Some(&(Stage::Listed, ByteSize(0))));
-    assert_eq!(seen[seen.len() - 2..], [(Stage::Verified, pinned.size), (Stage::Done, pinned.size)]);
+    assert_eq!(seen[..2], [(Stage::Listing, ByteSize(0)), (Stage::Listed, ByteSize(0))]);
+    assert_eq!(seen[seen.len() - 2..], [(Stage::Verifying, pinned.size), (Stage::Done, pinned.size)]);
     assert!(seen.windows(2).all(|pair| pair[0].1 <= pair[1].1));
 
     let requests = bench.store.requests().len();
@@ -172,41 +167,6 @@ async fn a_folder_of_objects_arrives_byte_for_byte_and_is_not_asked_for_again() 
 }
 
 #[tokio::test]
-async fn each_byte_is_said_to_occupy_the_disk_once() {
-    let (folder, store) = (tempfile::tempdir().expect("a folder"), Store::start().await);
-    let sizes = [0_usize, 1000, 65_536, 65_537, 300_000];
-    for (n, size) in sizes.iter().enumerate() {
-        store.put(&format!("m/{n}"), noise(*size, n as u64));
-    }
-    store.trouble("m/4", Trouble::Truncate(40_000), 2); // what is asked for again is not counted again
-    let config = Arc::new(config(folder.path(), &[("k", &s3_entry(&store))]));
-    let (clock, requests) = (Clock::system(), Arc::new(Semaphore::new(8)));
-    let entries = Entries::read(config.storage_config.as_deref()).expect("sound");
-    let Ok(Source::S3(source)) = resolve(&entries, &config.pvc_mounts, &model("m", "k", "m").storage()) else { panic!("no store") };
-    let client = Arc::new(S3Client::new(&source, &config, clock.clone()).expect("sound"));
-    let path = StorePath::parse("m").expect("sound");
-    let lister = Lister { client: &client, source: &source, config: &config, clock: &clock, requests: &requests };
-    let items = lay_out(&path, "m", lister.list(&path).await.expect("there")).expect("sound");
-    let occupied = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&occupied);
-    let transfer = Transfer {
-        client,
-        source: Arc::new(source),
-        config,
-        clock,
-        requests,
-        folder: folder.path().join("files"),
-        received: Box::new(|_| {}),
-        written: Box::new(|| {}),
-        occupied: Box::new(move |bytes| {
-            count.fetch_add(bytes, Ordering::Relaxed);
-        }),
-    };
-    Arc::new(transfer).run(items.into()).await.expect("arrives");
-    assert_eq!(occupied.load(Ordering::Relaxed), sizes.iter().sum::<usize>() as u64);
-}
-
-#[tokio::test]
 async fn a_single_object_keeps_its_name_and_brings_its_schema() {
     let bench = Bench::new().await;
     bench.store.put("a/m.onnx", noise(200_000, 1));
@@ -216,14 +176,14 @@ async fn a_single_object_keeps_its_name_and_brings_its_schema() {
     for (schema, name, text) in [("b/s.json", "s.json", "[]"), ("b/m.onnx", "_schema.json", "{}")] {
         let mut wanted = model(name, "k", "a/m.onnx");
         wanted.schema_path = Some(schema.into());
-        let pinned = bench.puller.fetch(&wanted).await.expect("both there");
+        let pinned = bench.puller.fetch(&wanted, Urgency::Waited).await.expect("both there");
         assert_eq!((pinned.size, std::fs::read(&pinned.model).expect("a file")), (ByteSize(200_000), noise(200_000, 1)));
         let path = pinned.schema.expect("asked for");
         assert_eq!((path.file_name().and_then(|n| n.to_str()), std::fs::read_to_string(&path).expect("a file")), (Some(name), text.to_owned()));
     }
     let mut wanted = model("none", "k", "a/m.onnx");
     wanted.schema_path = Some("b/none.json".into());
-    let fault = bench.puller.fetch(&wanted).await.expect_err("no schema");
+    let fault = bench.puller.fetch(&wanted, Urgency::Waited).await.expect_err("no schema");
     assert!(matches!(&fault, PullError::NotFound(text) if text.contains("b/none.json")), "{fault:?}");
 }
 
@@ -234,7 +194,7 @@ async fn a_listing_is_read_to_its_last_page() {
         bench.store.put(&format!("many/{n:05}"), format!("{n}").into_bytes());
     }
     let pinned = bench.fetch("many").await.expect("there");
-    assert_eq!(bench.store.count("list-type"), 4, "one look, then three pages of 1,000, 1,000 and 1");
+    assert_eq!(bench.store.count("list-type"), 3, "pages of 1,000, 1,000 and 1");
     let found = files(&pinned.model);
     assert_eq!(found.len(), 2_001);
     assert!(found.iter().enumerate().all(|(n, (name, bytes))| *name == format!("{n:05}") && *bytes == n.to_string().as_bytes()));
@@ -249,7 +209,7 @@ async fn siblings_that_start_alike_do_not_hide_a_model() {
     bench.store.put("m/x", b"child".to_vec());
     assert_eq!(files(&bench.fetch("m").await.expect("there").model), [("x".to_owned(), b"child".to_vec())]);
     bench.store.put("m-", b"single".to_vec());
-    let single = bench.puller.fetch(&model("single", "k", "m-")).await.expect("there");
+    let single = bench.puller.fetch(&model("single", "k", "m-"), Urgency::Waited).await.expect("there");
     assert_eq!(std::fs::read(single.model).expect("a file"), b"single");
 }
 
@@ -294,7 +254,7 @@ async fn a_broken_body_goes_on_where_it_broke() {
     let pinned = bench.fetch("m").await.expect("there");
     assert!(std::fs::read(&pinned.model).expect("a file") == noise(60_000, 1));
     let gets: Vec<String> = bench.store.requests().into_iter().filter(|line| !line.contains("list-type")).collect();
-    assert_eq!(gets, ["GET /bucket/m ", "GET /bucket/m bytes=20000-59999"]);
+    assert_eq!(gets, ["GET /bucket/m bytes=0-65535", "GET /bucket/m bytes=20000-59999"]);
 }
 
 #[tokio::test]
@@ -303,10 +263,10 @@ async fn what_cannot_be_had_is_refused_in_words_that_help() {
     for (case, path, entry_of, trouble, kind, words) in [
         ("nothing matches", "none/here", None, None, "NotFound", &["none/here", "bucket bucket", "http://127.0.0.1"][..]),
         ("only a mark", "marked", None, None, "NotFound", &["marked"]),
-        ("no bucket", "m", Some(("bucket", "absent")), None, "NotFound", &["bucket absent does not exist at http://127.0.0.1"]),
+        ("no bucket", "m", Some(("bucket", "absent")), None, "NotFound", &["bucket absent at http://127.0.0.1"]),
         ("wrong key", "m", Some(("access_key_id", "WRONG")), None, "Denied", &["403 InvalidAccessKeyId", "storage config k", "access_key_id"]),
         ("nobody there", "m", Some(("endpoint_url", dead.as_str())), None, "Unavailable", &["127.0.0.2", "refused", "tried 3 times"]),
-        ("always busy", "m", None, Some(("list-type", Trouble::Status(503, "SlowDown"))), "Unavailable", &["503 SlowDown", "tried 3 times"]),
+        ("always busy", "m", None, Some(("list-type", Trouble::Status(503, "SlowDown"))), "Unavailable", &["HTTP 503 SlowDown", "tried"]),
         ("object denied", "m", None, Some(("/m", Trouble::Status(403, "AccessDenied"))), "Denied", &["\"m\"", "AccessDenied"]),
         ("always stalls", "m", None, Some(("/m", Trouble::Stall)), "Unavailable", &["no byte came for", "after 500 B of 1000 B", "tried 3 times"]),
         ("always garbled", "m", None, Some(("/m", Trouble::Garble)), "Corrupt", &["MD5", "\"m\"", "tried 3 times"]),
@@ -350,14 +310,14 @@ async fn what_cannot_be_had_is_refused_in_words_that_help() {
 #[tokio::test]
 async fn an_object_that_changes_all_the_time_is_refused() {
     let bench = Bench::new().await;
-    bench.store.put("m", noise(100, 0));
+    bench.store.put("d/m", noise(100, 0));
     for n in 1..=3 {
-        bench.store.trouble("/m", Trouble::Replace(noise(100, n)), 1);
+        bench.store.trouble("/d/m", Trouble::Replace(noise(100, n)), 1);
     }
-    let fault = bench.fetch("m").await.expect_err("never the same");
-    assert!(matches!(&fault, PullError::Corrupt(text) if text.contains("changed after it was listed")), "{fault:?}");
-    let pinned = bench.fetch("m").await.expect("at rest now");
-    assert_eq!(std::fs::read(&pinned.model).expect("a file"), noise(100, 3));
+    let fault = bench.fetch("d").await.expect_err("never the same");
+    assert!(matches!(&fault, PullError::Corrupt(text) if text.contains("tried 3 times")), "{fault:?}");
+    let pinned = bench.fetch("d").await.expect("at rest now");
+    assert_eq!(std::fs::read(pinned.model.join("m")).expect("a file"), noise(100, 3));
 }
 
 #[tokio::test]
@@ -368,7 +328,7 @@ async fn a_store_whose_etags_are_no_digests_can_be_told_so() {
     let mut wanted: Registration = model("m", "k", "m");
     let parameters = Arc::new([("verify".to_owned(), "length".to_owned())].into());
     wanted.class = Arc::new(Class { parameters, ..Class::clone(&wanted.class) });
-    assert_eq!(bench.puller.fetch(&wanted).await.expect("lengths are right").size, ByteSize(1000));
+    assert_eq!(bench.puller.fetch(&wanted, Urgency::Waited).await.expect("lengths are right").size, ByteSize(1000));
     assert_ne!(etag(&noise(1000, 1)), etag(&noise(1000, 2)));
 }
 
@@ -378,12 +338,12 @@ async fn many_callers_share_one_download_which_goes_on_when_one_gives_up() {
     bench.store.put("m", noise(1000, 1));
     bench.store.trouble("/m", Trouble::Hold, 1);
     let wanted = model("m", "k", "m");
-    let mut impatient = Box::pin(bench.puller.fetch(&wanted));
+    let mut impatient = Box::pin(bench.puller.fetch(&wanted, Urgency::Waited));
     assert!(futures::poll!(&mut impatient).is_pending());
     let others: Vec<_> = (0..10)
         .map(|_| {
             let (puller, wanted) = (Arc::clone(&bench.puller), wanted.clone());
-            tokio::spawn(async move { puller.fetch(&wanted).await })
+            tokio::spawn(async move { puller.fetch(&wanted, Urgency::Waited).await })
         })
         .collect();
     drop(impatient); // it began the download
@@ -400,7 +360,7 @@ async fn a_model_forgotten_while_it_is_fetched_does_not_stay() {
     bench.store.put("m", noise(1000, 1));
     bench.store.trouble("/m", Trouble::Hold, 1);
     let wanted = model("m", "k", "m");
-    let mut waiting = Box::pin(bench.puller.fetch(&wanted));
+    let mut waiting = Box::pin(bench.puller.fetch(&wanted, Urgency::Waited));
     assert!(futures::poll!(&mut waiting).is_pending());
     bench.puller.forget(&wanted);
     bench.store.let_go(1);
@@ -410,8 +370,8 @@ async fn a_model_forgotten_while_it_is_fetched_does_not_stay() {
     assert!(!bench.puller.on_disk(&wanted));
 
     bench.store.trouble("list-type", Trouble::Hold, 1);
-    bench.store.trouble("/m", Trouble::Status(403, "AccessDenied"), 1);
-    let mut waiting = Box::pin(bench.puller.fetch(&wanted));
+    bench.store.trouble("/m", Trouble::Status(403, "AccessDenied"), 2);
+    let mut waiting = Box::pin(bench.puller.fetch(&wanted, Urgency::Waited));
     assert!(futures::poll!(&mut waiting).is_pending());
     bench.puller.forget(&wanted);
     assert_eq!(bench.puller.unwanted(), 1);
@@ -425,7 +385,7 @@ async fn a_download_that_starts_over_is_not_in_its_own_way() {
     let bench = Bench::with(|config| config.disk_budget = ByteSize::kib(100)).await;
     let idle = model("idle", "k", "idle");
     bench.store.put("idle", noise(30 << 10, 1));
-    drop(bench.puller.fetch(&idle).await.expect("fits"));
+    drop(bench.puller.fetch(&idle, Urgency::Waited).await.expect("fits"));
     bench.store.put("m/large", noise(60 << 10, 2));
     bench.store.put("m/small", noise(1 << 10, 2));
     for n in 3..5 {
@@ -441,11 +401,11 @@ async fn a_model_larger_than_the_disk_budget_is_refused_before_its_first_byte() 
     let bench = Bench::with(|config| config.disk_budget = ByteSize::kib(100)).await;
     bench.store.put("large", noise(200 << 10, 1));
     bench.store.put("small", noise(60 << 10, 2));
-    let held = bench.puller.fetch(&model("small", "k", "small")).await.expect("fits");
-    let fault = bench.puller.fetch(&model("large", "k", "large")).await.expect_err("too large");
+    let held = bench.puller.fetch(&model("small", "k", "small"), Urgency::Waited).await.expect("fits");
+    let fault = bench.puller.fetch(&model("large", "k", "large"), Urgency::Waited).await.expect_err("too large");
     assert_eq!(fault, PullError::DiskFull { need: ByteSize::kib(200), free: ByteSize::kib(40), budget: ByteSize::kib(100) });
     assert_eq!(fault.to_string(), "needs 200 KiB on disk, 40 KiB of 100 KiB can be freed: raise the disk budget or use a smaller model");
-    assert_eq!(bench.store.count("/large"), 0);
+    assert_eq!(bench.metrics.count(Counter::FetchedBytes, &[]), 60 << 10, "the large one's bytes were left where they are");
     drop(held);
 }
 
@@ -456,9 +416,9 @@ async fn the_least_recently_used_model_makes_room() {
     for (n, name) in ["a", "b", "c"].iter().enumerate() {
         bench.store.put(name, noise(40 << 10, n as u64));
     }
-    let a = bench.puller.fetch(&models[0]).await.expect("fits");
-    drop(bench.puller.fetch(&models[1]).await.expect("fits"));
-    drop(bench.puller.fetch(&models[2]).await.expect("fits once b is gone: a is pinned"));
+    let a = bench.puller.fetch(&models[0], Urgency::Waited).await.expect("fits");
+    drop(bench.puller.fetch(&models[1], Urgency::Waited).await.expect("fits"));
+    drop(bench.puller.fetch(&models[2], Urgency::Waited).await.expect("fits once b is gone: a is pinned"));
     let here: Vec<bool> = models.iter().map(|model| bench.puller.on_disk(model)).collect();
     assert_eq!(here, [true, false, true]);
     drop(a);
@@ -497,7 +457,7 @@ async fn a_public_bucket_is_read_without_a_signature() {
     store.put("m", noise(1000, 1));
     let config = config(folder.path(), &[("k", &entry(&store.endpoint(), "", "", ""))]);
     let puller = Puller::open(config, Clock::system(), Metrics::default()).await.expect("opens");
-    assert_eq!(puller.fetch(&model("m", "k", "m")).await.expect("public").size, ByteSize(1000));
+    assert_eq!(puller.fetch(&model("m", "k", "m"), Urgency::Waited).await.expect("public").size, ByteSize(1000));
 }
 
 #[tokio::test]
@@ -531,11 +491,11 @@ async fn a_store_is_trusted_by_the_certificate_of_its_entry_and_not_otherwise() 
     let config = config(folder.path(), &[("trusted", &trusted), ("distrusted", &distrusted), ("broken", &broken)]);
     let puller = Puller::open(config, Clock::system(), Metrics::default()).await.expect("opens");
 
-    let pinned = puller.fetch(&model("a", "trusted", "m")).await.expect("trusted");
+    let pinned = puller.fetch(&model("a", "trusted", "m"), Urgency::Waited).await.expect("trusted");
     assert!(std::fs::read(&pinned.model).expect("a file") == noise(200_000, 1));
-    let fault = puller.fetch(&model("b", "distrusted", "m")).await.expect_err("not trusted");
-    assert!(matches!(&fault, PullError::Unavailable(text) if text.contains("certificate")), "{fault:?}");
-    let fault = puller.fetch(&model("c", "broken", "m")).await.expect_err("no certificate");
+    let fault = puller.fetch(&model("b", "distrusted", "m"), Urgency::Waited).await.expect_err("not trusted");
+    assert!(matches!(&fault, PullError::Config(text) if text.contains("certificate")), "{fault:?}");
+    let fault = puller.fetch(&model("c", "broken", "m"), Urgency::Waited).await.expect_err("no certificate");
     assert!(matches!(&fault, PullError::Config(text) if text.contains("storage config broken") && text.contains("PEM")), "{fault:?}");
 }
 

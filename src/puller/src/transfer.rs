@@ -1,387 +1,671 @@
-//! Objects into files: in ranges, several at once, each byte written where it belongs as it arrives.
+//! Objects into blobs: in ranges, several at once, each byte written where it belongs as it arrives and hashed there.
 //!
 //! Memory is bounded by the number of requests times two batches. A range that breaks goes on where it broke; every GET
-//! insists on the version that was listed. Lengths are always checked; the MD5 digest that an ETag states is checked for
-//! objects that come in one piece, where it costs no second pass.
+//! insists on the version that was found. What is in a file is recorded grain by grain, so that another process can go on.
+//! Lengths are always checked; content against what the store states of it.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use berth_telemetry::Clock;
+use berth_disk::{DiskError, Gathering, Note, Opened, Record, Writer};
+use berth_stores::{Answer, Ask, Fault, FaultKind, Object, Remote, Sums, Verify};
+use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::ByteSize;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use md5::{Digest as _, Md5};
-use tokio::sync::{OnceCell, Semaphore};
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::listing::seed;
+use crate::check::{self, Check, GrainSum, Ordered, Run};
+use crate::listing::{First, seed};
+use crate::pace::{Lane, Turn};
 use crate::paths::Item;
 use crate::patience::Patience;
-use crate::s3::{Fault, S3Client, md5_of_etag};
-use crate::storage::S3Source;
+use crate::progress::Reporter;
+use crate::tally::Tally;
 use crate::{PullError, PullerConfig};
 
 /// Bytes gathered before they are handed to a thread that writes them.
 const BATCH: usize = 256 << 10;
 
 /// Objects up to this size do not count against the ranges of one model: for them the round trip is what costs.
-const SMALL: u64 = 1 << 20;
+const MEDIUM: u64 = 1 << 20;
+
+/// Why a download ends, or begins anew.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The store's content is not what was found before, or came differently: only a new look helps.
+    Changed(String),
+    /// Starting over is of no use.
+    Final(PullError),
+    /// The store answers with all bytes, whatever range it is asked for. Ends no download: the object is fetched in one
+    /// answer then.
+    Unranged,
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        match fault.kind {
+            FaultKind::Changed => Stop::Changed(fault.to_string()),
+            _ => Stop::Final(fault.into()),
+        }
+    }
+}
+
+impl From<DiskError> for Stop {
+    fn from(fault: DiskError) -> Self {
+        Stop::Final(fault.into())
+    }
+}
 
 /// One model's download.
-pub(crate) struct Transfer {
-    pub(crate) client: Arc<S3Client>,
-    pub(crate) source: Arc<S3Source>,
-    pub(crate) config: Arc<PullerConfig>,
-    pub(crate) clock: Clock,
-    /// One permit per request, over all models.
-    pub(crate) requests: Arc<Semaphore>,
-    /// The staging folder that the files' names are relative to.
-    pub(crate) folder: PathBuf,
-    /// Told the bytes of each frame as it arrives.
-    pub(crate) received: Box<dyn Fn(u64) + Send + Sync>,
-    /// Told each time that a batch is in its file.
-    pub(crate) written: Box<dyn Fn() + Send + Sync>,
-    /// Told bytes of the files once they surely occupy room on disk, each byte once.
-    pub(crate) occupied: Box<dyn Fn(u64) + Send + Sync>,
+pub(crate) struct Transfer<'a> {
+    pub(crate) remote: &'a dyn Remote,
+    pub(crate) verify: Verify,
+    pub(crate) lane: &'a Lane,
+    pub(crate) tally: &'a Tally,
+    pub(crate) config: &'a PullerConfig,
+    pub(crate) clock: &'a Clock,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) reporter: &'a Reporter,
+    /// Told when bytes are in a file.
+    pub(crate) written: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// What was checked beyond the lengths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Checked {
-    /// Objects whose MD5 digest was held against their ETag.
-    pub(crate) digests: usize,
-    /// All objects.
-    pub(crate) objects: usize,
+/// How a range of one object is fetched.
+struct Part {
+    range: Range<u64>,
+    /// The first request's answer, where it was asked for already.
+    first: Option<First>,
 }
 
-impl std::fmt::Display for Checked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.digests, self.objects) {
-            (0, _) => f.write_str("lengths, content unverified"),
-            (digests, objects) if digests == objects => f.write_str("md5"),
-            (digests, objects) => write!(f, "md5 of {digests} of {objects} objects, content of the others unverified"),
-        }
-    }
-}
-
-/// A file that several ranges are written to: made, at its full length, by the first of them.
-struct Large {
-    path: PathBuf,
-    size: u64,
-    file: OnceCell<Allocated>,
-}
-
-struct Allocated {
-    file: Arc<File>,
-    /// True when all of its bytes are taken from the file system already.
-    in_full: bool,
-}
-
-enum Part {
-    Whole(Arc<Item>),
-    Range { item: Arc<Item>, range: Range<u64>, large: Arc<Large> },
-}
-
-impl Transfer {
-    /// Fetches all of `items`.
-    pub(crate) async fn run(self: Arc<Self>, items: Arc<[Item]>) -> Result<Checked, Fault> {
-        self.prepare(&items).await?;
-        let lane = Arc::new(Semaphore::new(self.config.parts_per_model));
-        let digests = AtomicU64::new(0);
-        // Made as they are needed, so that no more files are open than parts are under way.
-        let (this, all) = (Arc::clone(&self), Arc::clone(&items));
-        let parts = (0..items.len()).flat_map(move |at| this.parts(&all[at]));
-        futures::stream::iter(parts)
-            .map(|part| {
-                let (this, lane) = (Arc::clone(&self), Arc::clone(&lane));
-                async move {
-                    let large = match &part {
-                        Part::Whole(item) => item.object.size.0 > SMALL,
-                        Part::Range { .. } => true,
-                    };
-                    let _turn = if large { lane.acquire().await.ok() } else { None };
-                    this.part(part).await
-                }
-            })
+impl Transfer<'_> {
+    /// Brings all of `items`, which are the files of the gathering in the same order. `first`: the answer of the only one.
+    pub(crate) async fn run(&self, items: &[Item], gathering: &Gathering, first: Option<First>) -> Result<(), Stop> {
+        let mut first = first;
+        futures::stream::iter(0..items.len())
+            .map(|at| self.blob(&items[at].object, at, gathering, if at == 0 { first.take() } else { None }))
             .buffer_unordered(self.config.requests)
-            .try_for_each(|digest_checked| {
-                digests.fetch_add(u64::from(digest_checked), Ordering::Relaxed);
-                futures::future::ready(Ok(()))
-            })
-            .await?;
-        self.check(&items).await?;
-        Ok(Checked { digests: usize::try_from(digests.into_inner()).unwrap_or(usize::MAX), objects: items.len() })
+            .try_collect::<()>()
+            .await
     }
 
-    fn parts(&self, item: &Item) -> Vec<Part> {
-        let (size, part_size) = (item.object.size.0, self.config.part_size.0);
+    async fn blob(&self, object: &Object, at: usize, gathering: &Gathering, first: Option<First>) -> Result<(), Stop> {
+        let mut first = first;
+        let writer = match crate::listing::keep(self.clock, &mut first, gathering.open(at)).await? {
+            Opened::Whole(_) => return Ok(()),
+            Opened::Partial(writer) => writer,
+        };
+        let size = object.size.0;
         if size == 0 {
-            return Vec::new();
+            self.metrics.add(Counter::FetchedObjects, &[], 1);
+            return Ok(writer.put(Vec::new(), record(object, *blake3::hash(b"").as_bytes(), "empty")).await?);
         }
-        let item = Arc::new(item.clone());
-        if size <= part_size {
-            return vec![Part::Whole(item)];
-        }
-        let large = Arc::new(Large { path: self.folder.join(&item.file), size, file: OnceCell::new() });
-        let starts = (0..size.div_ceil(part_size)).map(|n| n * part_size);
-        let range = |start: u64| start..start.saturating_add(part_size).min(size);
-        starts.map(|start| Part::Range { item: Arc::clone(&item), range: range(start), large: Arc::clone(&large) }).collect()
+        let outcome = if size <= self.config.small.min(self.config.part_size.0) && writer.done().is_empty() {
+            self.small(object, writer, first).await
+        } else if object.version.is_none() || is_unranged(&first, self.config.part_size.0) {
+            self.in_one_answer(object, writer, first).await
+        } else {
+            self.ranges(object, writer, first).await
+        };
+        outcome.inspect(|()| self.metrics.add(Counter::FetchedObjects, &[], 1))
     }
 
-    /// Makes all folders, and the files that have no bytes to fetch.
-    async fn prepare(&self, items: &[Item]) -> Result<(), Fault> {
-        let parents: BTreeSet<PathBuf> = items.iter().filter_map(|item| self.folder.join(&item.file).parent().map(Path::to_owned)).collect();
-        let empty: Vec<PathBuf> = items.iter().filter(|item| item.object.size == ByteSize::ZERO).map(|item| self.folder.join(&item.file)).collect();
-        let folder = self.folder.clone();
-        blocking(&folder, move || {
-            for parent in parents {
-                std::fs::create_dir_all(parent)?;
+    /// Fetches an object into memory, checks it and makes a file of it.
+    async fn small(&self, object: &Object, writer: Writer, first: Option<First>) -> Result<(), Stop> {
+        let (mut frames, mut stated) = (Vec::new(), object.sums);
+        let mut patience = self.patience(object, 0);
+        let mut stream = Stream { object, range: 0..object.size.0, at: 0, first };
+        let mut anew = Anew::new(self.config);
+        while stream.at < stream.range.end {
+            // Without a version nothing says that the rest would belong to what came before.
+            let gone_on = if stream.at > 0 && object.version.is_none() {
+                Err(Stop::Unranged)
+            } else {
+                self.stream(&mut stream, &mut patience, &mut stated, false, &mut Taker::Memory(&mut frames)).await
+            };
+            match gone_on {
+                Err(Stop::Unranged) => {
+                    anew.again(|| self.named(object, "it breaks off each time"))?;
+                    stream.at = 0;
+                    frames.clear();
+                }
+                outcome => outcome?,
             }
-            for file in empty {
-                create(&file)?;
-            }
-            Ok(())
-        })
-        .await
+        }
+        (self.written)();
+        let check = self.check_of(object, stated).await?;
+        let (digest, sums) = check::of_whole(frames.iter().map(|frame| &frame[..]), check);
+        if let Err(why) = check.judge(&sums) {
+            self.metrics.add(Counter::WastedBytes, &[], object.size.0);
+            writer.spoil().await;
+            return Err(Stop::Changed(self.named(object, &why)));
+        }
+        Ok(writer.put(frames, record(object, digest, check.word())).await?)
     }
 
-    /// Fetches one part; true when its digest was checked.
-    async fn part(&self, part: Part) -> Result<bool, Fault> {
-        let (item, range, target, occupied) = match part {
-            Part::Whole(item) => {
-                let range = 0..item.object.size.0;
-                let path = self.folder.join(&item.file);
-                (item, range, Target::New(path), false)
+    /// Fetches an object in ranges, those that an earlier attempt recorded excepted.
+    async fn ranges(&self, object: &Object, writer: Writer, first: Option<First>) -> Result<(), Stop> {
+        let (size, grain) = (object.size.0, self.config.grain);
+        let done = usable(writer.done(), size, grain);
+        let kinds = check::kinds(&object.sums, self.verify);
+        let grains = Arc::new(Mutex::new(done));
+        let missing = missing(&grains.lock(), size, grain, self.config.part_size.0);
+        // Asked beside the ranges: what comes with the answer to a range is no statement about the whole.
+        let one_piece = missing.len() == 1 && missing[0] == (0..size);
+        let known = Check::of(&object.sums, self.verify);
+        let ask = self.verify == Verify::Content && !one_piece && (known == Check::Nothing || !known.is_of_grains(grain));
+        let stated = async { if ask { self.sums(object).await } else { object.sums } };
+        let mut first = first.filter(|first| missing.first().is_some_and(|range| *range == first.answer.range));
+        let parts: Vec<Part> = missing.into_iter().map(|range| Part { first: if range.start == 0 { first.take() } else { None }, range }).collect();
+        let writer = Arc::new(writer);
+        let file = writer.file().await?;
+        let fetch = async {
+            let fetches = futures::stream::iter(parts).map(|part| {
+                let sink = Sink::new(Arc::clone(&file), Arc::clone(&writer), Arc::clone(&grains), Run::new(kinds, grain, size, part.range.start));
+                self.part(object, part, sink, one_piece)
+            });
+            let mut fetches = std::pin::pin!(fetches.buffer_unordered(self.config.parts_per_model));
+            let mut last = None;
+            while let Some(part) = fetches.try_next().await? {
+                last = Some(part);
             }
-            Part::Range { item, range, large } => {
-                let make = || async {
-                    let allocated = preallocate(large.path.clone(), large.size).await?;
-                    if allocated.in_full {
-                        (self.occupied)(large.size);
-                    }
-                    Ok(allocated)
+            Ok::<_, Stop>(last)
+        };
+        let (stated, fetched) = tokio::join!(stated, fetch);
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(Stop::Changed(why)) => {
+                spoil(writer).await;
+                return Err(Stop::Changed(why));
+            }
+            Err(Stop::Unranged) => {
+                drop(file);
+                return match Arc::into_inner(writer) {
+                    Some(writer) => Box::pin(self.in_one_answer(object, writer, None)).await,
+                    None => Err(Stop::Changed(self.named(object, "the store has begun to answer with all bytes"))),
                 };
-                let Allocated { file, in_full } = large.file.get_or_try_init(make).await?;
-                (item, range, Target::Open(Arc::clone(file)), *in_full)
+            }
+            Err(stop) => return Err(stop),
+        };
+        let (in_order, said) = match fetched {
+            Some((sums, said)) if one_piece => (sums, said),
+            _ => (None, Sums::default()),
+        };
+        let mut check = Check::of(&stated.or(said), self.verify);
+        if check == Check::Nothing && one_piece {
+            check = Check::of(&self.statement(object, said).await, self.verify);
+        }
+        let mut sums: Vec<(u64, GrainSum)> = std::mem::take(&mut *grains.lock());
+        sums.sort_unstable_by_key(|(at, _)| *at);
+        let (digest, computed) = check::of_grains(kinds, grain, size, &sums.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), check);
+        let computed = match (check.ordered().filter(|_| !check.is_of_grains(grain)), in_order) {
+            (None, _) => computed,
+            (Some(_), Some(sums)) => sums,
+            (Some(ordered), None) => in_one_pass(&file, size, ordered).await?,
+        };
+        if let Err(why) = check.judge(&computed) {
+            self.metrics.add(Counter::WastedBytes, &[], size);
+            spoil(writer).await;
+            return Err(Stop::Changed(self.named(object, &why)));
+        }
+        drop(file);
+        let writer = Arc::into_inner(writer).ok_or_else(|| Stop::Final(PullError::Disk(self.named(object, "a write goes on after its end"))))?;
+        Ok(writer.finish(record(object, digest, check.word())).await?)
+    }
+
+    /// Fetches an object of a store that tells versions not apart, or knows no ranges: in one answer, from the beginning
+    /// each time.
+    async fn in_one_answer(&self, object: &Object, writer: Writer, first: Option<First>) -> Result<(), Stop> {
+        let (size, grain) = (object.size.0, self.config.grain);
+        let kinds = check::kinds(&object.sums, self.verify);
+        let (writer, mut first) = (Arc::new(writer), first);
+        let file = writer.file().await?;
+        let mut patience = self.patience(object, 0);
+        let mut anew = Anew::new(self.config);
+        let (grains, stated, in_order) = loop {
+            anew.again(|| self.named(object, "it breaks off each time"))?;
+            let grains = Arc::new(Mutex::new(Vec::new()));
+            let mut sink = Sink::new(Arc::clone(&file), Arc::clone(&writer), Arc::clone(&grains), Run::new(kinds, grain, size, 0));
+            sink.unrecorded();
+            let mut stated = object.sums;
+            let whole = first.take().filter(|first| first.answer.range == (0..size));
+            let mut stream = Stream { object, range: 0..size, at: 0, first: whole };
+            self.stream(&mut stream, &mut patience, &mut stated, size > MEDIUM, &mut Taker::File { sink: &mut sink, whole: true }).await?;
+            let in_order = sink.finish(&self.written).await?;
+            if stream.at == size {
+                break (grains, stated, in_order);
             }
         };
-        let whole = range.end - range.start == item.object.size.0;
-        let expected = item.object.etag.as_deref().and_then(md5_of_etag).filter(|_| whole && self.source.verify_etag);
-        let mut sink = Sink::new(&self.folder, target, range.start, expected.is_some().then(Md5::new));
-        let mut patience = Patience::new(&self.config, &self.clock, seed(&item.object.key, range.start));
-        let mut at = range.start;
-        let mut digest_means_something = true;
-        while at < range.end {
-            let asked = if whole && at == 0 { None } else { Some(at..range.end) };
-            let broke = self.stream(&item, asked, &mut at, range.end, &mut sink, &mut patience, &mut digest_means_something).await?;
-            if let Some(why) = broke
-                && at < range.end
-            {
-                patience.pause(why).await?;
-            }
+        let check = self.check_of(object, stated).await?;
+        let mut sums: Vec<(u64, GrainSum)> = std::mem::take(&mut *grains.lock());
+        sums.sort_by_key(|(at, _)| *at);
+        let (digest, computed) = check::of_grains(kinds, grain, size, &sums.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), check);
+        let computed = match (check.ordered().filter(|_| !check.is_of_grains(grain)), in_order) {
+            (None, _) => computed,
+            (Some(_), Some(sums)) => sums,
+            (Some(ordered), None) => in_one_pass(&file, size, ordered).await?,
+        };
+        if let Err(why) = check.judge(&computed) {
+            self.metrics.add(Counter::WastedBytes, &[], size);
+            spoil(writer).await;
+            return Err(Stop::Changed(self.named(object, &why)));
         }
-        let digest = sink.finish(&self.written).await?;
-        if !occupied {
-            (self.occupied)(range.end - range.start);
-        }
-        match (expected, digest) {
-            (Some(expected), Some(digest)) if digest_means_something => {
-                let got = digest.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-                if got == expected {
-                    return Ok(true);
-                }
-                Err(Fault::Changed(format!(
-                    "object {:?} of bucket {} at {}: the bytes that came have the MD5 digest {got}, the store's ETag is {expected}",
-                    item.object.key,
-                    self.source.bucket,
-                    self.source.address()
-                )))
-            }
-            _ => Ok(false),
-        }
+        drop(file);
+        let writer = Arc::into_inner(writer).ok_or_else(|| Stop::Final(PullError::Disk(self.named(object, "a write goes on after its end"))))?;
+        Ok(writer.finish(record(object, digest, check.word())).await?)
     }
 
-    /// One GET: moves `at` on as bytes come. Says why it ended before `end`, when asking again may help.
-    #[allow(clippy::too_many_arguments, reason = "the state of one part, which outlives its requests")]
+    /// Fetches one range. Says what was computed of it in order, where it is all of the object, and what the store stated.
+    async fn part(&self, object: &Object, part: Part, sink: Sink, one_piece: bool) -> Result<(Option<Sums>, Sums), Stop> {
+        let mut sink = sink;
+        let mut patience = self.patience(object, part.range.start);
+        let mut stated = object.sums;
+        let mut stream = Stream { object, at: part.range.start, range: part.range, first: part.first };
+        let (large, mut taker) = (object.size.0 > MEDIUM, Taker::File { sink: &mut sink, whole: one_piece });
+        while stream.at < stream.range.end {
+            self.stream(&mut stream, &mut patience, &mut stated, large, &mut taker).await?;
+        }
+        Ok((sink.finish(&self.written).await?, stated))
+    }
+
+    /// One GET: moves `stream.at` on as bytes come, each handed to `taker`. Returns before the end when asking again may
+    /// help, after a pause.
     async fn stream(
         &self,
-        item: &Item,
-        asked: Option<Range<u64>>,
-        at: &mut u64,
-        end: u64,
-        sink: &mut Sink,
+        stream: &mut Stream<'_>,
         patience: &mut Patience,
-        digest_means_something: &mut bool,
-    ) -> Result<Option<String>, Fault> {
-        let what = || format!("object {:?} of bucket {} at {}", item.object.key, self.source.bucket, self.source.address());
-        let _one_request = patience.turn(&self.requests).await;
-        let mut body = match self.client.get(&self.source, &item.object, asked).await {
-            Ok(body) => body,
-            Err(Fault::Away(why)) => return Ok(Some(why)),
-            Err(fault) => return Err(fault),
+        stated: &mut Sums,
+        large: bool,
+        taker: &mut Taker<'_>,
+    ) -> Result<(), Stop> {
+        let object = stream.object;
+        let (mut answer, turn) = match stream.first.take() {
+            Some(First { answer, turn }) => (answer, turn),
+            None => {
+                let turn = patience.turn(self.lane, large).await;
+                match self.ask(object, stream.at..stream.range.end).await {
+                    Ok(answer) => (answer, turn),
+                    Err(fault) => return Ok(self.pause(fault, turn, patience).await?),
+                }
+            }
         };
-        *digest_means_something &= body.etag_may_be_md5;
+        self.fits(&answer, object, stream.at..stream.range.end)?;
+        *stated = stated.or(answer.object.sums);
+        let broke = |why: &str, at: u64| self.fault(object, &format!("{why} after {} of {}", ByteSize(at), object.size));
         loop {
-            let so_far = |why: &str, at: u64| Some(format!("{}: {why} after {} of {}", what(), ByteSize(at), item.object.size));
-            match self.client.next(&mut body, patience.left()).await {
-                Ok(None) => return Ok(so_far("the answer ended", *at).filter(|_| *at < end)),
-                Err(why) => return Ok(so_far(&why, *at)),
-                Ok(Some(bytes)) => {
+            let within = self.config.stall_timeout.min(patience.left());
+            let next = match self.clock.until(self.clock.deadline_in(within), answer.frames.next()).await {
+                Some(next) => next,
+                None => return Ok(self.pause(broke(&format!("no byte came for {within:?}"), stream.at), turn, patience).await?),
+            };
+            match next {
+                None if stream.at == stream.range.end => {
+                    turn.fine();
+                    return Ok(());
+                }
+                None => return Ok(self.pause(broke("the answer ended", stream.at), turn, patience).await?),
+                Some(Err(why)) => return Ok(self.pause(broke(&why, stream.at), turn, patience).await?),
+                Some(Ok(bytes)) => {
                     let length = bytes.len() as u64;
-                    if length > end - *at {
-                        return Err(Fault::Final(PullError::Corrupt(format!("{}: more bytes came than were asked for", what()))));
+                    if length > stream.range.end - stream.at {
+                        let why = self.named(object, "more bytes came than were asked for");
+                        return Err(Stop::Final(PullError::Corrupt(why)));
                     }
-                    *at += length;
-                    (self.received)(length);
-                    sink.push(bytes, &self.written).await?;
-                    patience.progress(); // after the push: a slow disk is not the store's fault either
+                    self.lane.bytes(length).await;
+                    stream.at += length;
+                    self.metrics.add(Counter::FetchedBytes, &[], length);
+                    self.reporter.received(length);
+                    self.take(taker, bytes, stated).await?;
+                    patience.progress(); // after that: a slow disk is not the store's fault either
+                    if stream.at == stream.range.end {
+                        turn.fine();
+                        // The body's own end is not waited for: the length that was stated has come.
+                        return Ok(());
+                    }
                 }
             }
         }
     }
 
-    /// Every file is there with the length that was listed.
-    async fn check(&self, items: &[Item]) -> Result<(), Fault> {
-        let expected: Vec<(PathBuf, u64)> = items.iter().map(|item| (self.folder.join(&item.file), item.object.size.0)).collect();
-        let odd = blocking(&self.folder, move || {
-            for (path, size) in expected {
-                let length = std::fs::symlink_metadata(&path)?.len();
-                if length != size {
-                    return Ok(Some(format!("{} has {length} bytes, {size} were listed", path.display())));
-                }
+    async fn take(&self, taker: &mut Taker<'_>, bytes: Bytes, stated: &Sums) -> Result<(), Stop> {
+        match taker {
+            Taker::Memory(frames) => {
+                frames.push(bytes);
+                Ok(())
             }
-            Ok(None)
-        })
-        .await?;
-        match odd {
-            Some(odd) => Err(Fault::Final(PullError::Corrupt(odd))),
-            None => Ok(()),
+            Taker::File { sink, whole } => {
+                if *whole {
+                    sink.expect(Check::of(stated, self.verify), self.config.grain);
+                }
+                sink.push(bytes, &self.written).await
+            }
         }
     }
-}
 
-/// Runs `work` on a thread that may block; its failure is the local disk's.
-async fn blocking<T: Send + 'static>(folder: &Path, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Fault> {
-    let failed = |fault: &dyn std::fmt::Display| Fault::Final(PullError::Disk(format!("writing under {}: {fault}", folder.display())));
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(fault)) => Err(failed(&fault)),
-        Err(fault) => Err(failed(&fault)),
+    async fn ask(&self, object: &Object, rest: Range<u64>) -> Result<Answer, Fault> {
+        // Asked for without a range, stores state the checksums of the whole.
+        let range = if rest == (0..object.size.0) { None } else { Some(&rest) };
+        self.remote.get(Ask { key: &object.key, range, version: object.version.as_ref() }).await
+    }
+
+    /// An answer is what was asked for, or says why not.
+    fn fits(&self, answer: &Answer, object: &Object, wanted: Range<u64>) -> Result<(), Stop> {
+        if answer.object.size != object.size {
+            return Err(Stop::Changed(self.named(object, &format!("it has {} bytes now, {} were listed", answer.object.size.0, object.size.0))));
+        }
+        if answer.range == (0..object.size.0) && wanted != answer.range {
+            return Err(Stop::Unranged);
+        }
+        if answer.range != wanted {
+            let (from, to, got) = (wanted.start, wanted.end, &answer.range);
+            let why = format!("asked for bytes {from}..{to}, the store answered with {}..{}", got.start, got.end);
+            return Err(Stop::Final(PullError::Corrupt(self.named(object, &why))));
+        }
+        Ok(())
+    }
+
+    /// Lets the store rest before the next try, or gives it up.
+    async fn pause(&self, fault: Fault, turn: Turn, patience: &mut Patience) -> Result<(), Fault> {
+        self.reporter.retried(&fault);
+        if let FaultKind::Busy { pause } = fault.kind {
+            turn.busy(pause);
+        }
+        drop(turn);
+        patience.pause(fault).await
+    }
+
+    /// What is held against the bytes of an object that came in one piece, of which the store stated `stated` so far.
+    async fn check_of(&self, object: &Object, stated: Sums) -> Result<Check, Stop> {
+        Ok(Check::of(&self.statement(object, stated).await, self.verify))
+    }
+
+    /// What the store states, asked for where it has said nothing so far.
+    async fn statement(&self, object: &Object, stated: Sums) -> Sums {
+        if self.verify == Verify::Length || !stated.is_empty() { stated } else { self.sums(object).await }
+    }
+
+    /// The store's word on the whole object. A store that gives none leaves it unverified, which is said.
+    async fn sums(&self, object: &Object) -> Sums {
+        let work = || self.remote.sums(object);
+        match self.patience(object, 1).hold(self.lane, work).await {
+            Ok((sums, _turn)) => sums.or(object.sums),
+            Err(fault) => {
+                tracing::debug!(error = %fault, "the store does not state a checksum");
+                object.sums
+            }
+        }
+    }
+
+    fn patience(&self, object: &Object, offset: u64) -> Patience {
+        Patience::new(self.config, self.clock, self.tally, seed(&object.key, offset))
+    }
+
+    fn named(&self, object: &Object, why: &str) -> String {
+        format!("object {:?} of {}: {why}", object.key, self.remote.place())
+    }
+
+    fn fault(&self, object: &Object, why: &str) -> Fault {
+        Fault::new(FaultKind::Away, format!("object {:?} of {}", object.key, self.remote.place()), why)
     }
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).open(path)
+/// Counts how often an object is begun anew: its bytes are no progress, so patience alone would never end.
+struct Anew {
+    left: u32,
+    tries: u32,
 }
 
-async fn preallocate(path: PathBuf, size: u64) -> Result<Allocated, Fault> {
-    let shown = path.clone();
-    blocking(&shown, move || {
-        let file = create(&path)?;
-        // Not every file system can; then the file grows as it is written, and the length is right all the same.
-        let in_full = match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                file.set_len(size)?;
-                false
-            }
-            Err(fault) => return Err(fault.into()),
-        };
-        Ok(Allocated { file: Arc::new(file), in_full })
+impl Anew {
+    fn new(config: &PullerConfig) -> Self {
+        Anew { left: config.tries, tries: config.tries }
+    }
+
+    fn again(&mut self, why: impl FnOnce() -> String) -> Result<(), Stop> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| {
+            let why = format!("{} and cannot be gone on with (tried {} times)", why(), self.tries);
+            Stop::Final(PullError::Unavailable(why))
+        })?;
+        Ok(())
+    }
+}
+
+/// Whether the answer to a request for one part is of more than that.
+fn is_unranged(first: &Option<First>, part: u64) -> bool {
+    first.as_ref().is_some_and(|First { answer, .. }| answer.object.size.0 > part && answer.range == (0..answer.object.size.0))
+}
+
+/// Where bytes go.
+enum Taker<'a> {
+    Memory(&'a mut Vec<Bytes>),
+    /// `whole`: the sink sees all bytes of the object, in order.
+    File {
+        sink: &'a mut Sink,
+        whole: bool,
+    },
+}
+
+/// A range on its way.
+struct Stream<'a> {
+    object: &'a Object,
+    range: Range<u64>,
+    /// Where the next byte belongs.
+    at: u64,
+    first: Option<First>,
+}
+
+fn record(object: &Object, digest: [u8; 32], checked: &str) -> Record {
+    Record { bytes: object.size, digest, checked: checked.to_owned() }
+}
+
+/// Grains that an earlier attempt recorded, by where they begin, as far as they are of our kind.
+fn usable(done: &[(Range<u64>, Note)], size: u64, grain: u64) -> Vec<(u64, GrainSum)> {
+    let whole = |range: &Range<u64>| range.start.is_multiple_of(grain) && range.end == range.start.saturating_add(grain).min(size);
+    done.iter().filter(|(range, _)| whole(range)).filter_map(|(range, note)| Some((range.start, GrainSum::of_note(&note.0)?))).collect()
+}
+
+/// What is still to be fetched, in ranges of at most `part` (a multiple of `grain`) that begin and end where grains do.
+fn missing(done: &[(u64, GrainSum)], size: u64, grain: u64, part: u64) -> Vec<Range<u64>> {
+    let done: std::collections::HashSet<u64> = done.iter().map(|(at, _)| *at).collect();
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for start in (0..size.div_ceil(grain)).map(|at| at * grain).filter(|start| !done.contains(start)) {
+        let end = start.saturating_add(grain).min(size);
+        match ranges.last_mut() {
+            Some(range) if range.end == start && !start.is_multiple_of(part) => range.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
+
+async fn spoil(writer: Arc<Writer>) {
+    // Whoever still writes holds on to it; then what is wrong is overwritten, or goes with the blob's room.
+    if let Some(writer) = Arc::into_inner(writer) {
+        writer.spoil().await;
+    }
+}
+
+/// Reads a whole file for a hash that needs its bytes in order.
+async fn in_one_pass(file: &Arc<File>, size: u64, ordered: Ordered) -> Result<Sums, Stop> {
+    let (file, mut ordered) = (Arc::clone(file), ordered);
+    blocking(move || {
+        let mut buffer = vec![0; BATCH];
+        let mut at = 0;
+        while at < size {
+            let length = usize::try_from(size - at).unwrap_or(BATCH).min(BATCH);
+            file.read_exact_at(&mut buffer[..length], at)?;
+            ordered.update(&buffer[..length]);
+            at += length as u64;
+        }
+        Ok(ordered.finish())
     })
     .await
 }
 
-enum Target {
-    New(PathBuf),
-    Open(Arc<File>),
+/// Runs `work` on a thread that may block; its failure is the local disk's.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Stop> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(fault)) => Err(disk(&fault)),
+        Err(fault) => Err(disk(&fault)),
+    }
 }
 
-struct Written {
+fn disk(fault: &dyn std::fmt::Display) -> Stop {
+    Stop::Final(PullError::Disk(format!("disk tier: {fault}")))
+}
+
+/// What the thread that writes needs; it travels there and back with each batch.
+struct Hand {
     file: Arc<File>,
-    digest: Option<Md5>,
+    writer: Arc<Writer>,
+    grains: Arc<Mutex<Vec<(u64, GrainSum)>>>,
+    run: Run,
+    ordered: Option<Ordered>,
+    recorded: bool,
+}
+
+impl Hand {
+    fn write(&mut self, offset: u64, batch: &[Bytes]) -> io::Result<()> {
+        let mut at = offset;
+        for bytes in batch {
+            self.file.write_all_at(bytes, at)?;
+            at += bytes.len() as u64;
+            if let Some(ordered) = &mut self.ordered {
+                ordered.update(bytes);
+            }
+            let (writer, grains, recorded) = (&self.writer, &self.grains, self.recorded);
+            self.run.push(bytes, |range, sum| {
+                if recorded {
+                    writer.record(range.clone(), Note(sum.note().into()))?;
+                }
+                grains.lock().push((range.start, sum));
+                Ok::<(), io::Error>(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+enum State {
+    Ready(Box<Hand>),
+    Writing(JoinHandle<io::Result<Box<Hand>>>),
+    /// A batch failed, or the sink is finished.
+    Over,
 }
 
 /// Writes a run of bytes in order, one batch behind the network.
 struct Sink {
-    folder: PathBuf,
     offset: u64,
     batch: Vec<Bytes>,
     batched: usize,
     state: State,
 }
 
-enum State {
-    Ready(Target, Option<Md5>),
-    Writing(JoinHandle<io::Result<Written>>),
-    /// A batch failed, or the sink is finished.
-    Over,
-}
-
 impl Sink {
-    fn new(folder: &Path, target: Target, offset: u64, digest: Option<Md5>) -> Self {
-        Sink { folder: folder.to_owned(), offset, batch: Vec::new(), batched: 0, state: State::Ready(target, digest) }
+    fn new(file: Arc<File>, writer: Arc<Writer>, grains: Arc<Mutex<Vec<(u64, GrainSum)>>>, run: Run) -> Self {
+        let offset = run.at();
+        let hand = Hand { file, writer, grains, run, ordered: None, recorded: true };
+        Sink { offset, batch: Vec::new(), batched: 0, state: State::Ready(Box::new(hand)) }
     }
 
-    async fn push(&mut self, bytes: Bytes, written: &(dyn Fn() + Send + Sync)) -> Result<(), Fault> {
+    /// Hashes all bytes in order too, where `check` needs that. Has an effect before the first byte only.
+    fn expect(&mut self, check: Check, grain: u64) {
+        if let State::Ready(hand) = &mut self.state
+            && hand.run.at() == 0
+            && self.batched == 0
+            && hand.ordered.is_none()
+            && !check.is_of_grains(grain)
+        {
+            hand.ordered = check.ordered();
+        }
+    }
+
+    /// Records nothing: another attempt could not go on. Before the first byte.
+    fn unrecorded(&mut self) {
+        if let State::Ready(hand) = &mut self.state {
+            hand.recorded = false;
+        }
+    }
+
+    async fn push(&mut self, bytes: Bytes, written: &Arc<dyn Fn() + Send + Sync>) -> Result<(), Stop> {
         self.batched += bytes.len();
         self.batch.push(bytes);
         if self.batched >= BATCH { self.flush(written).await } else { Ok(()) }
     }
 
     /// Waits for the batch being written, then starts on the next.
-    async fn flush(&mut self, written: &(dyn Fn() + Send + Sync)) -> Result<(), Fault> {
-        let (target, mut digest) = self.ready(written).await?;
+    async fn flush(&mut self, written: &Arc<dyn Fn() + Send + Sync>) -> Result<(), Stop> {
+        let mut hand = self.ready().await?;
         let batch = std::mem::take(&mut self.batch);
         let offset = self.offset;
         self.offset += std::mem::take(&mut self.batched) as u64;
+        let written = Arc::clone(written);
         self.state = State::Writing(tokio::task::spawn_blocking(move || {
-            let file = match target {
-                Target::New(path) => Arc::new(create(&path)?),
-                Target::Open(file) => file,
-            };
-            let mut at = offset;
-            for bytes in batch {
-                if let Some(digest) = &mut digest {
-                    digest.update(&bytes);
-                }
-                file.write_all_at(&bytes, at)?;
-                at += bytes.len() as u64;
-            }
-            Ok(Written { file, digest })
+            hand.write(offset, &batch)?;
+            written();
+            Ok(hand)
         }));
         Ok(())
     }
 
-    async fn ready(&mut self, written: &(dyn Fn() + Send + Sync)) -> Result<(Target, Option<Md5>), Fault> {
-        let failed = |folder: &Path, why: &dyn std::fmt::Display| Fault::Final(PullError::Disk(format!("writing under {}: {why}", folder.display())));
+    async fn ready(&mut self) -> Result<Box<Hand>, Stop> {
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Ready(target, digest) => Ok((target, digest)),
+            State::Ready(hand) => Ok(hand),
             State::Writing(batch) => match batch.await {
-                Ok(Ok(Written { file, digest })) => {
-                    written();
-                    Ok((Target::Open(file), digest))
-                }
-                Ok(Err(fault)) => Err(failed(&self.folder, &fault)),
-                Err(fault) => Err(failed(&self.folder, &fault)),
+                Ok(Ok(hand)) => Ok(hand),
+                Ok(Err(fault)) => Err(disk(&fault)),
+                Err(fault) => Err(disk(&fault)),
             },
-            State::Over => Err(failed(&self.folder, &"an earlier write failed")),
+            State::Over => Err(disk(&"an earlier write failed")),
         }
     }
 
-    /// Writes what is left; the digest of all that was pushed, where one was asked for.
-    async fn finish(mut self, written: &(dyn Fn() + Send + Sync)) -> Result<Option<Vec<u8>>, Fault> {
+    /// Writes what is left; what was computed in order, where that was asked for.
+    async fn finish(mut self, written: &Arc<dyn Fn() + Send + Sync>) -> Result<Option<Sums>, Stop> {
         if self.batched > 0 {
             self.flush(written).await?;
         }
-        let (_, digest) = self.ready(written).await?;
-        Ok(digest.map(|digest| digest.finalize().to_vec()))
+        let hand = self.ready().await?;
+        Ok(hand.ordered.map(Ordered::finish))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Kinds;
+
+    #[test]
+    fn what_is_missing_begins_and_ends_where_grains_do_and_never_crosses_a_part() {
+        let run = |size: u64| {
+            let mut all = Vec::new();
+            let bytes = vec![7; size as usize];
+            let kinds = Kinds { crc32c: false, crc64nvme: false };
+            let told: Result<(), ()> = Run::new(kinds, 1024, size, 0).push(&bytes, |range, sum| {
+                all.push((range.start, sum));
+                Ok(())
+            });
+            told.expect("nothing fails");
+            all
+        };
+        let all = run(10_000);
+        assert_eq!(all.len(), 10);
+        assert_eq!(missing(&[], 10_000, 1024, 4096), [0..4096, 4096..8192, 8192..10_000]);
+        assert_eq!(missing(&all, 10_000, 1024, 4096), Vec::<Range<u64>>::new());
+        assert_eq!(missing(&all[1..3], 10_000, 1024, 4096), [0..1024, 3072..4096, 4096..8192, 8192..10_000]);
+        assert_eq!(missing(&all[..9], 10_000, 1024, 4096).first(), Some(&(9216..10_000)));
+        assert_eq!(missing(&[], 0, 1024, 4096), Vec::<Range<u64>>::new());
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_recorded_in_another_form_is_fetched_again() {
+        let sum = GrainSum::of_note(&[1; 44]).expect("a note");
+        let note = |bytes: &[u8]| Note(bytes.into());
+        let done = [(0..1024, note(&sum.note())), (1024..2048, note(b"short")), (2048..2500, note(&sum.note())), (3000..4024, note(&sum.note()))];
+        assert_eq!(usable(&done, 10_000, 1024), [(0, sum)]);
     }
 }

@@ -1,6 +1,6 @@
 //! What should be, and the one picture of what should be and what is.
 //!
-//! - [`Store`]: desired state. Resources, aliases, the epoch of the writer. One trait, two implementations ([`RedbStore`]
+//! - [`Store`]: desired state. Resources, aliases, first good contents, the epoch of the writer. One trait, two implementations ([`RedbStore`]
 //!   on disk, [`MemoryStore`] for tests), one conformance suite. A write is durable when it returns and seen by nobody
 //!   before. [`Store::subscribe`] gives the newest state per key, [`Store::events_after`] every single state.
 //! - [`Folder`]: a watched folder of manifests that feeds the store; [`Faults`] says what is wrong with it.
@@ -48,7 +48,7 @@ pub use json::Json;
 pub use manifest::yaml_document;
 pub use memory_store::MemoryStore;
 pub use naming::{namespace_name, resource_name};
-pub use object::{Alias, Desired, Kind, Object, ObjectKey, Origin};
+pub use object::{Alias, Contents, Desired, Kind, Object, ObjectKey, Origin};
 pub use redb_store::{OpenError, RedbStore};
 pub use store::{Change, Changes, Snapshot, Store, StoreError};
 pub use uid::{InvalidUid, Uid};

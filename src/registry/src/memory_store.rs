@@ -1,5 +1,6 @@
 //! A store that forgets: for tests, and for trying something without a data folder.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,14 +10,14 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
+use crate::{Alias, Changes, Contents, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 
 /// Desired state in memory only. Its epoch is 1.
 pub struct MemoryStore {
     shelf: Shelf,
     clock: Clock,
     /// Held while a write is decided and shown: one writer at a time.
-    writing: Mutex<()>,
+    contents: Mutex<BTreeMap<ObjectKey, Contents>>,
 }
 
 impl MemoryStore {
@@ -25,13 +26,16 @@ impl MemoryStore {
     pub fn new(clock: Clock) -> Self {
         let identity = clock.wall().0;
         let shelf = Shelf::new(Beginning { objects: Default::default(), aliases: Default::default(), version: 0, epoch: 1, identity });
-        MemoryStore { shelf, clock, writing: Mutex::new(()) }
+        MemoryStore { shelf, clock, contents: Mutex::default() }
     }
 
     fn write(&self, write: Write) -> Outcome {
-        let _one_at_a_time = self.writing.lock();
+        let mut kept = self.contents.lock();
         let mut draft = Draft::default();
         let outcome = self.shelf.decide(&mut draft, write, self.clock.wall());
+        for (key, contents) in std::mem::take(&mut draft.contents) {
+            if contents.is_empty() { drop(kept.remove(&key)) } else { drop(kept.insert(key, contents)) }
+        }
         self.shelf.publish(draft);
         outcome
     }
@@ -92,6 +96,14 @@ impl Store for MemoryStore {
 
     async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
         self.write(Write::Alias { key: key.clone(), uid, alias }).map(drop)
+    }
+
+    async fn contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
+        Ok(self.contents.lock().clone())
+    }
+
+    async fn set_contents(&self, key: &ObjectKey, uid: Uid, contents: Contents) -> Result<(), StoreError> {
+        self.write(Write::Contents { key: key.clone(), uid, contents }).map(drop)
     }
 
     fn subscribe(&self) -> Changes {

@@ -1,12 +1,13 @@
 //! Desired state as it is kept.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use berth_types::{Name, Namespace, Registration, UnixMillis};
+use berth_types::{ContentDigest, ModelId, Name, Namespace, Registration, UnixMillis};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
@@ -237,3 +238,7 @@ pub struct Alias {
     /// The version that should serve; `None` when the present spec is invalid or the same as active.
     pub target: Option<Arc<Registration>>,
 }
+
+/// The first good content of versions of one resource: what later copies of them are held against. A version that was
+/// never loaded from bytes that somebody made a digest of is not in it.
+pub type Contents = BTreeMap<ModelId, ContentDigest>;

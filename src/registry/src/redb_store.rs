@@ -5,7 +5,8 @@
 //! what a crash could take back, and many writers share one sync of the disk. Statuses are written the same way: they
 //! could be derived again, but a status that was seen and then steps back would not be true to who watched it.
 //!
-//! Reads come from memory; the file is read once, when it is opened.
+//! Reads come from memory; the file is read once, when it is opened. Only contents are read from it when somebody asks:
+//! nobody does but a leader that starts, and a digest per model in memory would serve nobody else.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::lock::DataLock;
 use crate::memory_store::object;
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
+use crate::{Alias, Changes, Contents, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 
 /// The name of the database file in the data folder.
 const NAME: &str = "registry.redb";
@@ -44,6 +45,8 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const OBJECTS: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("objects");
 /// Pair of an [`ObjectKey`] and an [`Alias`] as JSON.
 const ALIASES: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("aliases");
+/// Pair of an [`ObjectKey`] and its [`Contents`] as JSON. Not there in files of earlier releases.
+const CONTENTS: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("contents");
 
 fn row(key: &ObjectKey) -> Row<'_> {
     (key.kind.as_str(), key.namespace.as_ref().map_or("", |namespace| namespace.as_str()), key.name.as_str())
@@ -87,6 +90,13 @@ pub struct RedbStore {
     shelf: Arc<Shelf>,
     writes: Option<mpsc::Sender<(Write, oneshot::Sender<Outcome>)>>,
     writer: Option<JoinHandle<()>>,
+    files: Arc<Files>,
+}
+
+/// What is open while anybody reads or writes.
+struct Files {
+    database: Database,
+    file: PathBuf,
     // Last, so that the folder is given back when the database is closed.
     _lock: DataLock,
 }
@@ -105,9 +115,10 @@ impl RedbStore {
         let (database, beginning) = open(&file, data_dir, &clock).map_err(|fault| OpenError::File { file: file.clone(), fault })?;
         let shelf = Arc::new(Shelf::new(beginning));
         let (writes, queue) = mpsc::channel(QUEUE);
-        let owner = Writer { shelf: Arc::clone(&shelf), database, file, clock };
+        let files = Arc::new(Files { database, file, _lock: lock });
+        let owner = Writer { shelf: Arc::clone(&shelf), files: Arc::clone(&files), clock };
         let writer = std::thread::Builder::new().name("registry-writer".to_owned()).spawn(move || owner.run(queue)).map_err(in_folder)?;
-        Ok(RedbStore { shelf, writes: Some(writes), writer: Some(writer), _lock: lock })
+        Ok(RedbStore { shelf, writes: Some(writes), writer: Some(writer), files })
     }
 
     async fn write(&self, write: Write) -> Outcome {
@@ -178,9 +189,10 @@ fn raise_epoch(transaction: &WriteTransaction, data_dir: &Path, clock: &Clock) -
     Ok([epoch, version, identity])
 }
 
-type Contents = (Vec<Arc<Object>>, BTreeMap<ObjectKey, Alias>);
+/// What is in memory of a database.
+type Held = (Vec<Arc<Object>>, BTreeMap<ObjectKey, Alias>);
 
-fn read_all(database: &Database) -> Result<Contents, String> {
+fn read_all(database: &Database) -> Result<Held, String> {
     let objects = rows::<Object>(database, OBJECTS)?;
     let aliases = rows::<(ObjectKey, Alias)>(database, ALIASES)?;
     Ok((objects.into_iter().map(Arc::new).collect(), aliases.into_iter().collect()))
@@ -207,8 +219,7 @@ fn rows<T: serde::de::DeserializeOwned>(database: &Database, table: TableDefinit
 /// The thread that owns the database.
 struct Writer {
     shelf: Arc<Shelf>,
-    database: Database,
-    file: PathBuf,
+    files: Arc<Files>,
     clock: Clock,
 }
 
@@ -229,8 +240,8 @@ impl Writer {
                     }
                 }
                 Err(fault) => {
-                    let text = format!("cannot write {}: {fault}: check the disk and restart the program", self.file.display());
-                    tracing::error!(path = %self.file.display(), error = %fault, "registry not written");
+                    let text = format!("cannot write {}: {fault}: check the disk and restart the program", self.files.file.display());
+                    tracing::error!(path = %self.files.file.display(), error = %fault, "registry not written");
                     for (_, reply) in decided {
                         let _ = reply.send(Err(StoreError::Broken(text.clone())));
                     }
@@ -240,7 +251,7 @@ impl Writer {
     }
 
     fn commit(&self, draft: &Draft) -> Result<(), redb::Error> {
-        let transaction = begin(&self.database)?;
+        let transaction = begin(&self.files.database)?;
         {
             let mut objects = transaction.open_table(OBJECTS)?;
             for (key, object) in &draft.objects {
@@ -254,6 +265,16 @@ impl Writer {
                 match alias {
                     Some(alias) => drop(aliases.insert(row(key), json(&(key, alias))?.as_slice())?),
                     None => drop(aliases.remove(row(key))?),
+                }
+            }
+            if !draft.contents.is_empty() {
+                let mut contents = transaction.open_table(CONTENTS)?;
+                for (key, of) in &draft.contents {
+                    if of.is_empty() {
+                        drop(contents.remove(row(key))?);
+                    } else {
+                        drop(contents.insert(row(key), json(&(key, of))?.as_slice())?);
+                    }
                 }
             }
             transaction.open_table(META)?.insert("version", draft.version)?;
@@ -311,6 +332,19 @@ impl Store for RedbStore {
 
     async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
         self.write(Write::Alias { key: key.clone(), uid, alias }).await.map(drop)
+    }
+
+    async fn contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
+        let files = Arc::clone(&self.files);
+        let read = move || rows::<(ObjectKey, Contents)>(&files.database, CONTENTS).map_err(|fault| format!("{}: {fault}", files.file.display()));
+        match tokio::task::spawn_blocking(read).await {
+            Ok(read) => read.map(|rows| rows.into_iter().collect()).map_err(StoreError::Broken),
+            Err(fault) => Err(StoreError::Broken(format!("reading contents: {fault}"))),
+        }
+    }
+
+    async fn set_contents(&self, key: &ObjectKey, uid: Uid, contents: Contents) -> Result<(), StoreError> {
+        self.write(Write::Contents { key: key.clone(), uid, contents }).await.map(drop)
     }
 
     fn subscribe(&self) -> Changes {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::event::Recent;
 use crate::store::Subscribers;
-use crate::{Alias, Change, Changes, Desired, Event, EventKind, Expired, Json, Object, ObjectKey, Origin, Snapshot, StoreError, Uid};
+use crate::{Alias, Change, Changes, Contents, Desired, Event, EventKind, Expired, Json, Object, ObjectKey, Origin, Snapshot, StoreError, Uid};
 
 /// A change that somebody asks for.
 pub(crate) enum Write {
@@ -23,9 +23,10 @@ pub(crate) enum Write {
     Status { key: ObjectKey, uid: Uid, status: Json },
     Delete { key: ObjectKey, expected: Option<u64> },
     Alias { key: ObjectKey, uid: Uid, alias: Option<Alias> },
+    Contents { key: ObjectKey, uid: Uid, contents: Contents },
 }
 
-/// The object as a write left it; `None` for writes of aliases.
+/// The object as a write left it; `None` for writes of aliases and contents.
 pub(crate) type Outcome = Result<Option<Arc<Object>>, StoreError>;
 
 /// Writes that were decided and not shown yet.
@@ -37,6 +38,8 @@ pub(crate) struct Draft {
     pub(crate) objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,
     /// Aliases as they will be; `None` for forgotten ones.
     pub(crate) aliases: BTreeMap<ObjectKey, Option<Alias>>,
+    /// Contents as they will be; empty for forgotten ones. The shelf holds none: the store keeps them.
+    pub(crate) contents: BTreeMap<ObjectKey, Contents>,
     events: Vec<Event>,
 }
 
@@ -195,8 +198,9 @@ impl Shelf {
                 let gone = Object { resource_version: next, ..Object::clone(&present) };
                 // An alias left behind would bring an old version back when a resource of that name is made again.
                 if state.aliases.contains_key(&key) || draft.aliases.contains_key(&key) {
-                    draft.aliases.insert(key, None);
+                    draft.aliases.insert(key.clone(), None);
                 }
+                draft.contents.insert(key, Contents::new());
                 Ok(Some(draft.put(EventKind::Deleted, gone, Some(present))))
             }
             Write::Alias { key, uid, alias } => {
@@ -210,6 +214,14 @@ impl Shelf {
                 }
                 Ok(None)
             }
+            Write::Contents { key, uid, contents } => {
+                if object(draft, &key).is_none_or(|present| present.uid != uid) {
+                    return Err(StoreError::NotFound(key));
+                }
+                draft.version = next;
+                draft.contents.insert(key, contents);
+                Ok(None)
+            }
         }
     }
 
@@ -218,7 +230,7 @@ impl Shelf {
         if draft.is_empty() {
             return;
         }
-        let Draft { version, objects, aliases, events } = draft;
+        let Draft { version, objects, aliases, contents: _, events } = draft;
         let mut state = self.state.write();
         state.version = version;
         for (key, object) in objects {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::{Alias, Desired, Event, Expired, Object, ObjectKey, Uid};
+use crate::{Alias, Contents, Desired, Event, Expired, Object, ObjectKey, Uid};
 
 /// What changed: the key, and the object as it is now (`None` when it is gone). Consumers that fall behind get the
 /// newest state per key, never a growing queue.
@@ -44,7 +44,7 @@ pub struct Snapshot {
     pub objects: Vec<Arc<Object>>,
 }
 
-/// Desired state: resources and aliases. All writes are durable when they return, and nobody sees a write before it is
+/// Desired state: resources, aliases and what else must outlive a leader. All writes are durable when they return, and nobody sees a write before it is
 /// durable, so a crash takes back nothing that anybody saw.
 ///
 /// Writers that have many changes at hand should send them together (`join_all`, a `JoinSet`): what waits at the same
@@ -80,7 +80,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::NotFound`] when it is gone.
     async fn set_status(&self, key: &ObjectKey, uid: Uid, status: serde_json::Value) -> Result<Arc<Object>, StoreError>;
 
-    /// Removes an object and its alias. Gives it back as it was, with the version of its removal.
+    /// Removes an object, its alias and its contents. Gives it back as it was, with the version of its removal.
     ///
     /// # Errors
     /// [`StoreError::NotFound`].
@@ -100,6 +100,25 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::NotFound`] when it is gone.
     async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError>;
+
+    /// What was kept with [`Store::set_contents`], for the start of a leader. Nothing of it is held in memory. A store that
+    /// keeps none has none.
+    ///
+    /// # Errors
+    /// [`StoreError::Broken`] when it cannot be read.
+    async fn contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Keeps the first good contents of a resource's versions instead of those kept before, if the object still has this
+    /// uid. The same again is written again.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when it is gone.
+    async fn set_contents(&self, key: &ObjectKey, uid: Uid, _contents: Contents) -> Result<(), StoreError> {
+        let kept = self.get(key).is_some_and(|object| object.uid == uid);
+        if kept { Ok(()) } else { Err(StoreError::NotFound(key.clone())) }
+    }
 
     /// Completes with the keys that changed since the last call of this subscription (at first: every key).
     fn subscribe(&self) -> Changes;

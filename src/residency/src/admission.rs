@@ -1,7 +1,8 @@
 //! What starts next, and what must go for it.
 //!
-//! Three queues in a row, each with its own concurrency: fetch, fit (memory), load. In the first two, loads that
-//! somebody waits for come before those that nobody does, each class first come, first served. Memory is given out
+//! Three queues in a row, each with its own concurrency: fetch, fit (memory), load. In each of them loads that somebody
+//! waits for come before those that nobody does, each class first come, first served. What is being fetched for nobody
+//! keeps its place but takes none from a download that is waited for. Memory is given out
 //! strictly in that order: nobody overtakes a load that waits for memory which is coming, so it cannot starve. Only a
 //! load that even the end of all requests could not help is passed over.
 //!
@@ -12,7 +13,7 @@
 //! ([`Config::turn`](crate::Config::turn)) take no new requests and are drained: so two models on room for one take
 //! turns under any load, instead of one starving.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use berth_plan::{Admission, Event, Phase, Resident, admit, drain_for, relieve};
@@ -69,10 +70,21 @@ impl Owner {
         self.to_fit.iter().take_while(|ticket| ticket.class <= class).take(enough).count() == enough
     }
 
+    /// Whether one more of this class may begin beside `running`.
+    fn may_begin(&self, running: &HashSet<ModelId>, class: Class) -> bool {
+        let most = self.config.fetches.max(1);
+        match class {
+            Class::Waited => {
+                let waited = |model: &&ModelId| self.entries.get(*model).is_some_and(|entry| entry.ticket.class == Class::Waited);
+                running.iter().filter(waited).count() < most
+            }
+            Class::Background => running.len() < (most - 1).max(1),
+        }
+    }
+
     fn start_reuses(&mut self) {
-        while self.reusing.len() < self.config.fetches.max(1) {
-            let Some(next) = self.to_reuse.first().cloned() else { break };
-            if self.enough_ahead(next.class) {
+        while let Some(next) = self.to_reuse.first().cloned() {
+            if self.enough_ahead(next.class) || !self.may_begin(&self.reusing, next.class) {
                 break;
             }
             self.to_reuse.remove(&next);
@@ -89,22 +101,16 @@ impl Owner {
             self.let_go_seen = self.let_go;
             self.to_fetch.extend(self.awaiting_disk.pop_first());
         }
-        while self.fetching.len() < self.config.fetches.max(1) {
-            let Some(next) = self.to_fetch.first().cloned() else { break };
-            if self.enough_ahead(next.class) {
-                break;
-            }
-            // One place stays free for those who wait, where there is more than one.
-            let background = |model: &ModelId| self.entries.get(model).is_some_and(|entry| entry.ticket.class == Class::Background);
-            let taken = self.fetching.iter().filter(|model| background(model)).count();
-            if next.class == Class::Background && taken >= self.config.fetches.saturating_sub(1).max(1) {
+        while let Some(next) = self.to_fetch.first().cloned() {
+            if self.enough_ahead(next.class) || !self.may_begin(&self.fetching, next.class) {
                 break;
             }
             self.to_fetch.remove(&next);
             let Some(entry) = self.entries.get_mut(&next.model) else { continue };
             let Some(registration) = entry.registration.clone() else { continue };
             entry.let_go_before = self.let_go;
-            entry.task = Some(self.work.fetch(registration, entry.life));
+            entry.storage_changed = false;
+            entry.task = Some(self.work.fetch(registration, next.class.urgency(), entry.life));
             self.fetching.insert(next.model);
         }
     }
@@ -112,7 +118,7 @@ impl Owner {
     fn start_loads(&mut self) {
         let limit = self.work.runtime.info().load_concurrency.get() as usize;
         while self.loading.len() < limit {
-            let Some(model) = self.to_load.pop_front() else { break };
+            let Some(Ticket { model, .. }) = self.to_load.pop_first() else { break };
             let Some(entry) = self.entries.get_mut(&model) else { continue };
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
             let artifacts = artifacts_of(files);
@@ -127,7 +133,7 @@ impl Owner {
         self.relieve_pools_in_debt();
         // What the runtime held before us takes memory that the ledger does not know.
         let mut starving = false;
-        if self.left_over.as_ref().is_some_and(std::collections::HashSet::is_empty) {
+        if self.left_over.as_ref().is_some_and(HashSet::is_empty) {
             let mut passed: Option<Ticket> = None;
             loop {
                 let next = match &passed {

@@ -6,8 +6,9 @@ use std::time::Duration;
 /// Limits and waiting times of one pod's residency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Downloads at a time. All but one of them may be for loads that nobody waits for. Beside them as many looks for
-    /// files that are on disk already, so that no reload waits for a download.
+    /// Downloads at a time that somebody waits for. One that nobody waits for begins while fewer than this, less one, run
+    /// in all (or none does): so it never takes the place of one that is waited for. Beside them as many looks for files
+    /// that are on disk already, so that no reload waits for a download.
     pub fetches: usize,
     /// Callers that may wait for one model.
     pub waiters_per_model: usize,
@@ -32,6 +33,8 @@ pub struct Config {
     pub failure_kept: Duration,
     /// How long a failure that only a change can cure is answered without another try: at first, and at most (it doubles).
     pub quiet: (Duration, Duration),
+    /// The same for a failure that passes by itself, such as a store that is away, give or take a tenth.
+    pub quiet_passing: (Duration, Duration),
     /// What a model takes when neither a declaration nor an earlier load nor the runtime can tell: its bytes on disk
     /// times this, in percent.
     pub disk_factor_percent: u32,
@@ -58,6 +61,7 @@ impl Default for Config {
             audit: Duration::from_secs(5),
             failure_kept: Duration::from_secs(15 * 60),
             quiet: (Duration::from_secs(10), Duration::from_secs(60)),
+            quiet_passing: (Duration::from_secs(1), Duration::from_secs(30)),
             disk_factor_percent: 125,
             state: None,
             save_every: Duration::from_secs(30),

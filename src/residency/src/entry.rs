@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use berth_adapters::Unloaded;
 use berth_plan::{MayEvict, Phase};
-use berth_puller::Pinned;
-use berth_types::{Failure, Footprint, ModelId, Registration, UnixMillis};
+use berth_puller::{Pinned, Urgency};
+use berth_types::{Content, Failure, Footprint, ModelId, Registration, UnixMillis};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -22,6 +22,16 @@ pub(crate) type Waiter = oneshot::Sender<Result<Guard, WaitError>>;
 pub(crate) enum Class {
     Waited,
     Background,
+}
+
+impl Class {
+    /// The same for whoever fetches.
+    pub(crate) const fn urgency(self) -> Urgency {
+        match self {
+            Class::Waited => Urgency::Waited,
+            Class::Background => Urgency::Background,
+        }
+    }
 }
 
 /// A place in a queue: by class, then first come, first served.
@@ -71,6 +81,10 @@ pub(crate) struct Entry {
     /// Its files, from the fetch until the runtime has let go of them: a layout may refer to them. Only until it is loaded
     /// for a runtime that does not read them afterwards.
     pub(crate) files: Option<Pinned>,
+    /// What they are; kept beside them, since it is told as long as the copy is loaded.
+    pub(crate) content: Option<Arc<Content>>,
+    /// The storage configuration has changed since its fetch began.
+    pub(crate) storage_changed: bool,
     /// The prediction, in Fitting.
     pub(crate) need: Option<Footprint>,
     pub(crate) lease: Option<Lease>,
@@ -104,6 +118,8 @@ impl Entry {
             background: None,
             task: None,
             files: None,
+            content: None,
+            storage_changed: false,
             need: None,
             lease: None,
             slot: None,

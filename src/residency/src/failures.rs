@@ -1,5 +1,9 @@
-//! What went wrong here lately, per model: shown for a while, and answered at once for a short while where trying again
-//! so soon is of no use or costs others their copies.
+//! What went wrong here lately, per model: shown for a while, and answered at once for a short while, since trying again
+//! so soon is of no use, costs others their copies, or keeps a store busy that has enough to do.
+//!
+//! That while doubles with each failure in a row. It is short where the cause passes by itself, and spread a little then,
+//! so that what failed together is not tried again together. Success ends it, another version has none, and where other
+//! settings of the storage may be the cure their change does.
 //!
 //! A model that fails again and again has a line in the log about once a second, with the number of times.
 //!
@@ -9,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use berth_plan::background::{spread, was_for_want_of_files};
 use berth_types::{Failure, ModelId, Retry, UnixMillis};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +24,7 @@ const BETWEEN_LINES: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) failure: Arc<Failure>,
-    /// How long the failure is the answer; doubles with each failure in a row.
+    /// How long the failure is the answer, before it is spread; doubles with each failure in a row.
     quiet: Duration,
     /// The runtime had no memory for the model. It may have some again at any time, but each try takes long.
     out_of_memory: bool,
@@ -36,6 +41,15 @@ impl Record {
     pub(crate) fn was_out_of_memory(&self) -> bool {
         self.out_of_memory
     }
+
+    /// Waiting alone may help.
+    fn passes(&self) -> bool {
+        self.failure.retry == Retry::Later && !self.out_of_memory
+    }
+
+    fn answers_for(&self) -> Duration {
+        if self.passes() { spread(self.quiet, &self.failure.model, self.failure.location.as_str()) } else { self.quiet }
+    }
 }
 
 #[derive(Debug)]
@@ -43,6 +57,10 @@ struct Kept {
     record: Record,
     quiet_until: Instant,
     expires: Instant,
+    /// How often files had been let go of when it found the disk full; `None` when that is not what it failed for.
+    found_disk_full: Option<u64>,
+    /// Its cause may have been mended since.
+    mended: bool,
     /// When the log last had a line about it.
     logged: Option<Instant>,
     /// Failures since then.
@@ -67,6 +85,10 @@ pub(crate) enum Kind {
         /// A copy had been evicted to help.
         after_eviction: bool,
     },
+    DiskFull {
+        /// How often files had been let go of by then.
+        freed: u64,
+    },
 }
 
 /// The failures that still count. One per model, so it is bounded by the models that were tried lately.
@@ -74,26 +96,30 @@ pub(crate) enum Kind {
 pub(crate) struct Failures {
     kept: Duration,
     quiet: (Duration, Duration),
+    quiet_passing: (Duration, Duration),
     records: HashMap<ModelId, Kept>,
 }
 
 impl Failures {
-    pub(crate) fn new(kept: Duration, quiet: (Duration, Duration)) -> Self {
-        Failures { kept, quiet, records: HashMap::new() }
+    pub(crate) fn new(kept: Duration, quiet: (Duration, Duration), quiet_passing: (Duration, Duration)) -> Self {
+        Failures { kept, quiet, quiet_passing, records: HashMap::new() }
     }
 
     /// Takes it in; how many failures there were since the last line in the log, when it is time for one.
     pub(crate) fn note(&mut self, failure: Arc<Failure>, kind: Kind, now: Instant) -> Option<u32> {
-        let (first, longest) = self.quiet;
-        let (logged, unlogged) = self.records.get(&failure.model).map_or((None, 0), |kept| (kept.logged, kept.unlogged));
+        let before = self.records.get(&failure.model);
+        let (logged, unlogged) = before.map_or((None, 0), |kept| (kept.logged, kept.unlogged));
         let model = failure.model.clone();
-        let (quiet, no_help_before) = match self.records.get(&failure.model) {
-            Some(Kept { record: before, .. }) => (before.quiet.saturating_mul(2).min(longest), before.eviction_was_no_help),
-            None => (first, false),
-        };
-        self.insert(Record::new(failure, kind, quiet, no_help_before), Duration::ZERO, now);
+        let mut record = Record::new(failure, kind, Duration::ZERO, before.is_some_and(|kept| kept.record.eviction_was_no_help));
+        let (first, longest) = self.quiet_of(&record);
+        let in_a_row = before.filter(|kept| kept.record.passes() == record.passes());
+        record.quiet = in_a_row.map_or(first, |kept| kept.record.quiet.saturating_mul(2).max(first).min(longest));
+        self.insert(record, Duration::ZERO, now);
         let kept = self.records.get_mut(&model)?;
         (kept.logged, kept.unlogged) = (logged, unlogged.saturating_add(1));
+        if let Kind::DiskFull { freed } = kind {
+            kept.found_disk_full = Some(freed);
+        }
         kept.take_unlogged(now)
     }
 
@@ -103,9 +129,15 @@ impl Failures {
         self.records.values_mut().filter_map(unlogged).collect()
     }
 
+    /// At first, and at most.
+    fn quiet_of(&self, record: &Record) -> (Duration, Duration) {
+        if record.passes() { self.quiet_passing } else { self.quiet }
+    }
+
     fn insert(&mut self, record: Record, age: Duration, now: Instant) {
-        let (quiet_until, expires) = (now + record.quiet.saturating_sub(age), now + self.kept.saturating_sub(age));
-        self.records.insert(record.failure.model.clone(), Kept { record, quiet_until, expires, logged: None, unlogged: 0 });
+        let (quiet_until, expires) = (now + record.answers_for().saturating_sub(age), now + self.kept.saturating_sub(age));
+        let kept = Kept { record, quiet_until, expires, found_disk_full: None, mended: false, logged: None, unlogged: 0 };
+        self.records.insert(kept.record.failure.model.clone(), kept);
     }
 
     /// Takes in failures of before a restart, with what is left of their time at `wall`, which is `now`. One that says to
@@ -124,7 +156,7 @@ impl Failures {
                 Arc::make_mut(&mut record.failure).time = wall;
                 all_as_they_were = false;
             }
-            record.quiet = record.quiet.min(self.quiet.1);
+            record.quiet = record.quiet.min(self.quiet_of(&record).1);
             self.insert(record, age, now);
         }
         all_as_they_were
@@ -154,12 +186,34 @@ impl Failures {
         self.records.get(model).is_some_and(|kept| kept.record.eviction_was_no_help)
     }
 
-    /// The failure to answer with instead of trying again: only a change can cure it (or memory that was not there), and
-    /// it is fresh.
+    /// How often files had been let go of when `model` found the disk full, if that is what it failed for.
+    pub(crate) fn found_disk_full(&self, model: &ModelId) -> Option<u64> {
+        self.records.get(model)?.found_disk_full
+    }
+
+    /// The failure to answer with instead of trying again: it is fresh.
     pub(crate) fn answer(&self, model: &ModelId, now: Instant) -> Option<Arc<Failure>> {
         let Kept { record, quiet_until, .. } = self.records.get(model)?;
-        let hopeless = record.failure.retry == Retry::AfterChange || record.out_of_memory;
-        (hopeless && now < *quiet_until).then(|| Arc::clone(&record.failure))
+        (now < *quiet_until).then(|| Arc::clone(&record.failure))
+    }
+
+    /// The storage configuration has changed: what failed for want of its files may be tried at once, and its quiet times
+    /// begin anew. Of which models that is so.
+    pub(crate) fn mend(&mut self, now: Instant) -> Vec<ModelId> {
+        let mut mended = Vec::new();
+        for (model, kept) in &mut self.records {
+            if was_for_want_of_files(&kept.record.failure) {
+                (kept.quiet_until, kept.record.quiet, kept.mended) = (now, Duration::ZERO, true);
+                mended.push(model.clone());
+            }
+        }
+        mended.sort_unstable();
+        mended
+    }
+
+    /// Whether what `model` failed for may have been mended since.
+    pub(crate) fn was_mended(&self, model: &ModelId) -> bool {
+        self.records.get(model).is_some_and(|kept| kept.mended)
     }
 
     /// Forgets what is too old and says of which models.
@@ -177,6 +231,7 @@ mod tests {
 
     const MINUTE: u64 = 60_000;
     const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+    const NOT_QUIET: (Duration, Duration) = (Duration::ZERO, Duration::ZERO);
 
     fn record(model: &str, time: UnixMillis) -> Record {
         let failure = Failure {
@@ -204,7 +259,7 @@ mod tests {
             ("at the end of time", u64::MAX, Some(NOW.0), 60, 900, false),
         ] {
             let now = Clock::system().now();
-            let mut failures = Failures::new(secs(900), (secs(10), secs(60)));
+            let mut failures = Failures::new(secs(900), (secs(10), secs(60)), (secs(1), secs(30)));
             let model = ModelId::new("m").expect("valid");
             assert_eq!(failures.restore(vec![record("m", UnixMillis(time))], NOW, now), unchanged, "{case}");
             assert_eq!(failures.of(&model).map(|failure| failure.time.0), shown, "{case}");
@@ -222,7 +277,7 @@ mod tests {
     #[test]
     fn of_two_failures_of_one_model_the_newer_one_is_restored() {
         for times in [[NOW.0 - 2, NOW.0 - 1], [NOW.0 - 1, NOW.0 - 2]] {
-            let mut failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO));
+            let mut failures = Failures::new(Duration::from_secs(900), NOT_QUIET, NOT_QUIET);
             failures.restore(times.map(|time| record("m", UnixMillis(time))).into(), NOW, Clock::system().now());
             assert_eq!(failures.records().map(|record| record.failure.time.0).collect::<Vec<_>>(), [NOW.0 - 1]);
         }
@@ -231,7 +286,7 @@ mod tests {
     #[test]
     fn a_model_that_fails_again_and_again_is_logged_once_a_second_with_the_number_of_times() {
         let start = Clock::system().now();
-        let mut failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO));
+        let mut failures = Failures::new(Duration::from_secs(900), NOT_QUIET, NOT_QUIET);
         let mut note = |model: &str, at: u64| failures.note(record(model, NOW).failure, Kind::Plain, start + Duration::from_millis(at));
         for (at, line) in [(0, Some(1)), (1, None), (999, None), (1_000, Some(3)), (1_001, None), (2_500, Some(2)), (3_400, None)] {
             assert_eq!(note("m", at), line, "at {at} ms");

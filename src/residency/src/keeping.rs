@@ -323,14 +323,14 @@ mod tests {
         fn new() -> Self {
             let (folder, start) = (tempfile::tempdir().expect("a temporary folder"), Clock::system().now());
             let file = FailureFile::in_folder(folder.path(), "engine 1".to_owned(), Footprint::host(ByteSize::kib(8)));
-            let failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO));
+            let failures = Failures::new(Duration::from_secs(900), (Duration::ZERO, Duration::ZERO), (Duration::ZERO, Duration::ZERO));
             Rig { keeping: Keeping::new(Some(file), start), failures, start, writes: Vec::new(), written: None, folder }
         }
 
         fn report(&mut self, model: &str, state: CopyState) -> Option<CopyReport> {
             let model = ModelId::new(model).expect("a test's id is valid");
             let failure = self.failures.of(&model);
-            self.keeping.hold_back(CopyReport { model, state, failure, last_used: None })
+            self.keeping.hold_back(CopyReport { model, state, failure, mended: false, last_used: None })
         }
 
         /// It is tried and fails; true when the end was said at once.

@@ -209,6 +209,12 @@ impl Residency {
         let _ = self.inbox.send(Msg::Suspect { model: model.clone() }).await;
     }
 
+    /// The storage configuration has changed: nothing that failed for want of its files waits out its time, and reports
+    /// say so, so that the leader tries again, too. What is being fetched and fails is fetched once more.
+    pub async fn storage_changed(&self) {
+        let _ = self.inbox.send(Msg::StorageChanged).await;
+    }
+
     /// Every report so far (the newest per model; models of which only the last use, or a failure of before a restart, is
     /// known come as absent), then each change. A slow reader gets the newest per model (and before that how its last load
     /// ended, when it loads again), never a growing queue. What says that a model failed, or does no longer, is also on

@@ -9,7 +9,7 @@
 //! with its proof only; a copy is handed to its waiters in the same turn in which it becomes visible, so it cannot be
 //! evicted before they ran; every waiter gets exactly one answer or has gone.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -41,6 +41,7 @@ pub(crate) enum Msg {
     Load { model: Arc<Registration>, may: MayEvict },
     Retire { model: Arc<Registration> },
     Suspect { model: ModelId },
+    StorageChanged,
     Snapshot { reply: oneshot::Sender<Snapshot> },
     Drain { until: Instant, done: oneshot::Sender<()> },
 }
@@ -71,12 +72,14 @@ pub(crate) struct Owner {
     /// How often something happened that may have made room on disk, and how often that was answered with a try.
     pub(crate) let_go: u64,
     pub(crate) let_go_seen: u64,
+    /// How often files of a model were let go of for good.
+    pub(crate) freed: u64,
     /// In Fitting.
     pub(crate) to_fit: BTreeSet<Ticket>,
     /// How many of them nothing could help when memory was given out last.
     pub(crate) passed_over: usize,
     /// In Loading, not begun.
-    pub(crate) to_load: VecDeque<ModelId>,
+    pub(crate) to_load: BTreeSet<Ticket>,
     pub(crate) loading: HashSet<ModelId>,
     /// In Unloading or Stuck.
     pub(crate) leaving: BTreeSet<ModelId>,
@@ -111,7 +114,7 @@ impl Owner {
             metrics.set(Gauge::MemoryBudgetBytes, &[("pool", &pool.to_string())], bytes.0);
         }
         Owner {
-            failures: Failures::new(config.failure_kept, config.quiet),
+            failures: Failures::new(config.failure_kept, config.quiet, config.quiet_passing),
             keeping: Keeping::new(crate::keeping::file_of(config.state.as_deref(), work.runtime.info(), &budget), now),
             next_tick: now + config.audit,
             shared,
@@ -131,9 +134,10 @@ impl Owner {
             awaiting_disk: BTreeSet::new(),
             let_go: 0,
             let_go_seen: 0,
+            freed: 0,
             to_fit: BTreeSet::new(),
             passed_over: 0,
-            to_load: VecDeque::new(),
+            to_load: BTreeSet::new(),
             loading: HashSet::new(),
             leaving: BTreeSet::new(),
             left_over: None,
@@ -194,6 +198,7 @@ impl Owner {
                     self.work.look_now.notify_one();
                 }
             }
+            Msg::StorageChanged => self.storage_changed(),
             Msg::Snapshot { reply } => {
                 let _ = reply.send(self.snapshot());
             }
@@ -323,7 +328,9 @@ impl Owner {
         }
         match self.failures.answer(&id, self.clock.now()) {
             // A refusal is answered with numbers, and those are known only when the files are there.
-            Some(failure) if failure.step != Step::Admit => self.refuse(reply, WaitError::Failed(failure), "failed"),
+            Some(failure) if failure.step != Step::Admit && !self.disk_may_have_room_for(&id) => {
+                self.refuse(reply, WaitError::Failed(failure), "failed")
+            }
             _ => self.attach(model, reply),
         }
     }
@@ -385,17 +392,21 @@ impl Owner {
                 entry.registration = Some(model);
                 // On its way down it comes back at the end of the queue; on its way up it only moves forward.
                 let down = matches!(entry.phase, Phase::Ready | Phase::Draining | Phase::Unloading | Phase::Stuck | Phase::Gone);
-                if (down && !entry.wanted()) || class < entry.ticket.class {
+                let hurried = class < entry.ticket.class;
+                if (down && !entry.wanted()) || hurried {
                     let before = std::mem::replace(&mut entry.ticket, ticket.clone());
                     if down {
                         entry.asked = self.clock.now();
                         entry.since = self.clock.wall();
                     }
-                    for queue in [&mut self.to_reuse, &mut self.to_fetch, &mut self.awaiting_disk, &mut self.to_fit] {
+                    for queue in [&mut self.to_reuse, &mut self.to_fetch, &mut self.awaiting_disk, &mut self.to_fit, &mut self.to_load] {
                         if queue.remove(&before) {
                             queue.insert(ticket.clone());
                             self.reconsider = true;
                         }
+                    }
+                    if hurried && self.fetching.contains(&id) {
+                        self.work.fetch.hurry(&id);
                     }
                 }
             }
@@ -443,6 +454,22 @@ impl Owner {
         self.shared.history.lock().forget(&model.id);
     }
 
+    /// Other settings may cure what failed for want of its files, and what is about to.
+    fn storage_changed(&mut self) {
+        for model in &self.fetching {
+            if let Some(entry) = self.entries.get_mut(model) {
+                entry.storage_changed = true;
+            }
+        }
+        let mended = self.failures.mend(self.clock.now());
+        if !mended.is_empty() {
+            info!(models = mended.len(), "the storage configuration has changed, what failed for want of its files may be tried again");
+        }
+        for model in mended {
+            self.report(&model);
+        }
+    }
+
     // Results of slow work.
 
     fn is_current(&self, model: &ModelId, life: u64) -> bool {
@@ -457,13 +484,7 @@ impl Owner {
         entry.task = None;
         match found {
             Some(fetched) => self.arrived(model, fetched),
-            None => {
-                self.to_fetch.insert(entry.ticket.clone());
-                self.waiting -= entry.drop_waiters_that_left();
-                if !entry.wanted() {
-                    self.abandon(model);
-                }
-            }
+            None => self.fetch_later(model),
         }
     }
 
@@ -473,6 +494,7 @@ impl Owner {
         }
         let Some(entry) = self.entries.get_mut(model) else { return };
         entry.task = None;
+        let storage_changed = entry.storage_changed;
         match result {
             Ok(fetched) => {
                 // Where there was room for one there may be room for the next.
@@ -483,10 +505,15 @@ impl Owner {
                 debug!(model = %model, size = %need, free = %free, budget = %budget, "no room on disk until others let go of their files, the load waits");
                 self.await_disk(model);
             }
+            Err(fault) if storage_changed && !matches!(fault, PullError::DiskFull { .. }) => {
+                debug!(model = %model, error = %fault, "the storage configuration has changed meanwhile, the files are fetched once more");
+                self.fetch_later(model);
+            }
             Err(fault) => {
                 self.let_go += 1;
                 let failure = self.failure(model, Reason::ModelLoadFailed, Step::Fetch, fault.to_string(), fault.retry());
-                self.fail(model, failure, Some(Kind::Plain));
+                let full = matches!(fault, PullError::DiskFull { .. });
+                self.fail(model, failure, Some(if full { Kind::DiskFull { freed: self.freed } } else { Kind::Plain }));
                 self.step(model, Event::Broke);
             }
         }
@@ -499,6 +526,7 @@ impl Owner {
         let known = registration.and_then(|registration| self.known_need(&registration, estimate.as_ref()));
         if let Some(entry) = self.entries.get_mut(model) {
             entry.need = Some(known.or(estimate).unwrap_or(on_disk));
+            entry.content = files.content().map(Arc::new);
             entry.files = Some(files);
         }
         self.step(model, Event::Pulled);
@@ -508,18 +536,36 @@ impl Owner {
     /// not.
     fn others_let_go(&self, model: &ModelId) -> bool {
         let did = self.entries.get(model).is_some_and(|entry| entry.let_go_before != self.let_go);
+        did || self.files_will_go()
+    }
+
+    fn files_will_go(&self) -> bool {
         let passing = |phase| matches!(phase, Phase::Fitting | Phase::Loading | Phase::Draining | Phase::Unloading);
-        did || !self.fetching.is_empty() || self.entries.values().any(|entry| entry.files.is_some() && passing(entry.phase))
+        !self.fetching.is_empty() || self.entries.values().any(|entry| entry.files.is_some() && passing(entry.phase))
+    }
+
+    /// Whether `model` found the disk full, and files were let go of since, or will be.
+    fn disk_may_have_room_for(&self, model: &ModelId) -> bool {
+        self.failures.found_disk_full(model).is_some_and(|freed| freed != self.freed || self.files_will_go())
     }
 
     /// Waits its turn for room on disk.
     fn await_disk(&mut self, model: &ModelId) {
         let Some(entry) = self.entries.get_mut(model) else { return };
-        if entry.let_go_before == self.let_go {
-            self.awaiting_disk.insert(entry.ticket.clone());
-        } else {
-            self.to_fetch.insert(entry.ticket.clone());
+        if entry.let_go_before != self.let_go {
+            return self.fetch_later(model);
         }
+        self.awaiting_disk.insert(entry.ticket.clone());
+        self.waiting -= entry.drop_waiters_that_left();
+        if !entry.wanted() {
+            self.abandon(model);
+        }
+    }
+
+    /// Back into the queue of the downloads, unless nobody wants it any more.
+    fn fetch_later(&mut self, model: &ModelId) {
+        let Some(entry) = self.entries.get_mut(model) else { return };
+        self.to_fetch.insert(entry.ticket.clone());
         self.waiting -= entry.drop_waiters_that_left();
         if !entry.wanted() {
             self.abandon(model);
@@ -696,7 +742,11 @@ impl Owner {
                 }
                 self.reconsider = true;
             }
-            Effect::LoadInRuntime => self.to_load.push_back(model.clone()),
+            Effect::LoadInRuntime => {
+                if let Some(entry) = self.entries.get(model) {
+                    self.to_load.insert(entry.ticket.clone());
+                }
+            }
             Effect::Announce => self.announce(model),
             Effect::Withdraw => self.withdraw(model, next),
             Effect::Unload => self.begin_unload(model),
@@ -725,7 +775,7 @@ impl Owner {
                 self.to_fit.remove(&entry.ticket);
             }
             Phase::Loading => {
-                self.to_load.retain(|queued| queued != model);
+                self.to_load.remove(&entry.ticket);
                 self.loading.remove(model);
             }
             Phase::Ready | Phase::Draining | Phase::Unloading | Phase::Stuck | Phase::Gone => {}
@@ -742,7 +792,8 @@ impl Owner {
         entry.background = None;
         entry.after_out_of_memory = None;
         if !self.work.runtime.info().reads_files_while_loaded {
-            self.let_go += u64::from(entry.files.take().is_some());
+            let freed = u64::from(entry.files.take().is_some());
+            (self.let_go, self.freed) = (self.let_go + freed, self.freed + freed);
         }
         entry.since = slot.loaded;
         entry.announced = self.work.sequence.next();
@@ -772,7 +823,8 @@ impl Owner {
         if let Some(left_over) = &mut self.left_over {
             left_over.remove(model);
         }
-        self.let_go += u64::from(entry.files.take().is_some());
+        let freed = u64::from(entry.files.take().is_some());
+        (self.let_go, self.freed) = (self.let_go + freed, self.freed + freed);
         if entry.retired
             && let Some(registration) = &entry.registration
         {

@@ -83,7 +83,7 @@ impl Board {
         let mut pending: BTreeMap<ModelId, CopyReport> = history
             .used()
             .map(|(model, last_used)| {
-                let report = CopyReport { model: model.clone(), state: CopyState::Absent, failure: None, last_used: Some(last_used) };
+                let report = CopyReport { model: model.clone(), state: CopyState::Absent, failure: None, mended: false, last_used: Some(last_used) };
                 (model.clone(), report)
             })
             .collect();
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn report(name: &str, state: CopyState) -> CopyReport {
-        CopyReport { model: ModelId::new(name).expect("a test's id is valid"), state, failure: None, last_used: None }
+        CopyReport { model: ModelId::new(name).expect("a test's id is valid"), state, failure: None, mended: false, last_used: None }
     }
 
     fn loading(name: &str, since: u64) -> CopyReport {

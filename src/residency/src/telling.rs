@@ -31,14 +31,16 @@ impl Owner {
                 Phase::Pulling | Phase::Fitting | Phase::Loading => CopyState::Loading { since: entry.since },
                 Phase::Ready => {
                     let footprint = entry.lease.as_ref().map(|lease| lease.bytes().clone()).unwrap_or_default();
-                    CopyState::Loaded { since: entry.since, footprint }
+                    CopyState::Loaded { since: entry.since, footprint, content: entry.content.clone() }
                 }
                 Phase::Draining | Phase::Unloading | Phase::Stuck => CopyState::Unloading,
                 Phase::Gone => CopyState::Absent,
             },
         };
-        let failure = entry.and_then(|entry| entry.stuck.clone()).or_else(|| self.failures.of(model));
-        let report = CopyReport { model: model.clone(), state, failure, last_used: self.shared.last_used(model.as_str()) };
+        let stuck = entry.and_then(|entry| entry.stuck.clone());
+        let mended = stuck.is_none() && self.failures.was_mended(model);
+        let failure = stuck.or_else(|| self.failures.of(model));
+        let report = CopyReport { model: model.clone(), state, failure, mended, last_used: self.shared.last_used(model.as_str()) };
         if let Some(report) = self.keeping.hold_back(report) {
             self.shared.board.publish(report);
         }

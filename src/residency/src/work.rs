@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_adapters::{Artifacts, Index, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, UnloadError, Unloaded};
-use berth_puller::{Fetch, Pinned, PullError};
+use berth_puller::{Fetch, Pinned, PullError, Urgency};
 use berth_telemetry::halt::{self, Point};
 use berth_telemetry::{Clock, Histogram, Metrics};
 use berth_types::{Footprint, ModelId, Registration, Step};
@@ -133,12 +133,12 @@ impl Work {
     }
 
     /// Gets the files. No deadline of ours: a stall is the puller's time-out, a long download is none.
-    pub(crate) fn fetch(&mut self, model: Arc<Registration>, life: u64) -> AbortHandle {
+    pub(crate) fn fetch(&mut self, model: Arc<Registration>, urgency: Urgency, life: u64) -> AbortHandle {
         let (fetch, runtime, metrics, clock) = (Arc::clone(&self.fetch), Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
         let id = model.id.clone();
         let work = async move {
             let began = clock.now();
-            let result = fetch.fetch(&model).await.map(|files| Fetched::of(files, &*runtime));
+            let result = fetch.fetch(&model, urgency).await.map(|files| Fetched::of(files, &*runtime));
             metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
             Done::Fetched { model: model.id.clone(), life, result }
         };

@@ -8,6 +8,11 @@
 //! | `name` | name of an InferenceService or Predictor |
 //! | `step` | [`berth_types::Step`] as one word |
 //! | `size` | a [`berth_types::ByteSize`] as text |
+//! | `bytes`, `resumed` | how much of `size` is here, and was here before, as text |
+//! | `rate` | bytes per second as text, [`rate`] |
+//! | `percent`, `eta` | how far something is, and how long it will take at its present rate |
+//! | `objects` | how many objects of a store |
+//! | `stage` | where a download is |
 //! | `took` | duration of what the line reports, [`took`] |
 //! | `reason` | one of the five words of the status |
 //! | `error` | text of an error, without secrets |
@@ -16,6 +21,8 @@
 //! | `path` | a file or folder on this machine |
 
 use std::time::Duration;
+
+use berth_types::ByteSize;
 
 /// A duration for the `took` field: `1.234s`, `56.7ms`, `89.1us`.
 #[must_use]
@@ -28,6 +35,12 @@ pub fn took(duration: Duration) -> String {
     } else {
         format!("{micros}us")
     }
+}
+
+/// A speed for the `rate` field: `310.4 MiB/s`.
+#[must_use]
+pub fn rate(per_second: ByteSize) -> String {
+    format!("{per_second}/s")
 }
 
 #[cfg(test)]

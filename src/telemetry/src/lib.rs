@@ -12,5 +12,5 @@ mod metrics;
 mod net;
 
 pub use clock::{Clock, WallSource};
-pub use metrics::{Counter, CounterHandle, Gauge, GaugeHandle, Histogram, HistogramHandle, Metrics, OneMore};
+pub use metrics::{Counter, CounterHandle, Gauge, GaugeHandle, Histogram, HistogramHandle, Metrics, OneMore, PassingGauge};
 pub use net::{HostNet, Listener, Net};

@@ -1,7 +1,7 @@
 //! The one table of what is measured: name, help, kind and base unit of each family.
 //!
-//! Series are few and bounded: labels come from closed sets (a step, an outcome, a code, a pool), never from model ids
-//! or anything else that a client can make up.
+//! Series are few and bounded: labels come from closed sets (a step, an outcome, a code, a pool), never from anything that
+//! a client can make up. A model id is a label only of a [`PassingGauge`], which leaves the page when what it measures ends.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,10 +26,20 @@ pub enum Counter {
     FetchedObjects,
     /// Cold loads that found their files on disk.
     DiskHits,
+    /// Bytes of downloads that an earlier attempt had left on disk.
+    ResumedBytes,
+    /// Bytes that were fetched and thrown away: they were not what the store had stated, or the object changed.
+    WastedBytes,
+    /// Requests to stores by type of store and outcome.
+    StoreRequests,
+    /// Requests to stores that were tried again, by type of store.
+    StoreRetries,
     /// Callers turned away by reason.
     Refused,
     /// Status writes.
     StatusWrites,
+    /// Copies loaded from other bytes than the first good copy of their model.
+    ContentDrift,
 }
 
 /// Gauges.
@@ -59,6 +69,18 @@ pub enum Gauge {
     LruAgeSeconds,
     /// Bytes held by buffers, by class.
     BufferBytes,
+    /// Downloads under way.
+    Downloads,
+    /// Bytes on disk of a download under way, by model.
+    DownloadBytes,
+    /// Bytes in all of a download under way, by model.
+    DownloadSizeBytes,
+    /// Requests to stores under way.
+    StoreRequestsUnderWay,
+    /// Requests to stores that wait for their turn, by class.
+    StoreRequestsQueued,
+    /// How many requests to stores may be under way at a time.
+    StoreRequestsLimit,
 }
 
 /// Histograms, all in seconds.
@@ -72,6 +94,8 @@ pub enum Histogram {
     StepSeconds,
     /// From asking for a cold model to serving it.
     ColdStartSeconds,
+    /// Whole downloads by outcome.
+    DownloadSeconds,
 }
 
 struct Family {
@@ -88,8 +112,19 @@ impl Counter {
             Counter::FetchedBytes => Family { name: "berth_fetched_bytes_total", help: "Bytes fetched from model stores." },
             Counter::FetchedObjects => Family { name: "berth_fetched_objects_total", help: "Objects fetched from model stores." },
             Counter::DiskHits => Family { name: "berth_disk_hits_total", help: "Cold loads that found their files on disk." },
+            Counter::ResumedBytes => {
+                Family { name: "berth_resumed_bytes_total", help: "Bytes of downloads that an earlier attempt had left on disk." }
+            }
+            Counter::WastedBytes => Family { name: "berth_wasted_bytes_total", help: "Bytes fetched from model stores and thrown away." },
+            Counter::StoreRequests => Family { name: "berth_store_requests_total", help: "Requests to model stores, by type of store and outcome." },
+            Counter::StoreRetries => {
+                Family { name: "berth_store_retries_total", help: "Requests to model stores that were tried again, by type of store." }
+            }
             Counter::Refused => Family { name: "berth_refused_total", help: "Callers turned away, by reason." },
             Counter::StatusWrites => Family { name: "berth_status_writes_total", help: "Statuses written to resources." },
+            Counter::ContentDrift => {
+                Family { name: "berth_content_drift_total", help: "Copies loaded from other bytes than the first good copy of their model." }
+            }
         }
     }
 }
@@ -111,6 +146,20 @@ impl Gauge {
             Gauge::InFlight => Family { name: "berth_requests_in_flight", help: "Inference requests being served." },
             Gauge::LruAgeSeconds => Family { name: "berth_lru_age_seconds", help: "Age of the least recently used loaded copy." },
             Gauge::BufferBytes => Family { name: "berth_buffer_bytes", help: "Bytes held by buffers, by class." },
+            Gauge::Downloads => Family { name: "berth_downloads", help: "Downloads under way." },
+            Gauge::DownloadBytes => {
+                Family { name: "berth_download_bytes", help: "Bytes on disk of a download under way, by model; gone when it ends." }
+            }
+            Gauge::DownloadSizeBytes => {
+                Family { name: "berth_download_size_bytes", help: "Bytes in all of a download under way, by model; gone when it ends." }
+            }
+            Gauge::StoreRequestsUnderWay => Family { name: "berth_store_requests_under_way", help: "Requests to model stores under way." },
+            Gauge::StoreRequestsQueued => {
+                Family { name: "berth_store_requests_queued", help: "Requests to model stores that wait for their turn, by class." }
+            }
+            Gauge::StoreRequestsLimit => {
+                Family { name: "berth_store_requests_limit", help: "Requests to model stores that may be under way at a time." }
+            }
         }
     }
 }
@@ -122,6 +171,7 @@ impl Histogram {
             Histogram::RuntimeInferSeconds => Family { name: "berth_runtime_infer_seconds", help: "Inference inside the runtime." },
             Histogram::StepSeconds => Family { name: "berth_step_seconds", help: "Steps of cold loads and unloads." },
             Histogram::ColdStartSeconds => Family { name: "berth_cold_start_seconds", help: "From asking for a cold model to serving it." },
+            Histogram::DownloadSeconds => Family { name: "berth_download_seconds", help: "Whole downloads, by outcome." },
         }
     }
 }
@@ -229,6 +279,42 @@ impl Drop for OneMore {
     }
 }
 
+/// A gauge's series that is on the page while this lives: for what comes and goes and has a name of its own. Whoever makes
+/// one sees to it that they are bounded, and that there is one at a time for the same labels.
+pub struct PassingGauge {
+    tables: Arc<Tables>,
+    key: (Gauge, Labels),
+    value: Arc<AtomicU64>,
+}
+
+impl PassingGauge {
+    /// Sets it.
+    pub fn set(&self, to: u64) {
+        self.value.store(to, Ordering::Relaxed);
+    }
+
+    /// Adds `by`; the value that this makes.
+    pub fn add(&self, by: u64) -> u64 {
+        self.value.fetch_add(by, Ordering::Relaxed).wrapping_add(by)
+    }
+
+    /// Its present value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for PassingGauge {
+    fn drop(&mut self) {
+        let mut gauges = self.tables.gauges.write();
+        // A successor that came too early keeps its series.
+        if gauges.get(&self.key).is_some_and(|there| Arc::ptr_eq(there, &self.value)) {
+            gauges.remove(&self.key);
+        }
+    }
+}
+
 /// One series of a histogram, looked up once.
 #[derive(Clone)]
 pub struct HistogramHandle(Arc<Buckets>);
@@ -251,6 +337,14 @@ impl Metrics {
     #[must_use]
     pub fn gauge(&self, gauge: Gauge, labels: &[(&'static str, &str)]) -> GaugeHandle {
         GaugeHandle(series(&self.0.gauges, gauge, labels))
+    }
+
+    /// A gauge's series that begins at zero and is gone with what is returned.
+    #[must_use]
+    pub fn passing_gauge(&self, gauge: Gauge, labels: &[(&'static str, &str)]) -> PassingGauge {
+        let (key, value) = (key(gauge, labels), Arc::<AtomicU64>::default());
+        self.0.gauges.write().insert(key.clone(), Arc::clone(&value));
+        PassingGauge { tables: Arc::clone(&self.0), key, value }
     }
 
     /// A histogram's series, to be kept.
@@ -353,6 +447,25 @@ mod tests {
         for expected in ["berth_requests_in_flight 0\n", "berth_step_seconds_count 1\n"] {
             assert!(metrics.render().contains(expected), "{expected:?}");
         }
+    }
+
+    #[test]
+    fn a_passing_gauge_leaves_the_page_with_its_owner_and_takes_no_successor_along() {
+        let metrics = Metrics::default();
+        let begin = |model: &str| metrics.passing_gauge(Gauge::DownloadBytes, &[("model", model)]);
+        let on_page = |line: &str| metrics.render().contains(line);
+        let (one, other) = (begin("a\"b"), begin("c"));
+        one.set(5);
+        assert_eq!((one.add(2), one.get(), other.get()), (7, 7, 0));
+        assert!(on_page("berth_download_bytes{model=\"a\\\"b\"} 7\n") && on_page("berth_download_bytes{model=\"c\"} 0\n"));
+        drop(one);
+        assert!(!on_page("a\\\"b") && on_page("model=\"c\""));
+        let successor = begin("c");
+        successor.set(1);
+        drop(other);
+        assert!(on_page("berth_download_bytes{model=\"c\"} 1\n"));
+        drop(successor);
+        assert!(!on_page("berth_download_bytes"));
     }
 
     #[test]

@@ -4,10 +4,14 @@
 //! their own id, also when a test panics. Waiting is for an event where there is one (a line, an exit) and otherwise
 //! goes through [`eventually`], which has a deadline and tells what it saw last.
 
+mod azure;
 mod berth;
 mod curl;
+mod endpoint;
+mod gcs;
 mod held;
 pub mod http;
+mod identity;
 mod parts;
 mod ports;
 mod process;
@@ -16,11 +20,17 @@ mod quickstart;
 mod real_time;
 mod relay;
 mod s3;
+mod uploads;
 mod watching;
+mod web;
 
+pub use azure::{Access, Azure};
 pub use berth::{Berth, Identity, Serve, Standing};
 pub use curl::curl;
+pub use endpoint::{Asked, Endpoint};
+pub use gcs::Gcs;
 pub use held::Held;
+pub use identity::Identity as TlsIdentity;
 pub use parts::Parts;
 pub use ports::free_port;
 pub use process::{Exit, Process};
@@ -28,8 +38,9 @@ pub use python::python;
 pub use quickstart::{Quickstart, compare};
 pub use real_time::{Found, eventually};
 pub use relay::{Pace, Relay, Traffic};
-pub use s3::{Gateway, Transport};
+pub use s3::{Gateway, Stored, Transport};
 pub use watching::{Told, Watch};
+pub use web::{Seen, Web};
 
 /// The root of the repository.
 #[must_use]

@@ -23,17 +23,19 @@ impl Parts {
     /// # Errors
     /// When one is absent or names nothing: a test without its parts has failed, it is not skipped.
     pub fn from_env() -> Result<Self> {
-        let path = |variable: &str| {
-            let value = std::env::var_os(variable).with_context(|| format!("{variable} is not set: run through cargo xtask test"))?;
-            let path = PathBuf::from(value);
-            ensure!(path.is_file(), "{variable} is {}, which is no file: run through cargo xtask test", path.display());
-            Ok(path)
-        };
         Ok(Parts {
-            bin: path("BERTH_BIN")?,
-            onnx_library: path("BERTH_ONNX_LIBRARY")?,
-            python: path("BERTH_PYTHON")?,
-            versitygw: path("BERTH_VERSITYGW")?,
+            bin: part("BERTH_BIN")?,
+            onnx_library: part("BERTH_ONNX_LIBRARY")?,
+            python: part("BERTH_PYTHON")?,
+            versitygw: part("BERTH_VERSITYGW")?,
         })
     }
+}
+
+/// The file that `variable` names. Servers that few tests need are looked up when one is started.
+pub(crate) fn part(variable: &str) -> Result<PathBuf> {
+    let value = std::env::var_os(variable).with_context(|| format!("{variable} is not set: run through cargo xtask test"))?;
+    let path = PathBuf::from(value);
+    ensure!(path.is_file(), "{variable} is {}, which is no file: run through cargo xtask test", path.display());
+    Ok(path)
 }

@@ -2,6 +2,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::real_time::{Found, eventually};
 
 /// Below the range from which systems choose ports for outgoing connections: none of those can take ours in between.
 const FIRST: u32 = 20_000;
@@ -30,6 +35,17 @@ pub fn free_port() -> u16 {
 #[allow(clippy::disallowed_methods, reason = "real servers need real ports; this only looks whether one is free")]
 fn is_free(port: u16) -> bool {
     TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
+}
+
+/// Waits until somebody listens at `address`.
+pub(crate) async fn until_it_listens(what: &str, address: SocketAddr) -> Result<()> {
+    eventually(&format!("{what} to listen"), Duration::from_secs(20), || async {
+        Ok(match tokio::net::TcpStream::connect(address).await {
+            Ok(_) => Found::Yes(()),
+            Err(fault) => Found::NotYet(fault.to_string()),
+        })
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! A real S3 server, plain or with TLS from an authority of its own.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::real_time::{Found, eventually};
+use crate::identity::Authority;
+use crate::ports::until_it_listens;
+use crate::uploads::upload;
 use crate::{Parts, Process, curl, free_port};
 
 /// How the server is spoken to.
@@ -22,12 +24,50 @@ pub enum Transport {
     Tls,
 }
 
+impl Transport {
+    /// As URLs begin.
+    pub(crate) const fn scheme(self) -> &'static str {
+        match self {
+            Transport::Plain => "http",
+            Transport::Tls => "https",
+        }
+    }
+}
+
+/// What an object is stored with, for readers to check its content by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// In one piece, without a checksum.
+    Whole,
+    /// In one piece, with a checksum of this algorithm, such as `CRC64NVME`.
+    WholeWith(&'static str),
+    /// In parts of this size, without a checksum.
+    Parts(usize),
+    /// In parts of this size, with a checksum of the whole: `CRC32C` or `CRC64NVME`.
+    PartsWith(usize, &'static str),
+    /// In parts of this size, with a checksum of the parts' checksums: `CRC32C` or `SHA256`.
+    PartsComposed(usize, &'static str),
+}
+
+impl Stored {
+    fn order(self) -> Value {
+        match self {
+            Stored::Whole => json!({}),
+            Stored::WholeWith(checksum) => json!({"checksum": checksum}),
+            Stored::Parts(size) => json!({"part_size": size}),
+            Stored::PartsWith(size, checksum) => json!({"part_size": size, "checksum": checksum, "checksum_type": "FULL_OBJECT"}),
+            Stored::PartsComposed(size, checksum) => json!({"part_size": size, "checksum": checksum, "checksum_type": "COMPOSITE"}),
+        }
+    }
+}
+
 /// The server, with an empty bucket. Ends and forgets everything when dropped.
 pub struct Gateway {
     // Ended before its folder is removed.
     _process: Process,
     folder: TempDir,
-    endpoint: String,
+    address: SocketAddr,
+    transport: Transport,
     authority: Option<String>,
 }
 
@@ -40,6 +80,10 @@ const SECRET_KEY: &str = "not-a-secret-of-anybody";
 impl Gateway {
     /// The one bucket.
     pub const BUCKET: &'static str = "models";
+    /// What no message may hold.
+    pub const SECRET: &'static str = SECRET_KEY;
+    /// The domain under which a bucket's own name is a host: `models.s3.berth.test`. No name server knows it.
+    pub const DOMAIN: &'static str = "s3.berth.test";
 
     /// Starts it on a free port.
     ///
@@ -50,39 +94,42 @@ impl Gateway {
         let (data, meta) = (folder.path().join("data"), folder.path().join("sidecar"));
         fs::create_dir_all(data.join(Self::BUCKET))?;
         fs::create_dir_all(&meta)?;
-        let address = format!("127.0.0.1:{}", free_port());
+        let address = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, free_port()));
         let mut command = Command::new(&parts.versitygw);
         command.env_clear().env("ROOT_ACCESS_KEY", ACCESS_KEY).env("ROOT_SECRET_KEY", SECRET_KEY);
-        command.args(["--port", &address]);
+        command.args(["--port", &address.to_string(), "--keep-alive", "--virtual-domain", &format!("{}:{}", Self::DOMAIN, address.port())]);
         let mut authority = None;
         if transport == Transport::Tls {
-            let tls = Identity::make()?;
-            let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-            fs::write(&cert, &tls.certificate)?;
-            fs::write(&key, &tls.key)?;
-            fs::write(folder.path().join(AUTHORITY), &tls.authority)?;
-            command.arg("--cert").arg(cert).arg("--key").arg(key);
-            authority = Some(tls.authority);
+            let signer = Authority::make()?;
+            let (certificate, key) = signer.server(&[Self::DOMAIN, &format!("*.{}", Self::DOMAIN)])?.write(folder.path())?;
+            fs::write(folder.path().join(AUTHORITY), signer.pem())?;
+            command.arg("--cert").arg(certificate).arg("--key").arg(key);
+            authority = Some(signer.pem().to_owned());
         }
         command.args(["posix", "--sidecar"]).arg(&meta).arg(&data);
         let mut process = Process::start("versitygw", command)?;
-        let scheme = if transport == Transport::Tls { "https" } else { "http" };
-        let endpoint = format!("{scheme}://{address}");
         // Its own word for "listening" is the last line of its banner.
         process.line("its banner", Duration::from_secs(10), |line| line.starts_with('└')).await?;
-        let gateway = Gateway { _process: process, folder, endpoint, authority };
-        gateway.until_it_answers(&address).await?;
-        Ok(gateway)
+        until_it_listens("the S3 server", address).await?;
+        Ok(Gateway { _process: process, folder, address, transport, authority })
     }
 
-    async fn until_it_answers(&self, address: &str) -> Result<()> {
-        eventually("the S3 server to listen", Duration::from_secs(10), || async {
-            Ok(match tokio::net::TcpStream::connect(address).await {
-                Ok(_) => Found::Yes(()),
-                Err(fault) => Found::NotYet(fault.to_string()),
-            })
-        })
-        .await
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL, without a path.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.endpoint_at(self.address)
+    }
+
+    /// The URL of whatever stands before it at `address`, such as a relay.
+    #[must_use]
+    pub fn endpoint_at(&self, address: SocketAddr) -> String {
+        format!("{}://{address}", self.transport.scheme())
     }
 
     /// An entry of a storage configuration for its bucket.
@@ -92,7 +139,7 @@ impl Gateway {
             "type": "s3",
             "access_key_id": ACCESS_KEY,
             "secret_access_key": SECRET_KEY,
-            "endpoint_url": self.endpoint,
+            "endpoint_url": self.endpoint(),
             "region": "us-east-1",
             "default_bucket": Self::BUCKET,
         });
@@ -108,7 +155,7 @@ impl Gateway {
     /// What the server says.
     pub async fn put(&self, key: &str, file: &Path) -> Result<()> {
         let account = format!("{ACCESS_KEY}:{SECRET_KEY}");
-        let url = format!("{}/{}/{key}", self.endpoint, Self::BUCKET);
+        let url = format!("{}/{}/{key}", self.endpoint(), Self::BUCKET);
         let (file, authority) = (file.to_string_lossy(), self.folder.path().join(AUTHORITY));
         let authority = authority.to_string_lossy();
         let mut args = vec!["--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &account];
@@ -140,35 +187,57 @@ impl Gateway {
         Ok(())
     }
 
+    /// Uploads every file below `folder` under `prefix`, many at once, with the AWS client: for thousands, and for names
+    /// that a URL would have to escape.
+    ///
+    /// # Errors
+    /// What the server or the client says.
+    pub async fn put_many(&self, parts: &Parts, folder: &Path, prefix: &str) -> Result<()> {
+        self.order(parts, &json!({"folder": folder, "prefix": prefix})).await.map(drop)
+    }
+
+    /// Uploads `file` with the AWS client in the given way. The answer is what the server said when the object was whole,
+    /// checksums included.
+    ///
+    /// # Errors
+    /// What the server or the client says.
+    pub async fn put_as(&self, parts: &Parts, key: &str, file: &Path, stored: Stored) -> Result<Value> {
+        let mut put = stored.order();
+        put["key"] = json!(key);
+        put["file"] = json!(file);
+        let answers = self.order(parts, &json!({"puts": [put]})).await?;
+        Ok(answers[0].clone())
+    }
+
+    /// Lets everybody read and list the bucket.
+    ///
+    /// # Errors
+    /// What the server or the client says.
+    pub async fn open_to_everybody(&self, parts: &Parts) -> Result<()> {
+        let allow = |action: &str, resource: String| json!({"Effect": "Allow", "Principal": "*", "Action": action, "Resource": resource});
+        let bucket = format!("arn:aws:s3:::{}", Self::BUCKET);
+        let policy = json!({"Version": "2012-10-17", "Statement": [
+            allow("s3:GetObject", format!("{bucket}/*")),
+            allow("s3:ListBucket", bucket),
+        ]});
+        self.order(parts, &json!({"policy": policy})).await.map(drop)
+    }
+
+    async fn order(&self, parts: &Parts, order: &Value) -> Result<Value> {
+        let mut order = order.clone();
+        for (name, value) in [("store", "s3"), ("endpoint", &self.endpoint()), ("access_key", ACCESS_KEY), ("secret_key", SECRET_KEY)] {
+            order[name] = json!(value);
+        }
+        order["bucket"] = json!(Self::BUCKET);
+        if self.authority.is_some() {
+            order["authority"] = json!(self.folder.path().join(AUTHORITY));
+        }
+        upload(parts, &order).await
+    }
+
     /// The plain file behind an object, to damage it.
     #[must_use]
     pub fn file(&self, key: &str) -> PathBuf {
         self.folder.path().join("data").join(Self::BUCKET).join(key)
-    }
-}
-
-/// A certificate for the loopback address and the authority that signed it, all PEM.
-struct Identity {
-    authority: String,
-    certificate: String,
-    key: String,
-}
-
-impl Identity {
-    fn make() -> Result<Self> {
-        let mut authority = CertificateParams::new(Vec::new())?;
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "an authority for tests");
-        let authority_key = KeyPair::generate()?;
-        let authority_pem = authority.self_signed(&authority_key)?.pem();
-        let issuer = Issuer::new(authority, authority_key);
-
-        let mut server = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
-        server.distinguished_name.push(rcgen::DnType::CommonName, "a server for tests");
-        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let key = KeyPair::generate()?;
-        let certificate = server.signed_by(&key, &issuer)?.pem();
-        Ok(Identity { authority: authority_pem, certificate, key: key.serialize_pem() })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Failure, Footprint, ModelId, UnixMillis};
+use crate::{Content, Failure, Footprint, ModelId, UnixMillis};
 
 /// How far from serving a model is on a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +29,8 @@ pub enum CopyState {
         since: UnixMillis,
         /// What it takes; measured where the runtime can say.
         footprint: Footprint,
+        /// What it was loaded from; `None` for files that are used in place, of which nobody made a digest.
+        content: Option<Arc<Content>>,
     },
     /// Announced no longer, memory not yet given back.
     Unloading,
@@ -45,6 +47,8 @@ pub struct CopyReport {
     pub state: CopyState,
     /// The most recent failure on this pod, while it counts (15 minutes, or until success or a new version).
     pub failure: Option<Arc<Failure>>,
+    /// What the failure was due to may have been mended since: the storage configuration has changed.
+    pub mended: bool,
     /// Last use by a request; `None` until the first one.
     pub last_used: Option<UnixMillis>,
 }

@@ -3,6 +3,7 @@
 //! Plain values only. Nothing here does I/O, reads a clock or starts a task, so the decisions in `berth-plan` that are
 //! written in these words cannot do so by accident either.
 
+mod content;
 mod copy;
 mod failure;
 mod id;
@@ -11,6 +12,7 @@ mod registration;
 mod size;
 mod time;
 
+pub use content::{Content, ContentDigest, ParseContentDigestError};
 pub use copy::{CopyReport, CopyState, Tier};
 pub use failure::{Failure, Location, Reason, Refusal, Retry, Step};
 pub use id::{InvalidId, ModelId, Name, Namespace, Owner, PodId};

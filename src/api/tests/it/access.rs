@@ -66,6 +66,7 @@ fn an_open_socket_without_a_token_is_not_served() {
         views: Views::in_epoch(1),
         clock: Clock::system(),
         faults: None,
+        downloads: None,
         access: Access::Loopback,
         limits: Limits::default(),
     };

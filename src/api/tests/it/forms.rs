@@ -31,10 +31,15 @@ fn heads(table: &Value) -> Vec<&str> {
     table["columnDefinitions"].as_array().unwrap().iter().map(|column| column["name"].as_str().unwrap()).collect()
 }
 
-/// The cells of each row, without the age at the end.
+/// The cells of each row, without the age.
 fn cells(table: &Value) -> Vec<Value> {
-    let rows = table["rows"].as_array().unwrap().iter();
-    rows.map(|row| row["cells"].as_array().unwrap().split_last().unwrap().1.to_vec().into()).collect()
+    let age = heads(table).iter().position(|head| *head == "Age").unwrap();
+    let without = |row: &Value| {
+        let mut cells = row["cells"].as_array().unwrap().clone();
+        cells.remove(age);
+        cells.into()
+    };
+    table["rows"].as_array().unwrap().iter().map(without).collect()
 }
 
 #[tokio::test]
@@ -56,14 +61,14 @@ async fn kubectl_is_given_tables_with_the_columns_of_each_kind() {
     server.store.set_status(&service.key, service.uid, status).await.unwrap();
 
     let predictors = table(&server, "/apis/serving.kserve.io/v1alpha1/predictors").await;
-    assert_eq!(heads(&predictors), ["Name", "Type", "Available", "ActiveModel", "TargetModel", "Transition", "Age"]);
-    assert_eq!(cells(&predictors), [json!(["p", "onnx", true, "Loaded", null, "UpToDate"])]);
+    assert_eq!(heads(&predictors), ["Name", "Type", "Available", "ActiveModel", "TargetModel", "Transition", "Age", "Progress"]);
+    assert_eq!(cells(&predictors), [json!(["p", "onnx", true, "Loaded", null, "UpToDate", ""])]);
     let runtimes = table(&server, "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes").await;
     assert_eq!(heads(&runtimes), ["Name", "Disabled", "ModelType", "Containers", "Age"]);
     assert_eq!(cells(&runtimes), [json!(["r", false, "onnx,x", "c"])]);
     let services = table(&server, ISVCS).await;
-    assert_eq!(heads(&services), ["Name", "URL", "Ready", "ActiveModel", "TargetModel", "Transition", "Copies", "Failure", "Age"]);
-    assert_eq!(cells(&services), [json!(["s", "grpc://h:1", "True", "Unmanaged", null, "UpToDate", 1, null])]);
+    assert_eq!(heads(&services), ["Name", "URL", "Ready", "ActiveModel", "TargetModel", "Transition", "Copies", "Failure", "Age", "Progress"]);
+    assert_eq!(cells(&services), [json!(["s", "grpc://h:1", "True", "Unmanaged", null, "UpToDate", 1, null, ""])]);
     assert_eq!(services["metadata"]["resourceVersion"], "5");
 
     // One resource is a table of one row, which carries what the client asks for.
@@ -95,7 +100,7 @@ async fn a_watch_can_be_one_of_tables_that_name_their_columns_once() {
     let mut watch = server.watch_as(&format!("{ISVCS}?watch=true"), KUBECTL).await;
     server.store.set_status(&made.key, made.uid, json!({ "modelStatus": { "transitionStatus": "InProgress" } })).await.unwrap();
     server.store.delete(&made.key).await.unwrap();
-    for (kind, columns, transition) in [("ADDED", 9, Value::Null), ("MODIFIED", 0, json!("InProgress")), ("DELETED", 0, json!("InProgress"))] {
+    for (kind, columns, transition) in [("ADDED", 10, Value::Null), ("MODIFIED", 0, json!("InProgress")), ("DELETED", 0, json!("InProgress"))] {
         let line = watch.next().await.unwrap();
         let table = &line["object"];
         assert_eq!((&line["type"], &table["kind"], heads(table).len()), (&json!(kind), &json!("Table"), columns), "{line}");

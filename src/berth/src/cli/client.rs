@@ -249,8 +249,16 @@ impl Client {
             encoded(version),
             scope.query()
         );
+        self.stream(&path).await
+    }
+
+    /// An answer of the resource API that goes on for as long as it likes.
+    ///
+    /// # Errors
+    /// Refusals, and everything that kept an answer from beginning.
+    pub(crate) async fn stream(&self, path: &str) -> Result<Incoming, Fault> {
         let deadline = self.clock.deadline_in(REQUEST);
-        let response = self.begin(&self.api, Method::GET, &path, Bytes::new(), deadline, REQUEST).await?;
+        let response = self.begin(&self.api, Method::GET, path, Bytes::new(), deadline, REQUEST).await?;
         if response.status().is_success() {
             return Ok(response.into_body());
         }

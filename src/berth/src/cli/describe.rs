@@ -7,6 +7,7 @@ use berth_types::UnixMillis;
 use serde_json::Value;
 
 use super::age::age;
+use super::downloads::Downloads;
 use super::output::plain;
 use super::resource::{self, Model, Standing, text};
 
@@ -14,7 +15,7 @@ use super::resource::{self, Model, Standing, text};
 const NONE: &str = "<none>";
 
 /// The text about `resource` at `now`.
-pub(crate) fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String {
+pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, now: UnixMillis) -> String {
     let mut page = Page::default();
     page.field("Name", resource::name(resource));
     if kind.namespaced() {
@@ -25,13 +26,13 @@ pub(crate) fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String 
     page.pairs("Annotations", &resource["metadata"]["annotations"]);
     page.time("Created", text(resource, &["metadata", "creationTimestamp"]), now);
     match kind {
-        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, now),
+        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, downloads, now),
         Kind::ServingRuntime | Kind::ClusterServingRuntime => runtime(&mut page, &resource["spec"]),
     }
     page.text
 }
 
-fn model(page: &mut Page, kind: Kind, resource: &Value, now: UnixMillis) {
+fn model(page: &mut Page, kind: Kind, resource: &Value, downloads: &Downloads, now: UnixMillis) {
     if !resource::is_managed(kind, resource) {
         page.field(
             "Managed",
@@ -56,6 +57,9 @@ fn model(page: &mut Page, kind: Kind, resource: &Value, now: UnixMillis) {
         page.field("State", standing.state.unwrap_or(NONE));
         page.field("Target", standing.target.unwrap_or(NONE));
         page.field("Transition", standing.transition.unwrap_or(NONE));
+        if let Some(download) = downloads.of(kind, resource) {
+            page.field("Download", &format!("{}, {}", download.summary, download.model));
+        }
         page.field(if kind == Kind::Predictor { "Available" } else { "Ready" }, standing.ready);
         page.field("Copies", &format!("{} loaded, {} failed", standing.copies, standing.failed));
         page.field("gRPC", standing.grpc.unwrap_or(NONE));
@@ -178,10 +182,16 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::cli::resource::recorded;
 
     const NOW: UnixMillis = UnixMillis(1_795_333_424_000);
+
+    fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String {
+        super::describe(kind, resource, &Downloads::default(), now)
+    }
 
     #[test]
     fn a_service_is_told_with_its_conditions() {
@@ -215,6 +225,17 @@ Conditions:
 Last failure:   <none>
 "
         );
+    }
+
+    #[test]
+    fn a_download_is_told_with_the_version_that_is_fetched() {
+        let mut service = recorded::loaded("iris");
+        service["status"]["modelStatus"]["states"]["targetModelState"] = "Loading".into();
+        let item = json!({ "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "summary": "45% (1.2 of 2.6 GiB)" });
+        let text = super::describe(Kind::InferenceService, &service, &Downloads::read(&json!({ "items": [item] })), NOW);
+        let status =
+            "\n  Target:       Loading\n  Transition:   UpToDate\n  Download:     45% (1.2 of 2.6 GiB), iris__isvc-2\n  Ready:        True\n";
+        assert!(text.contains(status), "{text}");
     }
 
     #[test]

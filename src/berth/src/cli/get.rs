@@ -1,6 +1,6 @@
 //! `berth get` and `berth describe`: what there is, once or as it changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use berth_registry::Kind;
 use futures::StreamExt;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::args::{self, Format};
 use super::client::{Client, Scope};
 use super::describe::describe;
+use super::downloads::{self, Downloads, Following};
 use super::fault::Fault;
 use super::kinds::{MODELS, Named, Selection, full_name, selection};
 use super::output::{self, Out, note};
@@ -70,9 +71,9 @@ pub(crate) async fn get(client: &Client, args: &args::Get, out: &mut Out) -> Res
         None | Some(Format::Wide) => {
             let groups: Vec<Group> = groups.into_iter().filter(|group| !group.resources.is_empty()).collect();
             let look = look(args, groups.len() > 1);
-            let now = client.clock().wall();
-            let tables: Vec<String> = groups.iter().map(|group| Table::of(group.kind, &group.resources, look, now, !args.no_headers).1).collect();
-            out.text(&tables.join("\n"))?;
+            let (now, downloads) = (client.clock().wall(), downloads_of(client, &groups).await);
+            let table = |group: &Group| Table::of(group.kind, &group.resources, &downloads, look, now, !args.no_headers).1;
+            out.text(&groups.iter().map(table).collect::<Vec<_>>().join("\n"))?;
         }
     }
     if found == 0 && faults.is_empty() && !args.ignore_not_found && !matches!(args.output, Some(Format::Json | Format::Yaml)) {
@@ -92,8 +93,9 @@ pub(crate) async fn describe_all(client: &Client, args: &args::Describe, out: &m
         Selection::All(kinds) => (all(client, kinds, Some(namespace), None).await?, Vec::new()),
         Selection::Named(named) => by_name(client, named, namespace).await?,
     };
-    let now = client.clock().wall();
-    let pages: Vec<String> = groups.iter().flat_map(|group| group.resources.iter().map(|resource| describe(group.kind, resource, now))).collect();
+    let (now, downloads) = (client.clock().wall(), downloads_of(client, &groups).await);
+    let page = |kind, resource| describe(kind, resource, &downloads, now);
+    let pages: Vec<String> = groups.iter().flat_map(|group| group.resources.iter().map(|resource| page(group.kind, resource))).collect();
     if pages.is_empty() && faults.is_empty() {
         note(&nothing(&asked, Some(namespace)));
     }
@@ -113,7 +115,13 @@ fn nothing(asked: &Selection, namespace: Option<&str>) -> String {
 }
 
 fn look(args: &args::Get, kinds: bool) -> Look {
-    Look { wide: args.output == Some(Format::Wide), namespaces: args.all_namespaces, kinds }
+    Look { wide: args.output == Some(Format::Wide), namespaces: args.all_namespaces, kinds, progress: false }
+}
+
+/// What is being fetched, if any of these may wait for it.
+async fn downloads_of(client: &Client, groups: &[Group]) -> Downloads {
+    let waits = groups.iter().any(|group| group.resources.iter().any(|resource| downloads::may_wait(group.kind, resource)));
+    if waits { downloads::now(client).await } else { Downloads::default() }
 }
 
 fn document(format: Option<Format>, value: &Value) -> Result<String, Fault> {
@@ -173,24 +181,47 @@ async fn follow(client: &Client, args: &args::Get, asked: Selection, namespace: 
         }
     };
     let mut begun = Vec::new();
-    let mut changes: Vec<BoxStream<'_, (Kind, Result<Change, Fault>)>> = Vec::new();
+    let mut news: Vec<BoxStream<'_, News>> = Vec::new();
     for scope in scopes {
         let kind = scope.kind;
         let (resources, watch) = Watch::begin(client, scope).await?;
         begun.push(Group { kind, resources });
-        changes.push(Box::pin(stream::unfold(watch, move |mut watch| async move { Some(((kind, watch.next().await), watch)) })));
+        news.push(Box::pin(stream::unfold(watch, move |mut watch| async move { Some((News::Change(kind, watch.next().await), watch)) })));
     }
     let several = begun.iter().any(|group| group.kind != begun[0].kind);
-    let mut printer = Printer { args, look: look(args, several), tables: HashMap::new(), last: None };
+    let mut printer = Printer::new(args, look(args, several), downloads_of(client, &begun).await);
+    let models = begun.iter().any(|group| MODELS.contains(&group.kind));
     for group in begun {
         printer.begin(client, &group, out)?;
     }
-    let mut changes = stream::select_all(changes);
-    while let Some((kind, change)) = changes.next().await {
-        printer.change(client, kind, &change?, out)?;
+    if models && !printer.whole_documents() {
+        let following = Following::new(client);
+        news.push(Box::pin(stream::unfold(following, |mut following| async move { Some((News::Downloads(following.next().await), following)) })));
+    }
+    let mut news = stream::select_all(news);
+    while let Some(news) = news.next().await {
+        match news {
+            News::Change(kind, change) => printer.change(client, kind, &change?, out)?,
+            News::Downloads(downloads) => printer.downloads(client, downloads, out)?,
+        }
     }
     Ok(())
 }
+
+/// What a watch is told.
+enum News {
+    Change(Kind, Result<Change, Fault>),
+    Downloads(Downloads),
+}
+
+/// A resource that may wait for its model, and how far its download was when it was printed last.
+struct Waiting {
+    resource: Value,
+    told: Option<String>,
+}
+
+/// Kind, namespace and name.
+type Key = (Kind, Option<String>, String);
 
 /// Prints changes, each kind under its own heads.
 struct Printer<'a> {
@@ -199,9 +230,41 @@ struct Printer<'a> {
     tables: HashMap<Kind, Table>,
     /// Whose heads stand above what is printed next.
     last: Option<Kind>,
+    downloads: Downloads,
+    /// Those that a download may be told of; gone when they are where they should be.
+    waiting: BTreeMap<Key, Waiting>,
 }
 
-impl Printer<'_> {
+impl<'a> Printer<'a> {
+    fn new(args: &'a args::Get, look: Look, downloads: Downloads) -> Self {
+        Printer { args, look, tables: HashMap::new(), last: None, downloads, waiting: BTreeMap::new() }
+    }
+
+    /// Remembers what is about to be printed, as far as a download may be told of it. True when one is told now.
+    fn remember(&mut self, kind: Kind, resource: &Value, gone: bool) -> bool {
+        let key = (kind, resource::namespace(resource).map(str::to_owned), resource::name(resource).to_owned());
+        if gone || !downloads::may_wait(kind, resource) {
+            self.waiting.remove(&key);
+            return false;
+        }
+        let told = self.downloads.of(kind, resource).map(|download| download.summary.clone());
+        let tells = told.is_some();
+        self.waiting.insert(key, Waiting { resource: resource.clone(), told });
+        tells
+    }
+
+    /// Prints a line for each resource whose download got further.
+    fn downloads(&mut self, client: &Client, downloads: Downloads, out: &mut Out) -> Result<(), Fault> {
+        let further = self.waiting.iter().filter_map(|((kind, ..), waiting)| {
+            let now = downloads.of(*kind, &waiting.resource).map(|download| &download.summary);
+            // One that ended is followed by a change of the resource, which says how.
+            (now.is_some() && now != waiting.told.as_ref()).then(|| (*kind, waiting.resource.clone()))
+        });
+        let further: Vec<(Kind, Value)> = further.collect();
+        self.downloads = downloads;
+        further.into_iter().try_for_each(|(kind, resource)| self.change(client, kind, &Change::Is(resource), out))
+    }
+
     fn begin(&mut self, client: &Client, group: &Group, out: &mut Out) -> Result<(), Fault> {
         if self.whole_documents() {
             return group.resources.iter().try_for_each(|resource| self.whole(group.kind, resource, out));
@@ -210,8 +273,11 @@ impl Printer<'_> {
         if group.resources.is_empty() {
             return Ok(());
         }
+        for resource in &group.resources {
+            self.remember(group.kind, resource, false);
+        }
         let heads = !self.args.no_headers && self.last != Some(group.kind);
-        let (table, text) = Table::growing(group.kind, &group.resources, self.look, client.clock().wall(), heads);
+        let (table, text) = Table::growing(group.kind, &group.resources, &self.downloads, self.look, client.clock().wall(), heads);
         self.tables.entry(group.kind).or_insert(table);
         self.last = Some(group.kind);
         out.text(&text)
@@ -225,12 +291,14 @@ impl Printer<'_> {
         if self.whole_documents() {
             return self.whole(kind, resource, out);
         }
-        let (now, look, heads) = (client.clock().wall(), self.look, !self.args.no_headers);
-        let table = self.tables.entry(kind).or_insert_with(|| Table::growing(kind, std::slice::from_ref(resource), look, now, heads).0);
-        if self.last.replace(kind) != Some(kind) && heads {
+        let tells = self.remember(kind, resource, gone);
+        let (now, look, heads, downloads) = (client.clock().wall(), self.look, !self.args.no_headers, &self.downloads);
+        let table = self.tables.entry(kind).or_insert_with(|| Table::growing(kind, std::slice::from_ref(resource), downloads, look, now, heads).0);
+        let wider = tells && table.show_progress();
+        if (self.last.replace(kind) != Some(kind) || wider) && heads {
             out.text(&table.heads())?;
         }
-        out.text(&table.line(resource, now, gone))
+        out.text(&table.line(resource, downloads, now, gone))
     }
 
     fn whole_documents(&self) -> bool {
@@ -278,7 +346,7 @@ mod tests {
         let client = Client::new(Server::parse("h:1", "--server").expect("a server"), Clock::system());
         let kept = Kept::default();
         let mut out = Out::onto(kept.clone());
-        let mut printer = Printer { args: &args, look: look(&args, false), tables: HashMap::new(), last: None };
+        let mut printer = Printer::new(&args, look(&args, false), Downloads::default());
         let kind = Kind::InferenceService;
         printer.begin(&client, &Group { kind, resources: Vec::new() }, &mut out).expect("written");
         assert!(kept.0.lock().expect("no panic").is_empty());
@@ -288,6 +356,53 @@ mod tests {
         let text = String::from_utf8(kept.0.lock().expect("no panic").clone()).expect("text");
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!((lines.len(), lines[0].find("TYPE"), lines[1]), (3, lines[1].find("onnx"), lines[2]), "{text}");
+    }
+
+    #[test]
+    fn a_download_that_gets_further_is_a_line_for_its_resource_until_that_is_where_it_should_be() {
+        let matches = args::Get::augment_args(Command::new("get")).get_matches_from(["get", "-w"]);
+        let args = args::Get::from_arg_matches(&matches).expect("right");
+        let client = Client::new(Server::parse("h:1", "--server").expect("a server"), Clock::system());
+        let (kept, kind) = (Kept::default(), Kind::InferenceService);
+        let mut out = Out::onto(kept.clone());
+        let mut printer = Printer::new(&args, look(&args, false), Downloads::default());
+        let state = |state: &str| {
+            let mut service = recorded::loaded("iris");
+            service["status"]["modelStatus"]["states"]["activeModelState"] = state.into();
+            service
+        };
+        let downloads = |summaries: &[(&str, &str)]| {
+            let items = summaries.iter().map(|(name, summary)| json!({ "model": "m", "kind": kind.as_str(), "name": name, "summary": summary }));
+            Downloads::read(&json!({ "items": items.collect::<Vec<_>>() }))
+        };
+        printer.begin(&client, &Group { kind, resources: vec![recorded::loaded("other"), state("Loading")] }, &mut out).expect("written");
+        for percent in ["1%", "1%", "2%"] {
+            printer.downloads(&client, downloads(&[("iris", percent), ("other", percent), ("strange", percent)]), &mut out).expect("written");
+        }
+        printer.downloads(&client, downloads(&[]), &mut out).expect("written");
+        printer.downloads(&client, downloads(&[("iris", "99%")]), &mut out).expect("written");
+        printer.change(&client, kind, &Change::Is(state("Loaded")), &mut out).expect("written");
+        printer.downloads(&client, downloads(&[("iris", "100%")]), &mut out).expect("written");
+        let text = String::from_utf8(kept.0.lock().expect("no panic").clone()).expect("text");
+        let told = |line: &str| {
+            let cells: Vec<&str> = line.split_whitespace().collect();
+            format!("{} {} {}", cells[0], cells[3], cells.get(8).unwrap_or(&""))
+        };
+        assert_eq!(
+            text.lines().map(told).collect::<Vec<_>>(),
+            [
+                "NAME STATE ",
+                "other Loaded ",
+                "iris Loading ",
+                "NAME STATE PROGRESS",
+                "iris Loading 1%",
+                "iris Loading 2%",
+                "iris Loading 99%",
+                "iris Loaded -",
+            ],
+            "{text}"
+        );
+        assert!(printer.waiting.is_empty());
     }
 
     #[test]

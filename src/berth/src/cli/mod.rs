@@ -10,6 +10,7 @@ mod apply;
 mod args;
 mod client;
 mod describe;
+mod downloads;
 mod fault;
 mod get;
 mod infer;

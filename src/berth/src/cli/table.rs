@@ -5,6 +5,7 @@ use berth_types::UnixMillis;
 use serde_json::Value;
 
 use super::age::age;
+use super::downloads::Downloads;
 use super::kinds::full_name;
 use super::output::plain;
 use super::resource::{self, Model, Standing, UNMANAGED, text};
@@ -18,10 +19,14 @@ pub(crate) struct Look {
     pub(crate) namespaces: bool,
     /// Names with their kind, where several kinds are shown.
     pub(crate) kinds: bool,
+    /// With PROGRESS, how far downloads are: once there is something to show.
+    pub(crate) progress: bool,
 }
 
 /// Shown where there is nothing to show.
 const NOTHING: &str = "-";
+/// The head of how far downloads are.
+const PROGRESS: &str = "PROGRESS";
 /// Between two columns.
 const GAP: &str = "   ";
 
@@ -36,6 +41,9 @@ fn columns(kind: Kind, look: Look) -> Vec<&'static str> {
         Kind::InferenceService | Kind::Predictor => {
             let ready = if kind == Kind::Predictor { "AVAILABLE" } else { "READY" };
             columns.extend(["TYPE", ready, "STATE", "TARGET", "TRANSITION", "COPIES", "AGE"]);
+            if look.progress {
+                columns.push(PROGRESS);
+            }
             if look.wide {
                 columns.extend(["URL", "RUNTIME", "FAILURE"]);
             }
@@ -57,12 +65,13 @@ fn room_for_changes(column: &str) -> usize {
         "STATE" | "TARGET" => "FailedToLoad".len(),
         "TRANSITION" => "BlockedByFailedLoad".len(),
         "AGE" => "59m59s".len(),
+        PROGRESS => "99% (999.9 of 999.9 MiB, 999.9 MiB/s, 59s left)".len(),
         _ => 0,
     }
 }
 
 /// The cells of `resource`, one for each column. What is gone says so where its state was.
-fn cells(kind: Kind, resource: &Value, look: Look, now: UnixMillis, gone: bool) -> Vec<String> {
+fn cells(kind: Kind, resource: &Value, downloads: &Downloads, look: Look, now: UnixMillis, gone: bool) -> Vec<String> {
     let mut cells = Vec::new();
     if look.namespaces && kind.namespaced() {
         cells.push(resource::namespace(resource).unwrap_or(NOTHING).to_owned());
@@ -87,6 +96,10 @@ fn cells(kind: Kind, resource: &Value, look: Look, now: UnixMillis, gone: bool) 
             let or_nothing = |text: Option<&str>| text.unwrap_or(NOTHING).to_owned();
             cells.extend([or_nothing(model.format), ready.to_owned(), state.to_owned(), or_nothing(standing.target)]);
             cells.extend([or_nothing(standing.transition), standing.copies.to_string(), age]);
+            if look.progress {
+                let download = downloads.of(kind, resource).filter(|_| !gone);
+                cells.push(or_nothing(download.map(|download| download.summary.as_str())));
+            }
             if look.wide {
                 cells.extend([or_nothing(standing.grpc.or(standing.rest)), or_nothing(model.runtime)]);
                 cells.push(standing.failure_line().unwrap_or_else(|| NOTHING.to_owned()));
@@ -118,18 +131,27 @@ pub(crate) struct Table {
 
 impl Table {
     /// A table of resources that are all there, and its text; without `heads` only the lines.
-    pub(crate) fn of(kind: Kind, resources: &[Value], look: Look, now: UnixMillis, heads: bool) -> (Self, String) {
-        Table::with(kind, resources, look, now, heads, |_column| 0)
+    pub(crate) fn of(kind: Kind, resources: &[Value], downloads: &Downloads, look: Look, now: UnixMillis, heads: bool) -> (Self, String) {
+        Table::with(kind, resources, downloads, look, now, heads, |_column| 0)
     }
 
     /// The same, with room for the states that are awaited.
-    pub(crate) fn growing(kind: Kind, resources: &[Value], look: Look, now: UnixMillis, heads: bool) -> (Self, String) {
-        Table::with(kind, resources, look, now, heads, room_for_changes)
+    pub(crate) fn growing(kind: Kind, resources: &[Value], downloads: &Downloads, look: Look, now: UnixMillis, heads: bool) -> (Self, String) {
+        Table::with(kind, resources, downloads, look, now, heads, room_for_changes)
     }
 
-    fn with(kind: Kind, resources: &[Value], look: Look, now: UnixMillis, heads: bool, least: fn(&str) -> usize) -> (Self, String) {
+    fn with(
+        kind: Kind,
+        resources: &[Value],
+        downloads: &Downloads,
+        look: Look,
+        now: UnixMillis,
+        heads: bool,
+        least: fn(&str) -> usize,
+    ) -> (Self, String) {
+        let look = Look { progress: look.progress || resources.iter().any(|resource| downloads.of(kind, resource).is_some()), ..look };
         let columns = columns(kind, look);
-        let rows: Vec<Vec<String>> = resources.iter().map(|resource| cells(kind, resource, look, now, false)).collect();
+        let rows: Vec<Vec<String>> = resources.iter().map(|resource| cells(kind, resource, downloads, look, now, false)).collect();
         let head = |column: &str| if heads { column.len() } else { 0 };
         let mut widths: Vec<usize> = columns.iter().map(|column| least(column).max(head(column))).collect();
         for row in &rows {
@@ -148,9 +170,21 @@ impl Table {
         (table, text)
     }
 
+    /// Makes room for how far downloads are. True when there was none before: then the heads are due again.
+    pub(crate) fn show_progress(&mut self) -> bool {
+        if std::mem::replace(&mut self.look.progress, true) {
+            return false;
+        }
+        let at = columns(self.kind, self.look).iter().position(|column| *column == PROGRESS);
+        if let Some(at) = at {
+            self.widths.insert(at, room_for_changes(PROGRESS));
+        }
+        at.is_some()
+    }
+
     /// The line of a resource that changed, or is gone.
-    pub(crate) fn line(&self, resource: &Value, now: UnixMillis, gone: bool) -> String {
-        self.row(&cells(self.kind, resource, self.look, now, gone))
+    pub(crate) fn line(&self, resource: &Value, downloads: &Downloads, now: UnixMillis, gone: bool) -> String {
+        self.row(&cells(self.kind, resource, downloads, self.look, now, gone))
     }
 
     /// The line of heads, where it is due again.
@@ -179,10 +213,10 @@ mod tests {
 
     /// Half a minute after the youngest thing in the recorded answers.
     const NOW: UnixMillis = UnixMillis(1_795_333_424_000);
-    const WIDE: Look = Look { wide: true, namespaces: false, kinds: false };
+    const WIDE: Look = Look { wide: true, namespaces: false, kinds: false, progress: false };
 
     fn of(kind: Kind, resources: &[Value], look: Look) -> String {
-        Table::of(kind, resources, look, NOW, true).1
+        Table::of(kind, resources, &Downloads::default(), look, NOW, true).1
     }
 
     #[test]
@@ -198,7 +232,7 @@ a-longer-name   onnx   Unknown   -        -        -            0        3m10s
 "
         );
         assert_eq!(
-            of(Kind::Predictor, &[recorded::blocked()], Look { namespaces: true, kinds: true, wide: false }),
+            of(Kind::Predictor, &[recorded::blocked()], Look { namespaces: true, kinds: true, ..Look::default() }),
             "\
 NAMESPACE   NAME                                TYPE         AVAILABLE   STATE    TARGET         TRANSITION            COPIES   AGE
 team        predictor.serving.kserve.io/mnist   tensorflow   true        Loaded   FailedToLoad   BlockedByFailedLoad   2        2d
@@ -228,10 +262,11 @@ mnist   tensorflow   true        Loaded   FailedToLoad   BlockedByFailedLoad   2
     fn lines_of_changes_stand_under_the_heads_that_were_printed_before() {
         let mut standby = recorded::loaded("iris");
         standby["status"]["modelStatus"]["states"]["activeModelState"] = "Standby".into();
-        let (table, text) = Table::growing(Kind::InferenceService, &[standby], Look::default(), NOW, true);
+        let nothing = Downloads::default();
+        let (table, text) = Table::growing(Kind::InferenceService, &[standby], &nothing, Look::default(), NOW, true);
         let mut failed = recorded::loaded("iris");
         failed["status"]["modelStatus"]["states"]["activeModelState"] = "FailedToLoad".into();
-        let text = text + &table.line(&failed, NOW, false) + &table.line(&failed, NOW, true);
+        let text = text + &table.line(&failed, &nothing, NOW, false) + &table.line(&failed, &nothing, NOW, true);
         assert_eq!(
             text,
             "\
@@ -245,6 +280,34 @@ iris   onnx   True      Deleted        -              UpToDate              1   
     }
 
     #[test]
+    fn how_far_a_download_is_stands_behind_the_age_once_there_is_one() {
+        let (mut loading, loaded) = (recorded::loaded("iris"), recorded::loaded("digits"));
+        loading["status"]["modelStatus"]["states"]["activeModelState"] = "Loading".into();
+        let downloads = |summary: &str| {
+            let item = json!({ "model": "iris__isvc-1", "kind": "InferenceService", "name": "iris", "summary": summary });
+            Downloads::read(&json!({ "items": [item] }))
+        };
+        let both = [loading.clone(), loaded.clone()];
+        assert_eq!(
+            Table::of(Kind::InferenceService, &both, &downloads("45% (1.2 of 2.6 GiB)"), Look::default(), NOW, true).1,
+            "\
+NAME     TYPE   READY   STATE     TARGET   TRANSITION   COPIES   AGE     PROGRESS
+iris     onnx   True    Loading   -        UpToDate     1        3m10s   45% (1.2 of 2.6 GiB)
+digits   onnx   True    Loaded    -        UpToDate     1        3m10s   -
+"
+        );
+        let (mut table, text) = Table::growing(Kind::InferenceService, &both, &Downloads::default(), WIDE, NOW, true);
+        assert!(!text.contains(PROGRESS));
+        assert!(table.show_progress() && !table.show_progress());
+        let text = table.heads() + &table.line(&loading, &downloads("45%"), NOW, false) + &table.line(&loading, &downloads("45%"), NOW, true);
+        let lines: Vec<&str> = text.lines().collect();
+        let (at, url) = (lines[0].find(PROGRESS).expect("a head"), lines[0].find("URL").expect("a head"));
+        assert!(lines[1][at..].starts_with("45% ") && lines[2][at..].starts_with("-  ") && lines[1][url..].starts_with("grpc://"), "{text}");
+        let mut runtimes = Table::of(Kind::ClusterServingRuntime, &[recorded::runtime()], &Downloads::default(), WIDE, NOW, true).0;
+        assert!(!runtimes.show_progress(), "runtimes are not fetched");
+    }
+
+    #[test]
     fn a_service_that_is_not_for_us_is_listed_as_such() {
         let mut other = recorded::loaded("iris");
         other["metadata"]["annotations"] = json!({});
@@ -253,7 +316,7 @@ iris   onnx   True      Deleted        -              UpToDate              1   
 
     #[test]
     fn without_heads_only_lines_are_printed() {
-        let (_, text) = Table::of(Kind::ClusterServingRuntime, &[recorded::runtime()], Look::default(), NOW, false);
+        let (_, text) = Table::of(Kind::ClusterServingRuntime, &[recorded::runtime()], &Downloads::default(), Look::default(), NOW, false);
         assert_eq!(text, "berth-onnx   false   onnx   embedded   5s\n");
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use berth_telemetry::Clock;
 use berth_types::Deadline;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -18,13 +19,13 @@ use super::output::note;
 use super::resource;
 
 /// The server ends a watch after this time and we begin the next one: a connection that only seems to live is noticed.
-const LASTS: Duration = Duration::from_secs(300);
+pub(crate) const WATCH_LASTS: Duration = Duration::from_secs(300);
 /// How long after that the client stops believing in the server.
 const GRACE: Duration = Duration::from_secs(15);
 /// How long a server may be away.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Pauses between attempts double from the first to the second.
-const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+pub(crate) const WATCH_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 /// The longest line that is read.
 const LONGEST_LINE: usize = 16 << 20;
 
@@ -89,15 +90,15 @@ impl<'c> Watch<'c> {
     async fn connect(&mut self) -> Result<(), Fault> {
         let clock = self.client.clock();
         if let Some(doublings) = self.attempts.checked_sub(1) {
-            clock.sleep(PAUSES[0].saturating_mul(1 << doublings.min(10)).min(PAUSES[1])).await;
+            clock.sleep(WATCH_PAUSES[0].saturating_mul(1 << doublings.min(10)).min(WATCH_PAUSES[1])).await;
         }
         self.attempts = self.attempts.saturating_add(1);
-        match self.client.watch(&self.scope, &self.version, LASTS).await {
+        match self.client.watch(&self.scope, &self.version, WATCH_LASTS).await {
             Ok(body) => {
                 if self.away.take().is_some() {
                     note(&format!("connected to {} again", self.client.server()));
                 }
-                self.lines = Some(Lines { body, text: Vec::new(), searched: 0, until: clock.deadline_in(LASTS + GRACE) });
+                self.lines = Some(Lines::new(body, clock));
                 Ok(())
             }
             Err(fault) if fault.code() == Some(410) => self.list_again().await,
@@ -200,7 +201,7 @@ fn is_newer(new: &Value, known: &Value) -> bool {
 }
 
 /// The lines of one answer.
-struct Lines {
+pub(crate) struct Lines {
     body: Incoming,
     text: Vec<u8>,
     /// How much of the text holds no end of a line.
@@ -209,9 +210,19 @@ struct Lines {
 }
 
 impl Lines {
+    /// The lines of an answer that lasts as long as a watch.
+    pub(crate) fn new(body: Incoming, clock: &Clock) -> Self {
+        Lines { body, text: Vec::new(), searched: 0, until: clock.deadline_in(WATCH_LASTS + GRACE) }
+    }
+
+    /// When the server is not believed in any more.
+    pub(crate) fn until(&self) -> Deadline {
+        self.until
+    }
+
     /// The next line; `None` when there is none any more, or what comes is no line of a watch. What has come of a line
     /// stays here when this is dropped.
-    async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.text[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.text.drain(..=self.searched + end).collect();
@@ -238,7 +249,6 @@ mod tests {
     use std::net::SocketAddr;
 
     use berth_registry::Kind;
-    use berth_telemetry::Clock;
     use serde_json::json;
 
     use super::*;

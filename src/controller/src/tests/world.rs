@@ -1,6 +1,6 @@
 //! Everything around a leader: a store that can be made to hesitate or fail, and one scripted pod.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,18 +10,20 @@ use async_trait::async_trait;
 use berth_plan::MayEvict;
 use berth_plan::resource::{DEPLOYMENT_MODE, MODEL_MESH};
 use berth_registry::{
-    Alias, Changes, Desired, Event, Expired, Json, Kind, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError, Uid, Views,
+    Alias, Changes, Contents, Desired, Event, Expired, Json, Kind, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError,
+    Uid, Views,
 };
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{
-    ByteSize, CopyReport, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis,
+    ByteSize, Content, ContentDigest, CopyReport, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration,
+    Retry, Step, UnixMillis,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Agents, Config, Controller, Deps, Endpoints, Pod};
+use crate::{Agents, Config, Controller, Deps, Drift, Endpoints, Pod};
 
 pub(super) fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -56,7 +58,17 @@ pub(super) fn runtime(name: &str, format: &str) -> Desired {
 }
 
 pub(super) fn loaded() -> CopyState {
-    CopyState::Loaded { since: UnixMillis(1), footprint: Footprint::host(ByteSize::mib(10)) }
+    CopyState::Loaded { since: UnixMillis(1), footprint: Footprint::host(ByteSize::mib(10)), content: None }
+}
+
+pub(super) fn digest(number: u8) -> ContentDigest {
+    ContentDigest([number; 32])
+}
+
+/// Loaded from these bytes.
+pub(super) fn loaded_from(number: u8) -> CopyState {
+    let content = Some(Arc::new(Content { digest: digest(number), checked: "md5".into() }));
+    CopyState::Loaded { since: UnixMillis(1), footprint: Footprint::host(ByteSize::mib(10)), content }
 }
 
 /// What the pod does when it is asked for a load.
@@ -74,6 +86,8 @@ pub(super) enum Answer {
 /// One pod that does as it is told.
 pub(super) struct Script {
     pod: PodId,
+    /// Live pods beside that one, which are of another runtime.
+    others: Mutex<Vec<PodId>>,
     clock: Clock,
     controller: OnceLock<Controller>,
     free: Mutex<ByteSize>,
@@ -112,20 +126,22 @@ impl Script {
 #[async_trait]
 impl Agents for Script {
     fn pods(&self) -> Vec<Pod> {
-        vec![Pod {
-            id: self.pod.clone(),
-            runtime: "embedded".into(),
+        let pod = |id: &PodId, runtime: &str| Pod {
+            id: id.clone(),
+            runtime: runtime.into(),
             free: Footprint::host(*self.free.lock()),
             budget: Footprint::host(ByteSize::mib(100)),
             loads_at_a_time: NonZeroUsize::new(2).expect("not zero"),
-        }]
+        };
+        let others: Vec<Pod> = self.others.lock().iter().map(|other| pod(other, "other")).collect();
+        [pod(&self.pod, "embedded")].into_iter().chain(others).collect()
     }
 
     async fn load(&self, pod: &PodId, model: Arc<Registration>, _may_evict: MayEvict) {
         let name = name_of(&model.id);
         let answer = self.answers.lock().get(&name).copied().unwrap_or(*self.usual.lock());
         self.loads.lock().push(name);
-        let report = |state, failure| CopyReport { model: model.id.clone(), state, failure, last_used: None };
+        let report = |state, failure| CopyReport { model: model.id.clone(), state, failure, mended: false, last_used: None };
         let (wait, report) = match answer {
             Answer::Loads => (Duration::ZERO, report(loaded(), None)),
             Answer::LoadsIn(wait) => (wait, report(loaded(), None)),
@@ -153,6 +169,7 @@ pub(super) struct Balky {
     break_statuses: watch::Sender<bool>,
     /// Applied right before the next status is written.
     edit: Mutex<Option<Arc<Desired>>>,
+    break_contents: watch::Sender<bool>,
     gets: AtomicU64,
 }
 
@@ -169,6 +186,10 @@ impl Balky {
     /// Lets somebody's edit land together with the next status: a subscriber sees both as one change.
     pub(super) fn edit_with_the_next_status(&self, edit: Desired) {
         *self.edit.lock() = Some(Arc::new(edit));
+    }
+
+    pub(super) fn break_contents(&self, broken: bool) {
+        self.break_contents.send_replace(broken);
     }
 
     pub(super) fn break_statuses(&self, broken: bool) {
@@ -220,6 +241,15 @@ impl Store for Balky {
         let _ = self.hold_aliases.subscribe().wait_for(|hold| !hold).await;
         self.inner.set_alias(key, uid, alias).await
     }
+    async fn contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
+        self.inner.contents().await
+    }
+    async fn set_contents(&self, key: &ObjectKey, uid: Uid, contents: Contents) -> Result<(), StoreError> {
+        if *self.break_contents.borrow() {
+            return Err(StoreError::Broken("disk full".to_owned()));
+        }
+        self.inner.set_contents(key, uid, contents).await
+    }
     fn subscribe(&self) -> Changes {
         self.inner.subscribe()
     }
@@ -260,6 +290,7 @@ impl World {
             inner,
             hold_aliases: watch::Sender::new(false),
             break_statuses: watch::Sender::new(false),
+            break_contents: watch::Sender::new(false),
             edit: Mutex::default(),
             gets: AtomicU64::new(0),
         });
@@ -269,6 +300,7 @@ impl World {
     async fn over(store: Arc<Balky>, clock: Clock, free: ByteSize) -> World {
         let agents = Arc::new(Script {
             pod: PodId::new("p1").expect("valid"),
+            others: Mutex::default(),
             clock: clock.clone(),
             controller: OnceLock::new(),
             free: Mutex::new(free),
@@ -370,8 +402,46 @@ impl World {
         self.report_with(model, state, None).await;
     }
 
+    /// Another pod, which holds what it says and loads nothing.
+    pub(super) fn other_pod(&self, name: &str) -> PodId {
+        let pod = PodId::new(name).expect("valid");
+        self.agents.others.lock().push(pod.clone());
+        pod
+    }
+
+    pub(super) async fn pods_are_gone(&self) {
+        self.agents.others.lock().clear();
+        self.controller.report(&self.pod(), Vec::new()).await;
+        self.pass(secs(0)).await;
+    }
+
+    pub(super) async fn report_from(&self, pod: &PodId, model: &ModelId, state: CopyState) {
+        let report = CopyReport { model: model.clone(), state, failure: None, mended: false, last_used: None };
+        self.controller.report(pod, vec![report]).await;
+        self.pass(secs(0)).await;
+    }
+
+    /// The storage configuration of the pod has changed after this failure.
+    pub(super) async fn mend(&self, model: &ModelId, failure: Arc<Failure>) {
+        let report = CopyReport { model: model.clone(), state: CopyState::Absent, failure: Some(failure), mended: true, last_used: None };
+        self.controller.report(&self.pod(), vec![report]).await;
+        self.pass(secs(0)).await;
+    }
+
+    /// Pod, first good and present content of each drift of a model, and how many there were ever.
+    pub(super) fn drifts(&self, model: &ModelId) -> (Vec<(String, ContentDigest, ContentDigest)>, u64) {
+        let drifts = self.controller.drifts();
+        let told = |drift: &Drift| (drift.pod.to_string(), drift.first, drift.seen.digest);
+        (drifts.borrow().of(model).iter().map(told).collect(), self.metrics.count(Counter::ContentDrift, &[]))
+    }
+
+    /// What the store keeps of the contents of a resource's versions.
+    pub(super) async fn kept_contents(&self, name: &str) -> Contents {
+        self.store.contents().await.expect("it is in memory").remove(&self.key(name)).unwrap_or_default()
+    }
+
     async fn report_with(&self, model: &ModelId, state: CopyState, failure: Option<Arc<Failure>>) {
-        let report = CopyReport { model: model.clone(), state, failure, last_used: None };
+        let report = CopyReport { model: model.clone(), state, failure, mended: false, last_used: None };
         self.controller.report(&self.pod(), vec![report]).await;
         self.pass(secs(0)).await;
     }

@@ -8,6 +8,7 @@ use berth_telemetry::Clock;
 use redb::{Database, TableDefinition};
 use serde_json::json;
 
+use super::store::contents;
 use super::{alias, key, object};
 
 const FILE: &str = "registry.redb";
@@ -27,6 +28,7 @@ async fn what_was_answered_is_there_after_a_kill() {
     let made = store.apply(object("a", 1), None).await.unwrap();
     store.apply(object("b", 1), None).await.unwrap();
     store.set_alias(&key("a"), made.uid, Some(alias("v1"))).await.unwrap();
+    store.set_contents(&key("a"), made.uid, contents(&[("v1", 1)])).await.unwrap();
     store.delete(&key("b")).await.unwrap();
     let last = store.set_status(&key("a"), made.uid, json!({ "state": "Loaded" })).await.unwrap();
     // What a process that is killed now leaves: the file as it is, nothing flushed or closed.
@@ -35,6 +37,7 @@ async fn what_was_answered_is_there_after_a_kill() {
     let after = open(left_behind.path()).unwrap();
     assert_eq!(after.list(), [last]);
     assert_eq!(after.alias(&key("a")), Some(alias("v1")));
+    assert_eq!(after.contents().await.unwrap(), [(key("a"), contents(&[("v1", 1)]))].into());
     assert_eq!((after.version(), after.epoch(), store.epoch()), (store.version(), 2, 1));
     let next = after.apply(object("c", 1), None).await.unwrap();
     assert_eq!(next.resource_version, store.version() + 1, "no version is given twice");

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_registry::{Alias, Change, Desired, EventKind, Json, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid};
+use berth_registry::{Alias, Change, Contents, Desired, EventKind, Json, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid};
 use berth_telemetry::Clock;
-use berth_types::UnixMillis;
+use berth_types::{ContentDigest, UnixMillis};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Value, json};
 
-use super::{alias, key, object};
+use super::{alias, key, object, registration};
 
 fn clock() -> Clock {
     Clock::starting_at(UnixMillis(1_700_000_000_000))
@@ -43,6 +43,7 @@ conformance!(
     a_status_goes_to_the_object_that_it_was_made_for,
     an_object_made_again_is_another_one_without_the_old_alias,
     an_alias_is_kept_until_it_is_forgotten,
+    contents_are_kept_until_they_or_their_object_go,
     a_subscriber_gets_everything_then_the_newest_state_per_key,
     a_subscriber_of_an_empty_store_is_told_so,
     subscribers_learn_that_the_store_is_closed,
@@ -174,6 +175,33 @@ async fn an_alias_is_kept_until_it_is_forgotten(store: Arc<dyn Store>) {
     assert_eq!(store.alias(&key("a")), None);
 }
 
+pub(crate) fn contents(versions: &[(&str, u8)]) -> Contents {
+    versions.iter().map(|(version, digest)| (registration(version).id.clone(), ContentDigest([*digest; 32]))).collect()
+}
+
+async fn contents_are_kept_until_they_or_their_object_go(store: Arc<dyn Store>) {
+    let missing = Err(StoreError::NotFound(key("a")));
+    assert_eq!(store.set_contents(&key("a"), Uid::default(), contents(&[("v1", 1)])).await, missing);
+    let uid = store.apply(object("a", 1), None).await.unwrap().uid;
+    assert_eq!(store.contents().await, Ok(BTreeMap::new()));
+    let other = store.apply(object("b", 1), None).await.unwrap().uid;
+    store.set_contents(&key("b"), other, contents(&[("w1", 9)])).await.unwrap();
+    for kept in [contents(&[("v1", 1)]), contents(&[("v1", 1), ("v2", 2)]), contents(&[("v2", 2)])] {
+        let version = store.version();
+        store.set_contents(&key("a"), uid, kept.clone()).await.unwrap();
+        assert_eq!(store.contents().await.unwrap(), BTreeMap::from([(key("a"), kept), (key("b"), contents(&[("w1", 9)]))]));
+        assert_eq!(store.version(), version + 1);
+    }
+    store.set_contents(&key("a"), uid, Contents::new()).await.unwrap();
+    assert_eq!(store.contents().await.unwrap().len(), 1);
+    // An object made again is another one, with contents of its own.
+    store.set_contents(&key("a"), uid, contents(&[("v1", 1)])).await.unwrap();
+    store.delete(&key("a")).await.unwrap();
+    store.apply(object("a", 1), None).await.unwrap();
+    assert_eq!(store.set_contents(&key("a"), uid, contents(&[("v1", 1)])).await, missing, "who still writes for the first one");
+    assert_eq!(store.contents().await.unwrap().into_keys().collect::<Vec<_>>(), [key("b")]);
+}
+
 fn told(changes: &[Change]) -> Vec<(String, Option<u64>)> {
     changes
         .iter()
@@ -286,6 +314,7 @@ enum Step {
     Status { name: u8, state: u8, stale: bool },
     Delete { name: u8 },
     Alias { name: u8, version: Option<u8>, stale: bool },
+    Contents { name: u8, versions: u8, stale: bool },
     Reopen,
 }
 
@@ -295,6 +324,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0u8..5, 0u8..4, prop::bool::weighted(0.1)).prop_map(|(name, state, stale)| Step::Status { name, state, stale }),
         1 => (0u8..5).prop_map(|name| Step::Delete { name }),
         2 => (0u8..5, prop::option::of(0u8..3), prop::bool::weighted(0.1)).prop_map(|(name, version, stale)| Step::Alias { name, version, stale }),
+        2 => (0u8..5, 0u8..3, prop::bool::weighted(0.1)).prop_map(|(name, versions, stale)| Step::Contents { name, versions, stale }),
         1 => Just(Step::Reopen),
     ];
     prop::collection::vec(step, 1..40)
@@ -305,6 +335,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Model {
     objects: BTreeMap<ObjectKey, (Uid, u64, Json, Option<Value>)>,
     aliases: BTreeMap<ObjectKey, Alias>,
+    contents: BTreeMap<ObjectKey, Contents>,
 }
 
 /// Runs the steps on a store; `reopen` closes and opens it where that means something, and is `epochs` epochs later.
@@ -348,6 +379,7 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
                 let key = key(&format!("m{name}"));
                 changed = model.objects.remove(&key).is_some();
                 model.aliases.remove(&key);
+                model.contents.remove(&key);
                 assert_eq!(store.delete(&key).await.is_ok(), changed);
             }
             Step::Alias { name, version, stale } => {
@@ -369,6 +401,20 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
                     assert!(present.is_none());
                 }
             }
+            Step::Contents { name, versions, stale } => {
+                let key = key(&format!("m{name}"));
+                let wanted: Contents = (0..versions).flat_map(|version| contents(&[(&format!("v{version}"), version)])).collect();
+                let present = model.objects.get(&key).filter(|_| !stale);
+                let uid = present.map_or_else(Uid::default, |present| present.0);
+                let outcome = store.set_contents(&key, uid, wanted.clone()).await;
+                changed = present.is_some();
+                assert_eq!(outcome, if changed { Ok(()) } else { Err(StoreError::NotFound(key.clone())) });
+                if changed && versions > 0 {
+                    model.contents.insert(key, wanted);
+                } else if changed {
+                    model.contents.remove(&key);
+                }
+            }
             Step::Reopen => {
                 let epoch = store.epoch();
                 drop(changes);
@@ -388,6 +434,7 @@ async fn follows_the_model(steps: Vec<Step>, mut store: Arc<dyn Store>, epochs: 
             let key = key(&format!("m{name}"));
             assert_eq!(store.alias(&key), model.aliases.get(&key).cloned());
         }
+        assert_eq!(store.contents().await.as_ref(), Ok(&model.contents));
         if store.version().is_multiple_of(3)
             && let Some(Some(news)) = futures::FutureExt::now_or_never(changes.next())
         {

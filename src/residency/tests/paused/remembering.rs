@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_adapters::LoadFault;
 use berth_adapters::fake::Script;
@@ -135,7 +136,11 @@ async fn one_more_failure_costs_one_more_line_however_many_there_are() {
 #[tokio::test(start_paused = true)]
 async fn a_model_that_fails_without_end_is_reported() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let pod = pod_in(folder.path(), START);
+    let mut parts = Parts::with_memory(kib(40));
+    parts.clock = Clock::starting_at(START);
+    parts.config.state = Some(folder.path().to_owned());
+    parts.config.quiet_passing = (Duration::ZERO, Duration::ZERO);
+    let pod = parts.start();
     let mut reports = pod.residency.reports();
     let (mut attempts, mut told) = (0, 0);
     while told < 50 && attempts < 1_000_000 {

@@ -7,7 +7,9 @@ use berth_adapters::{FakeRuntime, RuntimeInfo, SupportedFormat};
 use berth_puller::fake::{FakeFetch, Scripted};
 use berth_residency::{Config, Deps, Guard, Reports, Residency, Snapshot, WaitError};
 use berth_telemetry::{Clock, Metrics};
-use berth_types::{ByteSize, CopyReport, CopyState, Footprint, Location, ModelFormat, ModelId, Placement, Registration, StorageRef, UnixMillis};
+use berth_types::{
+    ByteSize, CopyReport, CopyState, Failure, Footprint, Location, ModelFormat, ModelId, Placement, Registration, StorageRef, UnixMillis,
+};
 use tokio::task::JoinHandle;
 
 pub(crate) const START: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -121,6 +123,14 @@ impl Pod {
         tokio::spawn(async move { residency.ensure_loaded(&model, deadline).await })
     }
 
+    /// Why a load of `name` fails now; panics when it does not.
+    pub(crate) async fn failure(&self, name: &str) -> Arc<Failure> {
+        match self.ensure(name, secs(60)).await {
+            Err(WaitError::Failed(failure)) => failure,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
     /// Loads it, uses it, lets go.
     pub(crate) async fn use_once(&self, name: &str) {
         let guard = self.ensure(name, secs(300)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -166,7 +176,7 @@ impl Pod {
         }
         let known = self.clock.until(self.clock.deadline_in(millis(1)), self.residency.reports().next()).await.flatten();
         let known = known.into_iter().flatten().find(|report| report.model.as_str() == name);
-        let report = known.unwrap_or(CopyReport { model: id(name), state: CopyState::Absent, failure: None, last_used: None });
+        let report = known.unwrap_or(CopyReport { model: id(name), state: CopyState::Absent, failure: None, mended: false, last_used: None });
         assert_eq!(report.state, CopyState::Absent);
         report
     }
