@@ -132,7 +132,7 @@ async fn crash_at(point: Point, subject: &str) -> Result<()> {
         fixture.all_answer(&berth).await.with_context(|| format!("after {stage}"))?;
     }
     // What the crash left half-done is gone from the disk: each model is there once at most.
-    let (held, whole) = (bytes_below(&fixture.data().join("models"))?, bytes_below(&fixture.quickstart.models())?);
+    let (held, whole) = (bytes_below(&fixture.data().join("models/blobs"))?, bytes_below(&fixture.quickstart.models())?);
     assert!(held <= whole + (64 << 10), "after {stage}: {held} bytes are held for models of {whole} bytes");
     for name in fixture.quickstart.names()? {
         let standing = berth.standing(&name).await?;

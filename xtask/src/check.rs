@@ -12,12 +12,14 @@ use crate::workspace::{Member, members};
 
 /// Which of our crates each of our crates may name in `[dependencies]`. Tests and benches may name all; so may the
 /// binary, which wires them together. A crate that is not listed here is a fault: decide first where it stands.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("types", &[]),
     ("plan", &["types"]),
     ("proto", &[]),
     ("telemetry", &["types"]),
-    ("puller", &["types", "telemetry"]),
+    ("stores", &["types", "telemetry"]),
+    ("disk", &["types", "telemetry"]),
+    ("puller", &["types", "telemetry", "stores", "disk"]),
     ("adapters", &["types", "proto", "telemetry"]),
     ("residency", &["types", "plan", "puller", "adapters", "telemetry"]),
     ("registry", &["types", "plan", "proto", "telemetry"]),

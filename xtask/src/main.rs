@@ -4,11 +4,14 @@
 //! whole-system tests talk to, while cargo compiles, and keeps them in a cache folder.
 
 mod check;
+mod debian;
 mod group;
+mod install;
 mod lane;
 mod parts;
 mod seeds;
 mod step;
+mod tools;
 mod workspace;
 
 use std::process::ExitCode;
@@ -20,8 +23,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [--quick] [--lane NAME]...   run lanes and print a table of their times [default: all]
                                     lanes: quick (Rust alone), real (real servers and clients)
                                     --quick is --lane quick
-  parts                             install what the real lane needs, run nothing
-  bench [ARGS]...                   run the benches
+  parts [--benches]                 install what the real lane needs, or what the benches need; run nothing
+  bench [ARGS]...                   run the benches, with the clients that `download` compares with
 
 BERTH_PARTS names the folder for installed parts [default: ~/.cache/berth/parts]";
 
@@ -45,16 +48,34 @@ fn run(args: &[String]) -> Result<bool> {
             say(&parts.to_string());
             true
         }),
-        ["bench", more @ ..] => {
-            let benches = step::Step::cargo("benches", ["bench", "-p", "berth-benches", "--"]).args(more);
-            benches.run(None).map(|outcome| outcome.fault.is_none())
-        }
+        ["parts", "--benches"] => parts::BenchParts::install().map(|parts| {
+            say(&parts.to_string());
+            true
+        }),
+        ["bench", more @ ..] => bench(more),
         ["help" | "-h" | "--help"] => {
             say(USAGE);
             Ok(true)
         }
         _ => bail!("cannot read the command line\n\n{USAGE}"),
     }
+}
+
+/// Runs the benches that `names` choose, with what they need installed before.
+fn bench(names: &[&str]) -> Result<bool> {
+    let mut benches = step::Step::cargo("benches", ["bench", "-p", "berth-benches", "--"]).args(names);
+    if downloads(names) {
+        let parts = parts::BenchParts::install()?;
+        say(&parts.to_string());
+        benches = benches.envs(parts.environment());
+    }
+    benches.run(None).map(|outcome| outcome.fault.is_none())
+}
+
+/// True where the bench that compares with other clients is among those that `names` choose; none chooses all.
+fn downloads(names: &[&str]) -> bool {
+    let mut chosen = names.iter().filter(|name| !name.starts_with('-')).peekable();
+    chosen.peek().is_none() || chosen.any(|name| *name == "download")
 }
 
 /// The lanes that `options` ask for, each once, in their own order.
@@ -85,6 +106,15 @@ fn say(text: &str) {
 mod tests {
     use super::*;
     use crate::lane::Lane;
+
+    #[test]
+    fn other_clients_are_installed_only_for_the_bench_that_compares_with_them() {
+        for (names, expected) in
+            [(vec![], true), (vec!["--quiet"], true), (vec!["download"], true), (vec!["growth", "download"], true), (vec!["growth", "reload"], false)]
+        {
+            assert_eq!(downloads(&names), expected, "{names:?}");
+        }
+    }
 
     #[test]
     fn options_choose_lanes_once_and_in_order() {

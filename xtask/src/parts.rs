@@ -1,37 +1,41 @@
-//! The real servers and clients that the whole-system tests talk to: installed once, found again.
+//! The real servers and clients that the whole-system tests and the benches talk to: which, in which version, from where.
 //!
-//! Each part is a folder of its own in the cache, named by what is in it and its version. It is built beside its place
-//! and renamed into it, so a folder that is there is whole. Installs hold a lock: two runs do not build the same thing.
+//! Versions are pinned here. How a part gets onto the disk is `install`'s business, what must be there before is `tools`'.
 
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use crate::group::{End, Group, now};
-use crate::say;
+use crate::install::{Cache, fingerprint, gently, logged, logged_within};
 use crate::step::{Step, cargo, root};
+use crate::{debian, tools};
 
 const VERSITYGW: &str = "1.8.0";
+const FAKE_GCS: &str = "1.56.1";
+const AZURITE: &str = "3.35.0";
+/// What Azurite depends on is taken as it was on this day, so that every machine has the same.
+const AZURITE_AS_OF: &str = "2026-11-20";
 const CARGO_DENY: &str = "0.20.2";
 /// Python packages of the tests, with versions.
 const REQUIREMENTS: &str = include_str!("../../tests/requirements.txt");
+/// Python packages of the download bench: the AWS client, and what uploads.
+const BENCH_REQUIREMENTS: [&str; 2] = ["awscrt==0.38.1", "boto3==1.44.5"];
 
-/// The longest that one command of an installation may take, beside compilers on two cores.
-const INSTALLING: Duration = Duration::from_mins(30);
 /// The longest that fetching the advisory database may take.
 const FETCHING: Duration = Duration::from_mins(2);
 
-/// What is installed, and where.
+/// What the tests need: what is installed, and where.
 #[derive(Clone, Debug)]
 pub(crate) struct Parts {
     folder: PathBuf,
     versitygw: PathBuf,
+    fake_gcs: PathBuf,
+    azurite: PathBuf,
+    nginx: PathBuf,
     python: PathBuf,
     onnx_library: PathBuf,
     cargo_deny: PathBuf,
@@ -39,109 +43,40 @@ pub(crate) struct Parts {
 
 impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\n== parts in {}", self.folder.display())?;
-        [&self.versitygw, &self.python, &self.onnx_library, &self.cargo_deny]
-            .iter()
-            .try_for_each(|path| write!(f, "\n   {}", path.strip_prefix(&self.folder).unwrap_or(path).display()))
+        let parts = [&self.versitygw, &self.fake_gcs, &self.azurite, &self.nginx, &self.python, &self.onnx_library, &self.cargo_deny];
+        list(f, &self.folder, &parts)
     }
 }
 
-/// A program that must be there already: how to ask for it, why, and its Debian package.
-struct Tool {
-    name: &'static str,
-    ask: &'static [&'static str],
-    needed_for: &'static str,
-    package: &'static str,
+fn list(f: &mut fmt::Formatter<'_>, folder: &Path, parts: &[&PathBuf]) -> fmt::Result {
+    write!(f, "\n== parts in {}", folder.display())?;
+    parts.iter().try_for_each(|path| write!(f, "\n   {}", path.strip_prefix(folder).unwrap_or(path).display()))
 }
 
-/// Says yes to Go 1.24 and newer.
-const GO: &str = "case $(go env GOVERSION) in go1.2[4-9]* | go1.[3-9][0-9]*) ;; *) exit 1 ;; esac";
-const PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
-
-const TOOLS: [Tool; 6] = [
-    Tool { name: "cc", ask: &["cc", "--version"], needed_for: "compile C and assembly of dependencies", package: "gcc libc6-dev" },
-    Tool { name: "curl", ask: &["curl", "--version"], needed_for: "test as a user would call", package: "curl" },
-    Tool { name: "git", ask: &["git", "--version"], needed_for: "fetch the advisory database", package: "git" },
-    Tool { name: "go, 1.24 or newer", ask: &["sh", "-c", GO], needed_for: "build the S3 server", package: "golang-go" },
-    Tool { name: "python3, 3.11 or newer", ask: &["python3", "-c", PYTHON], needed_for: "run the clients", package: "python3" },
-    Tool { name: "python3's venv", ask: &["python3", "-c", "import venv, ensurepip"], needed_for: "install the clients", package: "python3-venv" },
-];
-
-/// Checks that every tool is there that installing needs.
+/// Checks that every tool is there that installing and testing needs.
 ///
 /// # Errors
-/// One message that names all that are missing, with their packages.
+/// One message that names all that are missing.
 pub(crate) fn require_tools() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| !answers(tool.ask)).collect();
-    if missing.is_empty() { Ok(()) } else { bail!(missing_message(&missing)) }
-}
-
-fn answers(ask: &[&str]) -> bool {
-    let asked = Command::new(ask[0]).args(&ask[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    asked.is_ok_and(|status| status.success())
-}
-
-fn missing_message(missing: &[&Tool]) -> String {
-    let mut text = "the real lane needs tools that are not here (cargo xtask test --quick needs none of them):".to_owned();
-    for tool in missing {
-        text += &format!("\n  {:<22} to {}; Debian: {}", tool.name, tool.needed_for, tool.package);
-    }
-    let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
-    text + &format!("\non Debian: apt-get install {}", packages.into_iter().collect::<Vec<_>>().join(" "))
-}
-
-/// `~/.cache/berth/parts`, or what BERTH_PARTS names.
-fn cache() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("BERTH_PARTS") {
-        return std::path::absolute(folder).context("BERTH_PARTS");
-    }
-    let home = std::env::var_os("HOME").context("neither BERTH_PARTS nor HOME is set")?;
-    Ok(Path::new(&home).join(".cache/berth/parts"))
-}
-
-/// FNV-1a: the same on every machine and with every compiler, which is all that a folder's name needs.
-fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    tools::require(&tools::FOR_TESTS, "the real lane needs tools that are not here (cargo xtask test --quick needs none of them)")
 }
 
 impl Parts {
     /// Installs what is missing and says where everything is.
     pub(crate) fn install() -> Result<Parts> {
         require_tools()?;
-        let folder = cache()?;
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let lock = File::create(folder.join("lock")).context("cannot make the lock file")?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            say("parts: another run is installing, waiting for it");
-            rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("cannot lock the parts folder")?;
-        }
-        let versitygw = part(&folder, &format!("versitygw-{VERSITYGW}"), |place, log| {
-            let package = format!("github.com/versity/versitygw/cmd/versitygw@v{VERSITYGW}");
-            let mut go = gently("go");
-            go.args(["install", "-trimpath", "-ldflags", "-s -w", &package]);
-            go.env("GOBIN", place).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false");
-            logged(&mut go, log)
-        })?;
-        let version = Command::new("python3").arg("--version").output().context("cannot run python3")?;
-        let python = fingerprint(&format!("{REQUIREMENTS}{}", String::from_utf8_lossy(&version.stdout)));
-        let python = part(&folder, &format!("py-{python:016x}"), |place, log| {
-            logged(gently("python3").args(["-m", "venv"]).arg(place), log)?;
-            let mut pip = gently(place.join("bin/python"));
-            pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-r"]).arg(root().join("tests/requirements.txt"));
-            logged(&mut pip, log)
-        })?;
-        let deny = part(&folder, &format!("cargo-deny-{CARGO_DENY}"), |place, log| {
-            let mut install = gently(cargo());
-            // Outside the repository, so that its settings do not reach in.
-            install.current_dir(&folder).args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root"]).arg(place);
-            logged(&mut install, log)
-        })?;
+        let cache = Cache::open()?;
+        let azurite = azurite(&cache)?;
+        let python = python(&cache, "py", &REQUIREMENTS.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>())?;
         Ok(Parts {
+            nginx: of_debian(&cache, "nginx", &["nginx", "nginx-common"])?.join("usr/sbin/nginx"),
+            azurite: azurite.join("node_modules/azurite/dist/src/blob/main.js"),
             onnx_library: onnx_library(&python)?,
-            versitygw: versitygw.join("versitygw"),
             python: python.join("bin/python"),
-            cargo_deny: deny.join("bin/cargo-deny"),
-            folder,
+            versitygw: versitygw(&cache)?,
+            fake_gcs: of_go(&cache, "fake-gcs-server", FAKE_GCS, "github.com/fsouza/fake-gcs-server")?,
+            cargo_deny: cargo_deny(&cache)?.join("bin/cargo-deny"),
+            folder: cache.folder().to_owned(),
         })
     }
 
@@ -159,11 +94,14 @@ impl Parts {
     }
 
     /// The variables that tell the whole-system tests where things are.
-    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 5] {
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 8] {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
         [
             ("BERTH_BIN", target.join("release/berth")),
             ("BERTH_PARTS", self.folder.clone()),
+            ("BERTH_AZURITE", self.azurite.clone()),
+            ("BERTH_FAKE_GCS", self.fake_gcs.clone()),
+            ("BERTH_NGINX", self.nginx.clone()),
             ("BERTH_ONNX_LIBRARY", self.onnx_library.clone()),
             ("BERTH_PYTHON", self.python.clone()),
             ("BERTH_VERSITYGW", self.versitygw.clone()),
@@ -171,46 +109,95 @@ impl Parts {
     }
 }
 
-/// The folder of the part `name`, built by `build` when it is not there. `build` is given a folder to fill and a log.
-fn part(cache: &Path, name: &str, build: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<PathBuf> {
-    let place = cache.join(name);
-    if place.is_dir() {
-        return Ok(place);
-    }
-    let log = cache.join(format!("{name}.log"));
-    say(&format!("parts: installing {name}, log in {}", log.display()));
-    File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let unfinished = cache.join(format!("{name}.unfinished"));
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished).context("cannot remove what an interrupted install left")?;
-    }
-    fs::create_dir_all(&unfinished).with_context(|| format!("cannot make {}", unfinished.display()))?;
-    build(&unfinished, &log).with_context(|| format!("cannot install {name}; its log is {}", log.display()))?;
-    fs::rename(&unfinished, &place).with_context(|| format!("cannot rename {}", unfinished.display()))?;
-    say(&format!("parts: {name} is installed"));
-    Ok(place)
+/// What the download bench needs: a server, and the clients to compare with.
+#[derive(Clone, Debug)]
+pub(crate) struct BenchParts {
+    folder: PathBuf,
+    versitygw: PathBuf,
+    rclone: PathBuf,
+    python_crt: PathBuf,
 }
 
-/// A program that leaves the cores to the tests and compilers that run at the same time.
-fn gently(program: impl AsRef<OsStr>) -> Command {
-    let mut nice = Command::new("nice");
-    nice.args(["-n", "10"]).arg(program);
-    nice
-}
-
-/// Runs `command` with all it writes going to the end of `log`.
-fn logged(command: &mut Command, log: &Path) -> Result<()> {
-    logged_within(INSTALLING, command, log)
-}
-
-fn logged_within(limit: Duration, command: &mut Command, log: &Path) -> Result<()> {
-    let out = File::options().append(true).create(true).open(log).with_context(|| format!("cannot write {}", log.display()))?;
-    let errors = out.try_clone().context("cannot share the log")?;
-    match Group::start(command.stdin(Stdio::null()).stdout(out).stderr(errors))?.wait(Some(now() + limit), |_| Ok(()))? {
-        End::By(status) => ensure!(status.success(), "{command:?} failed: {status}"),
-        End::OutOfTime => bail!("{command:?} was killed after {} min", limit.as_secs() / 60),
+impl fmt::Display for BenchParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(f, &self.folder, &[&self.versitygw, &self.rclone, &self.python_crt])
     }
-    Ok(())
+}
+
+impl BenchParts {
+    /// Installs what is missing and says where everything is.
+    pub(crate) fn install() -> Result<BenchParts> {
+        tools::require(&tools::FOR_BENCHES, "the download bench needs tools that are not here (the other benches need none of them)")?;
+        let cache = Cache::open()?;
+        Ok(BenchParts {
+            rclone: of_debian(&cache, "rclone", &["rclone"])?.join("usr/bin/rclone"),
+            python_crt: python(&cache, "py-crt", &BENCH_REQUIREMENTS)?.join("bin/python"),
+            versitygw: versitygw(&cache)?,
+            folder: cache.folder().to_owned(),
+        })
+    }
+
+    /// The variables that tell the bench where things are.
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 3] {
+        [("BERTH_VERSITYGW", self.versitygw.clone()), ("BERTH_RCLONE", self.rclone.clone()), ("BERTH_PYTHON_CRT", self.python_crt.clone())]
+    }
+}
+
+fn versitygw(cache: &Cache) -> Result<PathBuf> {
+    of_go(cache, "versitygw", VERSITYGW, "github.com/versity/versitygw/cmd/versitygw")
+}
+
+/// The program `name`, built from the Go package `package`.
+fn of_go(cache: &Cache, name: &str, version: &str, package: &str) -> Result<PathBuf> {
+    let place = cache.part(&format!("{name}-{version}"), |place, log| {
+        let mut go = gently("go");
+        go.args(["install", "-trimpath", "-ldflags", "-s -w", &format!("{package}@v{version}")]);
+        go.env("GOBIN", place).env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false");
+        logged(&mut go, log)
+    })?;
+    Ok(place.join(name))
+}
+
+/// The folder of `packages`, as Debian has built them; the program of `name` is checked to find its libraries.
+fn of_debian(cache: &Cache, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    cache.part(&format!("{name}-{}", debian::release()?), |place, log| {
+        debian::unpack(packages, place, log)?;
+        let program = ["usr/sbin", "usr/bin"].map(|folder| place.join(folder).join(name)).into_iter().find(|path| path.is_file());
+        let program = program.with_context(|| format!("the package has no program {name}"))?;
+        let version = if name == "nginx" { "-v" } else { "version" };
+        logged(Command::new(program).arg(version), log)
+    })
+}
+
+/// The Azure server with all that it depends on. None of it needs to run anything to be installed.
+fn azurite(cache: &Cache) -> Result<PathBuf> {
+    cache.part(&format!("azurite-{AZURITE}"), |place, log| {
+        let mut npm = gently("npm");
+        npm.args(["install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--prefix"]).arg(place);
+        npm.args([format!("--before={AZURITE_AS_OF}"), format!("azurite@{AZURITE}")]).current_dir(place);
+        logged(&mut npm, log)
+    })
+}
+
+/// A Python of its own with `requirements`.
+fn python(cache: &Cache, name: &str, requirements: &[&str]) -> Result<PathBuf> {
+    let version = Command::new("python3").arg("--version").output().context("cannot run python3")?;
+    let key = fingerprint(&format!("{}{}", requirements.join("\n"), String::from_utf8_lossy(&version.stdout)));
+    cache.part(&format!("{name}-{key:016x}"), |place, log| {
+        logged(gently("python3").args(["-m", "venv"]).arg(place), log)?;
+        let mut pip = gently(place.join("bin/python"));
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"]).args(requirements);
+        logged(&mut pip, log)
+    })
+}
+
+fn cargo_deny(cache: &Cache) -> Result<PathBuf> {
+    cache.part(&format!("cargo-deny-{CARGO_DENY}"), |place, log| {
+        let mut install = gently(cargo());
+        // Outside the repository, so that its settings do not reach in.
+        install.current_dir(cache.folder()).args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root"]).arg(place);
+        logged(&mut install, log)
+    })
 }
 
 /// ONNX Runtime's shared library inside the Python package.
@@ -230,45 +217,4 @@ fn onnx_library(python: &Path) -> Result<PathBuf> {
         }
     }
     bail!("there is no libonnxruntime below {}", python.display())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scratch(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("berth-xtask-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("a folder");
-        folder
-    }
-
-    #[test]
-    fn one_message_names_every_missing_tool_and_each_package_once() {
-        let text = missing_message(&TOOLS.iter().collect::<Vec<_>>());
-        for tool in &TOOLS {
-            assert!(text.contains(tool.name) && text.contains(tool.package), "{} in {text}", tool.name);
-        }
-        assert!(text.ends_with("apt-get install curl gcc libc6-dev git golang-go python3 python3-venv"), "{text}");
-    }
-
-    #[test]
-    fn a_part_is_built_once_and_never_left_half_built() {
-        let cache = scratch("parts");
-        let failed = part(&cache, "p-1", |place, _| {
-            fs::write(place.join("half"), "")?;
-            bail!("no room")
-        });
-        assert!(format!("{:#}", failed.expect_err("it failed")).contains("p-1.log"));
-        assert!(!cache.join("p-1").exists());
-        let place = part(&cache, "p-1", |place, _| Ok(fs::write(place.join("whole"), "")?)).expect("built");
-        assert!(place.join("whole").exists() && !place.join("half").exists());
-        part(&cache, "p-1", |_, _| bail!("built a second time")).expect("found again");
-        fs::remove_dir_all(&cache).expect("removed");
-    }
-
-    #[test]
-    fn fingerprints_tell_texts_apart() {
-        assert_eq!(fingerprint(""), 0xcbf2_9ce4_8422_2325);
-        assert_ne!(fingerprint("a==1"), fingerprint("a==2"));
-    }
 }
