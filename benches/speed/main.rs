@@ -1,8 +1,11 @@
 //! `cargo bench -p berth-benches`: the promises that one machine can show, each beside its baseline in the same run.
 //!
 //! Ratios are what counts; absolute times are printed for orientation. `BERTH_BENCH_BLOCKS` sets the number of
-//! interleaved blocks (default 40). Names after `--` choose among `reload`, `small_call`, `growth` and `scale`.
+//! interleaved blocks (default 40; downloads: 6 to 20, as many as a minute and a half allows). Names after `--` choose
+//! among `reload`, `small_call`, `growth`, `scale` and `download`, or of the last one case: `big`, `middle`, `small`,
+//! `big-far`, `middle-far`, `small-far`. Downloads need an S3 server and other clients: `cargo xtask bench` installs them.
 
+mod download;
 mod growth;
 mod reload;
 mod scale;
@@ -15,26 +18,42 @@ use anyhow::{Context, bail};
 #[global_allocator]
 static ALLOCATOR: berth_adapters::counting::CountingAllocator = berth_adapters::counting::CountingAllocator;
 
+const DOWNLOAD: &str = "download";
+
 fn main() -> anyhow::Result<()> {
     let blocks = match std::env::var("BERTH_BENCH_BLOCKS") {
-        Ok(text) => text.parse().with_context(|| format!("BERTH_BENCH_BLOCKS is {text:?}, not a number"))?,
-        Err(_unset) => 40,
+        Ok(text) => Some(text.parse().with_context(|| format!("BERTH_BENCH_BLOCKS is {text:?}, not a number"))?),
+        Err(_unset) => None,
     };
+    let words: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    // Cargo adds flags of its own.
-    let chosen: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let known = ["reload", "small_call", "growth", "scale"];
-    if let Some(unknown) = chosen.iter().find(|name| !known.contains(&name.as_str())) {
-        bail!("there is no bench {unknown:?}, there are {}", known.join(", "));
+    if let Some(played) = runtime.block_on(download::play(&words)) {
+        // Work that nobody waits for ends with the process.
+        runtime.shutdown_background();
+        return played;
     }
+    // Cargo adds flags of its own.
+    let chosen: Vec<String> = words.into_iter().filter(|argument| !argument.starts_with('-')).collect();
+    let known = ["reload", "small_call", "growth", "scale", DOWNLOAD];
+    let cases: Vec<String> = download::Case::all().map(download::Case::name).collect();
+    if let Some(unknown) = chosen.iter().find(|name| !known.contains(&name.as_str()) && !cases.contains(name)) {
+        bail!("there is no bench {unknown:?}, there are {}, {}", known.join(", "), cases.join(", "));
+    }
+    let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|one| one == name);
+    let downloads: Vec<download::Case> = download::Case::all().filter(|case| wanted(DOWNLOAD) || wanted(&case.name())).collect();
     runtime.block_on(async {
-        for name in known.into_iter().filter(|name| chosen.is_empty() || chosen.iter().any(|one| one == name)) {
+        let usual = blocks.unwrap_or(40);
+        for name in known.into_iter().filter(|name| wanted(name)) {
             match name {
-                "reload" => reload::run(blocks).await?,
-                "small_call" => small_call::run(blocks).await?,
-                "growth" => growth::run(blocks),
-                _ => scale::run(blocks).await?,
+                "reload" => reload::run(usual).await?,
+                "small_call" => small_call::run(usual).await?,
+                "growth" => growth::run(usual),
+                "scale" => scale::run(usual).await?,
+                _ => {}
             }
+        }
+        if !downloads.is_empty() {
+            download::run(&downloads, blocks).await?;
         }
         anyhow::Ok(())
     })
