@@ -250,6 +250,20 @@ impl Stage {
         Ok(id)
     }
 
+    /// As [`Stage::answers`], of a model whose store was away: that is the answer for some seconds, with the advice to ask
+    /// again.
+    async fn answers_again(&self, name: &str, example: &str) -> Result<String> {
+        let asked = || async {
+            let reply = self.ask(name, example).await?;
+            match (reply.status, reply.retry_after.is_some()) {
+                (503, true) => Ok(Found::NotYet(reply.text())),
+                _ => Ok(Found::Yes(())),
+            }
+        };
+        eventually(&format!("an answer of {name}"), Duration::from_secs(60), asked).await?;
+        self.answers(name, example).await
+    }
+
     /// `<name>__<owner>-<ten hex digits>`.
     fn is_id(&self, id: &str, name: &str) -> Result<()> {
         let hash = id.strip_prefix(&format!("{name}__{}-", self.form.owner())).with_context(|| format!("{id:?} is no version of {name}"))?;

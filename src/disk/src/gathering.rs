@@ -329,9 +329,13 @@ impl Gathering {
         let placed = tier.lay_out(&staged).and_then(|()| {
             staged.touch(now);
             // What was there goes first, so that its place is free, unless it is pinned.
-            let before = tier.0.ledger.lock().get(&self.model).map(|(generation, entry)| (generation, Arc::clone(&entry.content)));
-            let replaced = tier.0.ledger.lock().replace(&self.model);
-            let pinned = if replaced.is_none() { before } else { None };
+            let (replaced, pinned) = {
+                let mut ledger = tier.0.ledger.lock();
+                let before = ledger.get(&self.model).map(|(generation, entry)| (generation, Arc::clone(&entry.content)));
+                let replaced = ledger.replace(&self.model);
+                let pinned = if replaced.is_none() { before } else { None };
+                (replaced, pinned)
+            };
             replaced.into_iter().for_each(|taken| tier.erase_now(taken.into()));
             let path = tier.place(staged.folder(), &self.model)?;
             if let Some((_, pinned)) = pinned {
@@ -565,8 +569,11 @@ impl Writer {
             if about.len() != self.size {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("has {} bytes, not {}", about.len(), self.size)));
             }
-            made.file.set_permissions(Permissions::from_mode(READ_ONLY))?;
-            self.lease.complete(self.size, record, &about)
+            self.lease.complete(self.size, record, &about)?;
+            // After the record: a file that is read-only and not whole could not be gone on with. Failing to is no fault of
+            // the bytes.
+            let _ = made.file.set_permissions(Permissions::from_mode(READ_ONLY));
+            Ok(())
         })
         .await
     }

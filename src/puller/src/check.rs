@@ -14,7 +14,7 @@ use md5::{Digest as _, Md5};
 use crate::crc;
 
 /// Length of what a [`GrainSum`] becomes.
-const NOTE: usize = 44;
+const NOTE: usize = 45;
 
 /// Which checks run over grains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,6 +274,8 @@ pub(crate) fn of_whole<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone, check
 /// What is known of one grain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GrainSum {
+    /// Which CRCs were computed; the others mean nothing.
+    kinds: Kinds,
     /// The chaining value of its BLAKE3 subtree; of the only grain of a file, the file's digest.
     own: [u8; 32],
     crc32c: u32,
@@ -286,17 +288,25 @@ impl GrainSum {
         let mut note = [0; NOTE];
         note[..32].copy_from_slice(&self.own);
         note[32..36].copy_from_slice(&self.crc32c.to_le_bytes());
-        note[36..].copy_from_slice(&self.crc64nvme.to_le_bytes());
+        note[36..44].copy_from_slice(&self.crc64nvme.to_le_bytes());
+        note[44] = u8::from(self.kinds.crc32c) | u8::from(self.kinds.crc64nvme) << 1;
         note
+    }
+
+    /// Whether it says all that is asked for.
+    pub(crate) fn has(&self, kinds: Kinds) -> bool {
+        (self.kinds.crc32c || !kinds.crc32c) && (self.kinds.crc64nvme || !kinds.crc64nvme)
     }
 
     /// `None` for what is no note of ours.
     pub(crate) fn of_note(note: &[u8]) -> Option<Self> {
         let note: &[u8; NOTE] = note.try_into().ok()?;
+        let kinds = Kinds { crc32c: note[44] & 1 != 0, crc64nvme: note[44] & 2 != 0 };
         Some(GrainSum {
+            kinds,
             own: note[..32].try_into().ok()?,
             crc32c: u32::from_le_bytes(note[32..36].try_into().ok()?),
-            crc64nvme: u64::from_le_bytes(note[36..].try_into().ok()?),
+            crc64nvme: u64::from_le_bytes(note[36..44].try_into().ok()?),
         })
     }
 }
@@ -374,7 +384,7 @@ impl Run {
 
     fn sum(&self) -> GrainSum {
         let own = if self.total <= self.grain { *self.own.finalize().as_bytes() } else { self.own.finalize_non_root() };
-        GrainSum { own, crc32c: u32::try_from(self.crc32c.finalize()).unwrap_or(0), crc64nvme: self.crc64nvme.finalize() }
+        GrainSum { kinds: self.kinds, own, crc32c: u32::try_from(self.crc32c.finalize()).unwrap_or(0), crc64nvme: self.crc64nvme.finalize() }
     }
 }
 

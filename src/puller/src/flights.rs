@@ -10,7 +10,13 @@ use berth_types::ModelId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-type Running<T> = Arc<Mutex<HashMap<ModelId, watch::Receiver<Option<T>>>>>;
+type Running<T> = Arc<Mutex<HashMap<ModelId, UnderWay<T>>>>;
+
+struct UnderWay<T> {
+    outcome: watch::Receiver<Option<T>>,
+    /// Shared by all who listen.
+    listeners: Arc<()>,
+}
 
 /// What is under way, by model.
 pub(crate) struct Flights<T> {
@@ -40,13 +46,14 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut outcome = {
+        let (mut outcome, _listening) = {
             let mut running = self.running.lock();
             match running.get(model) {
-                Some(under_way) => under_way.clone(),
+                Some(under_way) => (under_way.outcome.clone(), Arc::clone(&under_way.listeners)),
                 None => {
                     let (tell, outcome) = watch::channel(None);
-                    running.insert(model.clone(), outcome.clone());
+                    let listeners = Arc::new(());
+                    running.insert(model.clone(), UnderWay { outcome: outcome.clone(), listeners: Arc::clone(&listeners) });
                     let landing = Landing { running: Arc::clone(&self.running), model: model.clone() };
                     let work = work();
                     tokio::spawn(async move {
@@ -54,12 +61,17 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                         drop(landing); // whoever asks from here on finds the result where the work left it
                         tell.send_replace(Some(value));
                     });
-                    outcome
+                    (outcome, listeners)
                 }
             }
         };
         let landed = outcome.wait_for(Option::is_some).await.ok()?;
         landed.clone()
+    }
+
+    /// True while work for `model` is under way that nobody listens to.
+    pub(crate) fn is_unheard(&self, model: &ModelId) -> bool {
+        self.running.lock().get(model).is_some_and(|under_way| Arc::strong_count(&under_way.listeners) == 1)
     }
 
     /// True while work for `model` is under way.

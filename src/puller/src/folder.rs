@@ -30,7 +30,7 @@ pub(crate) fn find(place: &InPlace, model: &StorePath, schema: Option<&StorePath
         io::ErrorKind::NotFound => PullError::NotFound(format!("{}: {} does not exist", place.named, place.root.display())),
         _ => disk(place, &place.root, &fault),
     })?;
-    let mut walk = Walk { place, root: &root, open: HashSet::new(), size: 0, files: 0 };
+    let mut walk = Walk { place, root: &root, open: HashSet::new(), size: 0, files: 0, looked: 0 };
     let found = locate(place, &root, model)?;
     walk.measure(&found)?;
     let (size, files) = (ByteSize(walk.size), walk.files);
@@ -76,6 +76,9 @@ fn locate(place: &InPlace, root: &Path, path: &StorePath) -> Result<PathBuf, Pul
     }
 }
 
+/// More than this is not a model but a folder named by mistake, or links that lead to one another without end.
+const MOST_FILES: usize = 100_000;
+
 struct Walk<'a> {
     place: &'a InPlace,
     root: &'a Path,
@@ -83,6 +86,8 @@ struct Walk<'a> {
     open: HashSet<PathBuf>,
     size: u64,
     files: usize,
+    /// Files and folders, as often as they were looked at.
+    looked: usize,
 }
 
 impl Walk<'_> {
@@ -92,6 +97,14 @@ impl Walk<'_> {
             return Err(PullError::Denied(format!("{}: {} leads out of the folder, to {}", self.place.named, path.display(), real.display())));
         }
         let about = std::fs::metadata(&real).map_err(|fault| disk(self.place, path, &fault))?;
+        self.looked += 1;
+        if self.looked > MOST_FILES {
+            return Err(PullError::Config(format!(
+                "{}: more than {MOST_FILES} files and folders lie under {}: name a longer path",
+                self.place.named,
+                path.display()
+            )));
+        }
         if about.is_file() {
             self.size = self.size.saturating_add(about.len());
             self.files += 1;

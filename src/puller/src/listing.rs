@@ -30,8 +30,13 @@ pub(crate) struct Finder<'a> {
 pub(crate) enum Found {
     /// One object, whose first bytes are coming already.
     Single(Box<First>),
-    /// These objects are at the path or under it, others that only start alike among them. May be none.
-    Listed(Vec<Object>),
+    /// What the listing says.
+    Listed {
+        /// These are at the path or under it, others that only start alike among them. May be none.
+        objects: Vec<Object>,
+        /// How the store answered to the question for the object itself, where it refused.
+        status: Option<u16>,
+    },
 }
 
 /// An answer to the question whether a path is an object, with its body still to come.
@@ -50,7 +55,7 @@ impl Finder<'_> {
             return self.object(path).await.map(|first| Found::Single(Box::new(first)));
         }
         if path.is_folder() {
-            return self.all(&path.children(), Vec::new(), None, |_| false).await.map(Found::Listed);
+            return self.all(&path.children(), Vec::new(), None, |_| false).await.map(listed);
         }
         let (key, range) = (path.as_str(), 0..self.config.part_size.0);
         // Both in one turn: an answer that keeps its turn must not wait for another one, which others like it may hold.
@@ -73,8 +78,13 @@ impl Finder<'_> {
             // Some stores refuse to say that something is missing; the listing knows. What is listed and cannot be read is
             // refused when it is fetched.
             (object, Ok(page)) => {
-                drop((object, turn));
-                self.pages(path, page).await.map(Found::Listed)
+                let (single, status) = match object {
+                    Ok(answer) => (Some(answer.object), None),
+                    Err(fault) => (None, fault.status),
+                };
+                drop(turn);
+                let objects = self.pages(path, page, single).await?;
+                Ok(Found::Listed { objects, status })
             }
         }
     }
@@ -88,12 +98,12 @@ impl Finder<'_> {
     }
 
     /// The rest of what `page`, the first of those that start with `path`, belongs to.
-    async fn pages(&self, path: &StorePath, page: Page) -> Result<Vec<Object>, Fault> {
+    async fn pages(&self, path: &StorePath, page: Page, single: Option<Object>) -> Result<Vec<Object>, Fault> {
         let children = path.children();
         let Some(next) = page.next.clone() else { return Ok(page.objects) };
         // Once the folder's objects have come, the rest of them is behind this page. Before that there may be any number of
-        // names that only start alike: then the folder is listed alone. Stores list in the order of keys, so an object of
-        // that very name comes first.
+        // names that only start alike: then the folder is listed alone, and whether there is an object of that very name the
+        // store has said already.
         if has_children(&page, path) {
             return self
                 .all(path.as_str(), page.objects, Some(next), |page| {
@@ -101,8 +111,7 @@ impl Finder<'_> {
                 })
                 .await;
         }
-        let single = page.objects.into_iter().filter(|object| object.key == path.as_str()).collect();
-        self.all(&children, single, None, |_| false).await
+        self.all(&children, single.into_iter().collect(), None, |_| false).await
     }
 
     /// `objects`, and all of the listing of `prefix` from `next` on, until a page says that it is `past` what is wanted.
@@ -114,7 +123,7 @@ impl Finder<'_> {
         past: impl Fn(&Page) -> bool,
     ) -> Result<Vec<Object>, Fault> {
         let what = || format!("listing {prefix:?} of {}", self.remote.place());
-        loop {
+        for _page in 0..MOST_OBJECTS {
             let page = self.page(prefix, next.as_deref()).await?;
             if past(&page) && page.next.is_some() && !page.objects.is_empty() {
                 return Ok(objects);
@@ -132,6 +141,7 @@ impl Finder<'_> {
                 Some(token) => next = Some(token),
             }
         }
+        Err(Fault::new(FaultKind::Corrupt, what(), "it does not end"))
     }
 
     async fn page(&self, prefix: &str, after: Option<&str>) -> Result<Page, Fault> {
@@ -158,6 +168,10 @@ pub(crate) async fn keep<T>(clock: &Clock, first: &mut Option<First>, work: impl
         *first = None;
     }
     work.await
+}
+
+fn listed(objects: Vec<Object>) -> Found {
+    Found::Listed { objects, status: None }
 }
 
 fn has_children(page: &Page, path: &StorePath) -> bool {

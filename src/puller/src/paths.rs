@@ -124,6 +124,10 @@ pub(crate) fn lay_out(path: &StorePath, name: &str, listed: Vec<Object>) -> Resu
         }
     }
     items.sort_by(|a, b| a.file.cmp(&b.file));
+    items.dedup(); // some stores repeat a key where pages meet
+    if let Some(twice) = items.windows(2).find(|pair| pair[0].file == pair[1].file) {
+        return Err(format!("object key {:?} is listed twice, with different versions", twice[0].object.key));
+    }
     clash(&items)?;
     Ok(items)
 }

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use berth_disk::{BlobId, Hold, Plan, Tier, TierConfig, Wanted};
-use berth_stores::{Entries, InPlace, Object, Open, Patience, Remote, Settings, Source, Stores, resolve};
+use berth_stores::{Entries, InPlace, Object, Open, Patience, Remote, Settings, Source, Stores, Verify, resolve};
 use berth_telemetry::halt::{self, Point};
 use berth_telemetry::{Clock, Counter, Metrics, field};
 use berth_types::{ByteSize, ContentDigest, ModelId, Registration, StorageRef};
 use parking_lot::Mutex;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tracing::{info, warn};
 
 use crate::flights::Flights;
@@ -28,10 +28,48 @@ use crate::{Downloads, Fetch, Pinned, Progress, PullError, PullerConfig, Stage, 
 /// How often a download starts over because the store's content changed under it.
 const STARTS: u32 = 3;
 
+/// How many threads may read folders at once; those of mounts that hang are among them.
+const LOOKS: usize = 16;
+
 /// Gets models onto this pod's disk. One per process: the disk tier and the limits on requests are its own.
 pub struct Puller {
     inner: Arc<Inner>,
-    flights: Flights<Result<Landed, PullError>>,
+    /// A download that was called off has no outcome.
+    flights: Flights<Option<Result<Landed, PullError>>>,
+}
+
+/// What others can do to a download.
+struct Reins {
+    haste: Arc<Haste>,
+    call_off: Notify,
+}
+
+/// Takes away what is kept for one download, however it ends.
+struct Ended<'a> {
+    inner: &'a Inner,
+    model: &'a ModelId,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.inner.reins.lock().remove(self.model);
+        // What was forgotten meanwhile goes, and nothing remembers it.
+        if self.inner.unwanted.lock().remove(self.model) {
+            self.inner.tier.forget(self.model);
+        }
+    }
+}
+
+/// Calls a download off when nobody listens any more and its model was forgotten.
+struct Listening<'a> {
+    puller: &'a Puller,
+    model: &'a ModelId,
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.puller.call_off(self.model);
+    }
 }
 
 struct Inner {
@@ -42,12 +80,14 @@ struct Inner {
     stores: Arc<dyn Open>,
     pace: Pace,
     downloads: Downloads,
-    /// How urgent the downloads under way are.
-    hastes: Mutex<HashMap<ModelId, Arc<Haste>>>,
+    /// Of the downloads under way.
+    reins: Mutex<HashMap<ModelId, Arc<Reins>>>,
     /// Models that were forgotten while their download was under way: their files go when nobody holds them.
     unwanted: Mutex<HashSet<ModelId>>,
     /// Tells apart objects whose store does not.
     unversioned: AtomicU64,
+    /// Threads that may read local or mounted folders at once.
+    looks: Arc<Semaphore>,
 }
 
 /// What a download hands to all who waited for it.
@@ -113,9 +153,10 @@ impl Puller {
             metrics,
             tier,
             stores,
-            hastes: Mutex::default(),
+            reins: Mutex::default(),
             unwanted: Mutex::default(),
             unversioned: AtomicU64::new(0),
+            looks: Arc::new(Semaphore::new(LOOKS)),
         };
         Ok(Arc::new(Puller { inner: Arc::new(inner), flights: Flights::new() }))
     }
@@ -142,6 +183,13 @@ impl Puller {
         self.inner.config.storage_config.as_deref().map(|folder| berth_stores::watch(folder, self.inner.clock.clone()))
     }
 
+    /// Ends the download of a forgotten model that nobody waits for. What it fetched so far is the first to make room.
+    fn call_off(&self, model: &ModelId) {
+        if self.inner.unwanted.lock().contains(model) && self.flights.is_unheard(model) {
+            self.inner.reins_of(model, Urgency::Background).call_off.notify_one();
+        }
+    }
+
     /// Models that were forgotten while their download was under way.
     #[cfg(test)]
     pub(crate) fn unwanted(&self) -> usize {
@@ -157,16 +205,19 @@ impl Fetch for Puller {
             self.hurry(&model.id);
         }
         let work = || Inner::bring(Arc::clone(&self.inner), model.id.clone(), model.storage(), urgency);
-        match self.flights.join(&model.id, work).await {
-            Some(outcome) => outcome.map(Landed::pinned),
-            None => Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
+        let _listening = Listening { puller: self, model: &model.id };
+        loop {
+            match self.flights.join(&model.id, work).await {
+                Some(Some(outcome)) => return outcome.map(Landed::pinned),
+                Some(None) => {} // it was called off before we came
+                None => return Err(PullError::Disk(format!("the download of {} ended without an outcome", model.id))),
+            }
         }
     }
 
     fn hurry(&self, model: &ModelId) {
-        if let Some(haste) = self.inner.hastes.lock().get(model) {
-            haste.raise();
-        }
+        // Before the download has begun, so that it begins in haste; `bring` and `forget` take it away.
+        self.inner.reins_of(model, Urgency::Waited).haste.raise();
     }
 
     async fn reuse(&self, model: &Registration) -> Option<Pinned> {
@@ -188,6 +239,9 @@ impl Fetch for Puller {
     fn forget(&self, model: &Registration) {
         if self.flights.is_running(&model.id) {
             self.inner.unwanted.lock().insert(model.id.clone());
+            self.call_off(&model.id);
+        } else {
+            self.inner.reins.lock().remove(&model.id);
         }
         self.inner.tier.forget(&model.id);
     }
@@ -230,7 +284,17 @@ impl Inner {
     /// Runs `work`, which reads local or mounted folders, with a limit on how long it may hang.
     async fn reading<T: Send + 'static>(&self, what: &str, work: impl FnOnce() -> Result<T, PullError> + Send + 'static) -> Result<T, PullError> {
         let limit = self.config.give_up_after;
-        match self.clock.until(self.clock.deadline_in(limit), tokio::task::spawn_blocking(work)).await {
+        let look = async {
+            // A thread that hangs in a dead mount keeps its place: only so many may.
+            let place = Arc::clone(&self.looks).acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let outcome = work();
+                drop(place);
+                outcome
+            })
+            .await
+        };
+        match self.clock.until(self.clock.deadline_in(limit), look).await {
             Some(Ok(outcome)) => outcome,
             Some(Err(fault)) => Err(PullError::Disk(format!("{what}: {fault}"))),
             None => Err(PullError::Unavailable(format!("{what} did not answer within {limit:?}"))),
@@ -260,16 +324,26 @@ impl Inner {
         Some(Landed::held(hold, true))
     }
 
-    async fn bring(self: Arc<Self>, model: ModelId, storage: StorageRef, urgency: Urgency) -> Result<Landed, PullError> {
-        let haste = Arc::new(Haste::new(urgency));
-        self.hastes.lock().insert(model.clone(), Arc::clone(&haste));
-        let outcome = self.find_or_fetch(model.clone(), storage, haste).await;
-        self.hastes.lock().remove(&model);
-        // However it ended: what was forgotten meanwhile goes, and nothing remembers it.
-        if self.unwanted.lock().remove(&model) {
-            self.tier.forget(&model);
+    fn reins_of(&self, model: &ModelId, urgency: Urgency) -> Arc<Reins> {
+        let mut reins = self.reins.lock();
+        let new = || Arc::new(Reins { haste: Arc::new(Haste::new(urgency)), call_off: Notify::new() });
+        Arc::clone(reins.entry(model.clone()).or_insert_with(new))
+    }
+
+    /// `None`: it was called off.
+    async fn bring(self: Arc<Self>, model: ModelId, storage: StorageRef, urgency: Urgency) -> Option<Result<Landed, PullError>> {
+        let _ended = Ended { inner: &self, model: &model };
+        let reins = self.reins_of(&model, urgency);
+        if urgency == Urgency::Waited {
+            reins.haste.raise();
         }
-        outcome
+        tokio::select! {
+            outcome = self.find_or_fetch(model.clone(), storage, Arc::clone(&reins.haste)) => Some(outcome),
+            () = reins.call_off.notified() => {
+                info!(model = %model, step = "fetch", "the download is called off, the model is registered no longer");
+                None
+            }
+        }
     }
 
     async fn find_or_fetch(self: &Arc<Self>, model: ModelId, storage: StorageRef, haste: Arc<Haste>) -> Result<Landed, PullError> {
@@ -375,30 +449,34 @@ impl Inner {
         let finder = Finder { remote, config: &self.config, clock: &self.clock, lane, tally };
         let place = remote.place();
         let unusable = |why: String| Stop::Final(PullError::Config(format!("{place}: {why}")));
+        let mut status = None;
         let mut wish = match finder.find(path).await? {
             Found::Single(first) => {
                 let object = first.answer.object.clone();
                 Wish { size: object.size, items: vec![Item { object, file: names.0.clone() }], first: Some(*first) }
             }
-            Found::Listed(listed) => {
+            Found::Listed { objects: listed, status: at } => {
+                status = at;
                 let items = lay_out(path, &names.0, listed).map_err(unusable)?;
                 Wish { size: items.iter().map(|item| item.object.size).sum(), items, first: None }
             }
         };
         if wish.items.is_empty() {
-            return Err(Stop::Final(PullError::NotFound(format!("no object is at or under path {:?} in {place}", path.as_str()))));
+            let status = status.map_or_else(String::new, |status| format!(" (HTTP {status})"));
+            return Err(Stop::Final(PullError::NotFound(format!("no object is at or under path {:?} in {place}{status}", path.as_str()))));
         }
         if let (Some(schema), Some(name)) = (schema, &names.1) {
             let listed = wish.items.iter().find(|item| item.object.key == schema.as_str()).map(|item| item.object.clone());
-            // The answer's body is left to the transfer, which asks again in its turn: no answer may wait for another.
+            // The answer's body is left to the transfer, which asks again in its turn. While it is asked for, the model's own
+            // answer may not keep a turn for long that this question needs.
             let found = match listed {
                 Some(object) => Ok(object),
-                None => finder.object(schema).await.map(|First { answer, .. }| answer.object),
+                None => keep(&self.clock, &mut wish.first, finder.object(schema)).await.map(|First { answer, .. }| answer.object),
             };
             let object = match found {
                 Ok(object) => object,
                 Err(fault) if fault.kind == berth_stores::FaultKind::Missing => {
-                    return Err(Stop::Final(PullError::NotFound(format!("no schema object {:?} is in {place}", schema.as_str()))));
+                    return Err(Stop::Final(PullError::NotFound(format!("no schema object {:?} is in {place}: {fault}", schema.as_str()))));
                 }
                 Err(fault) => return Err(fault.into()),
             };
@@ -411,7 +489,7 @@ impl Inner {
         let store = settings.identity();
         let files = wish.items.iter().map(|Item { object, file }| Wanted {
             path: file.clone(),
-            blob: self.blob(&store, object),
+            blob: self.blob(&store, settings.verify(), object),
             bytes: object.size,
             version: object.version.as_ref().map(|version| version.0.clone()),
         });
@@ -420,13 +498,16 @@ impl Inner {
 
     /// Names the bytes of one version of an object. Where the store tells versions not apart nothing is shared and nothing
     /// is gone on with.
-    fn blob(&self, store: &str, object: &Object) -> BlobId {
+    fn blob(&self, store: &str, verify: Verify, object: &Object) -> BlobId {
         let mut hasher = blake3::Hasher::new();
         let mut field = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()); // keeps neighbouring fields apart
             hasher.update(bytes);
         };
         field(store.as_bytes());
+        if verify == Verify::Length {
+            field(b"lengths only"); // who wants more does not take it over
+        }
         field(object.key.as_bytes());
         field(&object.size.0.to_le_bytes());
         match &object.version {

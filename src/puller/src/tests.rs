@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_stores::memory::{self, MemoryStore};
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{ByteSize, Class, Registration};
 
@@ -512,4 +513,89 @@ async fn a_configuration_that_cannot_work_is_refused_at_start() {
         Err(PullError::Disk(text)) => assert!(text.contains(&file.display().to_string()), "{text}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// A puller over a store in memory, on a clock that the test moves.
+async fn over_memory(folder: &Path, change: impl FnOnce(&mut PullerConfig)) -> (Arc<Puller>, Arc<MemoryStore>) {
+    let clock = Clock::system();
+    let store = MemoryStore::new(clock.clone());
+    let mut config = config(folder, &[("k", &entry("http://memory:1", KEY_ID, SECRET, ""))]);
+    change(&mut config);
+    let stores = Arc::clone(&store);
+    (Puller::open_with(config, clock, Metrics::default(), stores).await.expect("opens"), store)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_and_its_schema_arrive_over_one_request_at_a_time() {
+    for urgency in [Urgency::Background, Urgency::Waited] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (puller, store) = over_memory(folder.path(), |config| config.requests = 1).await;
+        store.put("a/m", noise(300_000, 1));
+        store.put("b/s.json", b"[]".to_vec());
+        // And after the store was busy once, which leaves one turn for all.
+        store.trouble(|request| request.gets("a/m"), memory::Trouble::Busy(None), 1);
+        let mut wanted = model("m", "k", "a/m");
+        wanted.schema_path = Some("b/s.json".into());
+        let pinned = tokio::time::timeout(Duration::from_secs(60), puller.fetch(&wanted, urgency)).await.expect("nobody waits for itself");
+        assert_eq!(pinned.expect("there").size, ByteSize(300_000));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_for_nobody_ends_when_its_model_is_forgotten() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (puller, store) = over_memory(folder.path(), |_| {}).await;
+    store.put("m", noise(300_000, 1));
+    store.trouble(|request| request.gets("m"), memory::Trouble::Hold, usize::MAX);
+    let wanted = model("m", "k", "m");
+    let (caller, asked) = (Arc::clone(&puller), wanted.clone());
+    let caller = tokio::spawn(async move { caller.fetch(&asked, Urgency::Waited).await });
+    store.asked(|request| request.gets("m")).await;
+    puller.forget(&wanted);
+    assert_eq!(puller.downloads().snapshot().len(), 1, "somebody waits for it");
+    caller.abort();
+    assert!(caller.await.expect_err("given up").is_cancelled());
+    let mut changes = puller.downloads().changes();
+    while !puller.downloads().snapshot().is_empty() {
+        changes.changed().await.expect("the board lives");
+    }
+    assert_eq!((puller.unwanted(), store.at_once()), (0, 0));
+    store.peace();
+    assert_eq!(puller.fetch(&wanted, Urgency::Waited).await.expect("wanted again").size, ByteSize(300_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_asked_for_a_checksum_leaves_nothing_unverified() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (puller, store) = over_memory(folder.path(), |_| {}).await;
+    store.put("m", noise(300_000, 1));
+    let asks = |request: &memory::Request| request.op == memory::Op::Sums;
+    store.trouble(asks, memory::Trouble::Away, 100);
+    let wanted = model("m", "k", "m");
+    let fault = puller.fetch(&wanted, Urgency::Waited).await.expect_err("it was not checked");
+    assert!(matches!(fault, PullError::Unavailable(_)), "{fault:?}");
+    store.peace();
+    let (before, pinned) = (store.served("m"), puller.fetch(&wanted, Urgency::Waited).await.expect("there"));
+    assert_eq!(&*pinned.checked, "crc32c");
+    assert!(store.served("m") - before <= 64 << 10, "what was there is fetched again: {}", store.served("m") - before);
+    puller.forget(&wanted);
+    drop(pinned);
+    // One that may not be asked is another matter, and says so.
+    store.trouble(asks, memory::Trouble::Denied, 100);
+    store.put("n", noise(300_000, 2));
+    assert_eq!(&*puller.fetch(&model("n", "k", "n"), Urgency::Waited).await.expect("there").checked, "lengths, content unverified");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_fetched_without_checks_is_no_answer_for_who_wants_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (puller, store) = over_memory(folder.path(), |_| {}).await;
+    store.put("m", noise(300_000, 1));
+    let mut loose: Registration = model("loose", "k", "m");
+    let parameters = Arc::new([("verify".to_owned(), "length".to_owned())].into());
+    loose.class = Arc::new(Class { parameters, ..Class::clone(&loose.class) });
+    let loose = puller.fetch(&loose, Urgency::Waited).await.expect("there");
+    let strict = puller.fetch(&model("strict", "k", "m"), Urgency::Waited).await.expect("there");
+    assert_eq!((&*loose.checked, &*strict.checked), ("lengths, content unverified", "crc32c"));
+    assert_eq!(loose.digest.is_some(), strict.digest.is_some());
 }

@@ -1,6 +1,7 @@
 //! Objects into blobs: in ranges, several at once, each byte written where it belongs as it arrives and hashed there.
 //!
-//! Memory is bounded by the number of requests times two batches. A range that breaks goes on where it broke; every GET
+//! Memory is bounded: two batches for each range under way, and for small objects their bytes while one download's window
+//! of requests is open. A range that breaks goes on where it broke; every GET
 //! insists on the version that was found. What is in a file is recorded grain by grain, so that another process can go on.
 //! Lengths are always checked; content against what the store states of it.
 
@@ -19,7 +20,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::check::{self, Check, GrainSum, Ordered, Run};
+use crate::check::{self, Check, GrainSum, Kinds, Ordered, Run};
 use crate::listing::{First, seed};
 use crate::pace::{Lane, Turn};
 use crate::paths::Item;
@@ -102,16 +103,36 @@ impl Transfer<'_> {
         let size = object.size.0;
         if size == 0 {
             self.metrics.add(Counter::FetchedObjects, &[], 1);
-            return Ok(writer.put(Vec::new(), record(object, *blake3::hash(b"").as_bytes(), "empty")).await?);
+            return Ok(writer.put(Vec::new(), record(object, *blake3::hash(b"").as_bytes(), Check::Nothing.word())).await?);
         }
-        let outcome = if size <= self.config.small.min(self.config.part_size.0) && writer.done().is_empty() {
+        let small = size <= self.config.small.min(self.config.part_size.0);
+        let outcome = if small && writer.done().is_empty() {
             self.small(object, writer, first).await
         } else if object.version.is_none() || is_unranged(&first, self.config.part_size.0) {
-            self.in_one_answer(object, writer, first).await
+            self.in_one_answer(object, self.unmarked(writer, at, gathering).await?, first).await
         } else {
-            self.ranges(object, writer, first).await
+            match self.ranges(object, writer, first).await {
+                Err(Stop::Unranged) => match gathering.open(at).await? {
+                    Opened::Whole(_) => return Ok(()),
+                    Opened::Partial(writer) => self.in_one_answer(object, self.unmarked(writer, at, gathering).await?, None).await,
+                },
+                outcome => outcome,
+            }
         };
         outcome.inspect(|()| self.metrics.add(Counter::FetchedObjects, &[], 1))
+    }
+
+    /// The writer of a blob of which nothing is recorded: what is written from the beginning must not be taken for what an
+    /// earlier attempt had recorded.
+    async fn unmarked(&self, writer: Writer, at: usize, gathering: &Gathering) -> Result<Writer, Stop> {
+        if writer.done().is_empty() {
+            return Ok(writer);
+        }
+        writer.spoil().await;
+        match gathering.open(at).await? {
+            Opened::Partial(writer) if writer.done().is_empty() => Ok(writer),
+            _ => Err(Stop::Changed("another download came first".to_owned())),
+        }
     }
 
     /// Fetches an object into memory, checks it and makes a file of it.
@@ -150,15 +171,15 @@ impl Transfer<'_> {
     /// Fetches an object in ranges, those that an earlier attempt recorded excepted.
     async fn ranges(&self, object: &Object, writer: Writer, first: Option<First>) -> Result<(), Stop> {
         let (size, grain) = (object.size.0, self.config.grain);
-        let done = usable(writer.done(), size, grain);
         let kinds = check::kinds(&object.sums, self.verify);
+        let done = usable(writer.done(), kinds, size, grain);
         let grains = Arc::new(Mutex::new(done));
         let missing = missing(&grains.lock(), size, grain, self.config.part_size.0);
         // Asked beside the ranges: what comes with the answer to a range is no statement about the whole.
         let one_piece = missing.len() == 1 && missing[0] == (0..size);
         let known = Check::of(&object.sums, self.verify);
         let ask = self.verify == Verify::Content && !one_piece && (known == Check::Nothing || !known.is_of_grains(grain));
-        let stated = async { if ask { self.sums(object).await } else { object.sums } };
+        let stated = async { if ask { self.sums(object).await } else { Ok(object.sums) } };
         let mut first = first.filter(|first| missing.first().is_some_and(|range| *range == first.answer.range));
         let parts: Vec<Part> = missing.into_iter().map(|range| Part { first: if range.start == 0 { first.take() } else { None }, range }).collect();
         let writer = Arc::new(writer);
@@ -183,11 +204,8 @@ impl Transfer<'_> {
                 return Err(Stop::Changed(why));
             }
             Err(Stop::Unranged) => {
-                drop(file);
-                return match Arc::into_inner(writer) {
-                    Some(writer) => Box::pin(self.in_one_answer(object, writer, None)).await,
-                    None => Err(Stop::Changed(self.named(object, "the store has begun to answer with all bytes"))),
-                };
+                spoil(writer).await;
+                return Err(Stop::Unranged);
             }
             Err(stop) => return Err(stop),
         };
@@ -195,9 +213,11 @@ impl Transfer<'_> {
             Some((sums, said)) if one_piece => (sums, said),
             _ => (None, Sums::default()),
         };
-        let mut check = Check::of(&stated.or(said), self.verify);
+        // Of several statements the one that the grains were hashed for.
+        let settled = known != Check::Nothing && known.is_of_grains(grain);
+        let mut check = if settled { known } else { Check::of(&stated?.or(said), self.verify) };
         if check == Check::Nothing && one_piece {
-            check = Check::of(&self.statement(object, said).await, self.verify);
+            check = Check::of(&self.statement(object, said).await?, self.verify);
         }
         let mut sums: Vec<(u64, GrainSum)> = std::mem::take(&mut *grains.lock());
         sums.sort_unstable_by_key(|(at, _)| *at);
@@ -380,23 +400,26 @@ impl Transfer<'_> {
 
     /// What is held against the bytes of an object that came in one piece, of which the store stated `stated` so far.
     async fn check_of(&self, object: &Object, stated: Sums) -> Result<Check, Stop> {
-        Ok(Check::of(&self.statement(object, stated).await, self.verify))
+        Ok(Check::of(&self.statement(object, stated).await?, self.verify))
     }
 
     /// What the store states, asked for where it has said nothing so far.
-    async fn statement(&self, object: &Object, stated: Sums) -> Sums {
-        if self.verify == Verify::Length || !stated.is_empty() { stated } else { self.sums(object).await }
+    async fn statement(&self, object: &Object, stated: Sums) -> Result<Sums, Stop> {
+        if self.verify == Verify::Length || !stated.is_empty() { Ok(stated) } else { self.sums(object).await }
     }
 
     /// The store's word on the whole object. A store that gives none leaves it unverified, which is said.
-    async fn sums(&self, object: &Object) -> Sums {
+    async fn sums(&self, object: &Object) -> Result<Sums, Stop> {
         let work = || self.remote.sums(object);
         match self.patience(object, 1).hold(self.lane, work).await {
-            Ok((sums, _turn)) => sums.or(object.sums),
-            Err(fault) => {
-                tracing::debug!(error = %fault, "the store does not state a checksum");
-                object.sums
+            Ok((sums, _turn)) => Ok(sums.or(object.sums)),
+            // It may not be asked, or knows no such question. A store that is away is another matter: what it would have
+            // said is not known, and content is not called unverified for that.
+            Err(fault) if matches!(fault.kind, FaultKind::Config | FaultKind::Missing | FaultKind::Denied) => {
+                tracing::warn!(step = "fetch", error = %fault, "the store does not state a checksum");
+                Ok(object.sums)
             }
+            Err(fault) => Err(fault.into()),
         }
     }
 
@@ -462,9 +485,12 @@ fn record(object: &Object, digest: [u8; 32], checked: &str) -> Record {
 }
 
 /// Grains that an earlier attempt recorded, by where they begin, as far as they are of our kind.
-fn usable(done: &[(Range<u64>, Note)], size: u64, grain: u64) -> Vec<(u64, GrainSum)> {
+fn usable(done: &[(Range<u64>, Note)], kinds: Kinds, size: u64, grain: u64) -> Vec<(u64, GrainSum)> {
     let whole = |range: &Range<u64>| range.start.is_multiple_of(grain) && range.end == range.start.saturating_add(grain).min(size);
-    done.iter().filter(|(range, _)| whole(range)).filter_map(|(range, note)| Some((range.start, GrainSum::of_note(&note.0)?))).collect()
+    done.iter()
+        .filter(|(range, _)| whole(range))
+        .filter_map(|(range, note)| Some((range.start, GrainSum::of_note(&note.0).filter(|sum| sum.has(kinds))?)))
+        .collect()
 }
 
 /// What is still to be fetched, in ranges of at most `part` (a multiple of `grain`) that begin and end where grains do.
@@ -637,7 +663,6 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Kinds;
 
     #[test]
     fn what_is_missing_begins_and_ends_where_grains_do_and_never_crosses_a_part() {
@@ -663,9 +688,11 @@ mod tests {
 
     #[test]
     fn what_an_earlier_attempt_recorded_in_another_form_is_fetched_again() {
-        let sum = GrainSum::of_note(&[1; 44]).expect("a note");
+        let sum = GrainSum::of_note(&[1; 45]).expect("a note of the first kind");
+        let (asked, more) = (Kinds { crc32c: true, crc64nvme: false }, Kinds { crc32c: true, crc64nvme: true });
         let note = |bytes: &[u8]| Note(bytes.into());
         let done = [(0..1024, note(&sum.note())), (1024..2048, note(b"short")), (2048..2500, note(&sum.note())), (3000..4024, note(&sum.note()))];
-        assert_eq!(usable(&done, 10_000, 1024), [(0, sum)]);
+        assert_eq!(usable(&done, asked, 10_000, 1024), [(0, sum)]);
+        assert_eq!(usable(&done, more, 10_000, 1024), [], "what was not hashed for that is no answer");
     }
 }

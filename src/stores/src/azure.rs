@@ -25,7 +25,7 @@ pub use self::settings::AzureSettings;
 use self::settings::Credential;
 use self::token::Tokens;
 use crate::config::Secret;
-use crate::wire::{Wire, answered, encode, frames, one_line, refused_total, retry_after, root_cause, set, text};
+use crate::wire::{Wire, answered, encode, frames, one_line, quoted, refused_total, retry_after, root_cause, set, text};
 use crate::{Answer, Ask, Fault, FaultKind, Object, Page, Remote, Sums, Version};
 
 /// A page of a listing holds at most 5,000 names of 1,024 characters, with up to 8 KiB of metadata each, which few have.
@@ -60,6 +60,14 @@ pub(crate) struct AzureRemote {
     settings: AzureSettings,
     link: Arc<Link>,
     place: String,
+}
+
+/// What a request is about: a blob that is not there means another thing for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// A version that was listed.
+    Version,
+    Other,
 }
 
 impl AzureRemote {
@@ -100,7 +108,7 @@ impl AzureRemote {
 
     /// What an answer other than success means. The code says more than the status; where its text cannot be read, the
     /// status must do.
-    async fn refused(&self, response: HttpResponse, what: &str) -> Fault {
+    async fn refused(&self, response: HttpResponse, of: Of, what: &str) -> Fault {
         let (status, pause) = (response.status(), retry_after(response.headers()));
         let code = text(response.headers(), "x-ms-error-code").map(str::to_owned);
         let body = self.link.wire.error_text(response, what).await;
@@ -108,10 +116,12 @@ impl AzureRemote {
         if error.code.is_empty() {
             error.code = code.unwrap_or_default();
         }
-        self.judge(status, pause, &error, what)
+        self.judge(status, pause, &error, of, what)
     }
 
-    fn judge(&self, status: StatusCode, pause: Option<Duration>, error: &ErrorBody, what: &str) -> Fault {
+    fn judge(&self, status: StatusCode, pause: Option<Duration>, error: &ErrorBody, of: Of, what: &str) -> Fault {
+        // A version that was listed is not missing, it is gone; a container that is not there is another matter.
+        let missing = if of == Of::Version { FaultKind::Changed } else { FaultKind::Missing };
         let said = error.text();
         let named = &self.settings.named;
         let fault = |kind, why: String| Fault::new(kind, what, why).with_status(status.as_u16());
@@ -119,7 +129,7 @@ impl AzureRemote {
             (_, "ContainerNotFound" | "ContainerBeingDeleted" | "ContainerDisabled") => {
                 fault(FaultKind::Missing, format!("{said}: container {} does not exist", self.settings.container))
             }
-            (_, "BlobNotFound") => fault(FaultKind::Missing, said),
+            (_, "BlobNotFound") => fault(missing, said),
             // Whoever asks as nobody is not told whether a private container exists.
             (_, "ResourceNotFound") if self.settings.credential == Credential::Anonymous => {
                 let why = format!("{said}: container {} does not exist, or is private and {named} has no credentials", self.settings.container);
@@ -132,7 +142,7 @@ impl AzureRemote {
             (401 | 403, _) | (_, "PublicAccessNotPermitted" | "InvalidAuthenticationInfo" | "NoAuthenticationInformation" | "AccountIsDisabled") => {
                 fault(FaultKind::Denied, format!("{said}: {}", self.denied(&error.code)))
             }
-            (404, _) => fault(FaultKind::Missing, said),
+            (404, _) => fault(missing, said),
             (300..=399, _) => fault(FaultKind::Config, format!("{said}: the account is elsewhere: check endpoint_url of {named}")),
             _ => fault(FaultKind::Config, said),
         }
@@ -173,7 +183,7 @@ impl Remote for AzureRemote {
         let what = format!("listing {prefix:?} of {}", self.place);
         let response = self.send(url, HeaderMap::new(), &what).await?;
         if !response.status().is_success() {
-            return Err(self.refused(response, &what).await);
+            return Err(self.refused(response, Of::Other, &what).await);
         }
         let body = self.link.wire.read(response, LARGEST_PAGE, &what).await?;
         page(&body).map_err(|why| {
@@ -211,10 +221,8 @@ impl Remote for AzureRemote {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
             StatusCode::PRECONDITION_FAILED => return Err(changed("it changed after it was listed").with_status(412)),
             _ => {
-                let fault = self.refused(response, &what).await;
-                // A version that was listed is not missing, it is gone; a container that is not there is another matter.
-                let gone = ask.version.is_some() && fault.kind == FaultKind::Missing && !fault.why.contains("does not exist");
-                return Err(if gone { Fault { kind: FaultKind::Changed, ..fault } } else { fault });
+                let of = if ask.version.is_some() { Of::Version } else { Of::Other };
+                return Err(self.refused(response, of, &what).await);
             }
         }
         let (range, total) = answered(status, response.headers()).map_err(|why| Fault::new(FaultKind::Corrupt, &what, why))?;
@@ -236,18 +244,19 @@ fn begins_after_the_end(start: u64, status: StatusCode, headers: &HeaderMap) -> 
     status == StatusCode::RANGE_NOT_SATISFIABLE || (status == StatusCode::PARTIAL_CONTENT && total().is_some_and(|total| total <= start))
 }
 
-/// Listings name an ETag without quotes, answers with them, and conditions want them.
-fn quoted(etag: &str) -> Option<Version> {
-    let bare = etag.trim().trim_matches('"');
-    (!bare.is_empty()).then(|| Version(format!("\"{bare}\"")))
-}
-
+/// Listings name an ETag without quotes, answers with them.
 fn version(headers: &HeaderMap) -> Option<Version> {
     quoted(text(headers, "etag")?)
 }
 
+/// Blobs of other types are written to in place, and keep the digest of what they were before.
+const WRITTEN_ONCE: &str = "BlockBlob";
+
 /// The MD5 that the blob's writer left with it. `Content-MD5` of an answer with a part is of that part.
 fn sums(status: StatusCode, headers: &HeaderMap) -> Sums {
+    if text(headers, "x-ms-blob-type") != Some(WRITTEN_ONCE) {
+        return Sums::default();
+    }
     let whole = text(headers, "content-md5").filter(|_| status == StatusCode::OK);
     Sums { md5: text(headers, "x-ms-blob-content-md5").or(whole).and_then(md5), ..Sums::default() }
 }
@@ -331,6 +340,8 @@ struct Properties {
     etag: Option<String>,
     #[serde(rename = "Content-MD5", default)]
     md5: Option<String>,
+    #[serde(rename = "BlobType", default)]
+    written: Option<String>,
     #[serde(rename = "ResourceType", default)]
     kind: Option<String>,
 }
@@ -353,7 +364,8 @@ impl Blob {
         } else {
             self.name.text
         };
-        let sums = Sums { md5: self.properties.md5.as_deref().and_then(md5), ..Sums::default() };
+        let stated = self.properties.md5.as_deref().filter(|_| self.properties.written.as_deref() == Some(WRITTEN_ONCE));
+        let sums = Sums { md5: stated.and_then(md5), ..Sums::default() };
         Ok(Object { key, size: ByteSize(self.properties.length), version: self.properties.etag.as_deref().and_then(quoted), sums })
     }
 }

@@ -23,7 +23,7 @@ use crate::{ConfigFault, Settings, Source};
 
 pub use entries::Entries;
 pub(crate) use guard::{allowed_hosts, is_among};
-pub(crate) use keys::{Secret, endpoint, filled, fingerprint, text, verify};
+pub(crate) use keys::{Secret, endpoint, filled, fingerprint, text, verify, word};
 
 /// A folder on this machine whose files are used where they are.
 #[derive(Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use berth_types::ByteSize;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use object_store::client::HttpResponse;
 
-use self::answers::{ErrorBody, metadata, page};
+use self::answers::{ErrorBody, is_googles, metadata, page};
 pub use self::settings::GcsSettings;
 use self::settings::{Credential, Grant};
 use self::token::Tokens;
@@ -65,6 +65,14 @@ pub(crate) struct GcsRemote {
 enum Of {
     Bucket,
     Object,
+    /// A version of an object that was listed.
+    Version,
+}
+
+impl Of {
+    fn object(version: Option<&Version>) -> Self {
+        if version.is_some() { Of::Version } else { Of::Object }
+    }
 }
 
 /// An answer without success.
@@ -112,8 +120,9 @@ impl GcsRemote {
 
     async fn refused(&self, response: HttpResponse, of: Of, what: &str) -> Fault {
         let (status, pause) = (response.status(), retry_after(response.headers()));
+        let known = is_googles(response.headers());
         // Where the text of an error cannot be read, its status must do.
-        let error = ErrorBody::parse(&self.link.wire.error_text(response, what).await);
+        let error = ErrorBody::parse(&self.link.wire.error_text(response, what).await, known);
         self.judge(&Refused { status, pause, error }, of, what)
     }
 
@@ -129,6 +138,8 @@ impl GcsRemote {
             (404, _) if of == Of::Bucket || error.is_about_the_bucket() => {
                 fault(FaultKind::Missing, &format!("bucket {} does not exist", self.settings.bucket))
             }
+            // It is not missing, it is gone.
+            (404, _) if of == Of::Version => fault(FaultKind::Changed, ""),
             (404, _) => fault(FaultKind::Missing, ""),
             (412, _) => fault(FaultKind::Changed, CHANGED),
             (501, _) => fault(FaultKind::Config, "the store cannot do that"),
@@ -155,12 +166,6 @@ impl GcsRemote {
             }
         }
     }
-}
-
-/// A version that was listed is not missing, it is gone; a bucket that is not there is another matter.
-fn gone(fault: Fault, listed: Option<&Version>) -> Fault {
-    let gone = listed.is_some() && fault.kind == FaultKind::Missing && !fault.why.contains("does not exist");
-    if gone { Fault { kind: FaultKind::Changed, ..fault } } else { fault }
 }
 
 fn generation(headers: &HeaderMap) -> Option<Version> {
@@ -219,7 +224,7 @@ impl Remote for GcsRemote {
                 return Ok(Answer { object, range: 0..0, frames: Box::pin(futures::stream::empty()) });
             }
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(fault(FaultKind::Changed, "it is shorter than it was listed")),
-            _ => return Err(gone(self.refused(response, Of::Object, &what).await, ask.version)),
+            _ => return Err(self.refused(response, Of::object(ask.version), &what).await),
         }
         let (range, total) = answered(status, response.headers()).map_err(|why| Fault::new(FaultKind::Corrupt, &what, why))?;
         let stored = text(response.headers(), "x-goog-stored-content-length").and_then(|stored| stored.parse::<u64>().ok());
@@ -248,7 +253,7 @@ impl Remote for GcsRemote {
         }
         let response = self.ask(&url, HeaderMap::new(), &what).await?;
         if !response.status().is_success() {
-            return Err(gone(self.refused(response, Of::Object, &what).await, object.version.as_ref()));
+            return Err(self.refused(response, Of::object(object.version.as_ref()), &what).await);
         }
         let body = self.link.wire.read(response, LARGEST_METADATA, &what).await?;
         metadata(&body).map_err(|why| Fault::new(FaultKind::Corrupt, what, format!("what the store says about it cannot be read: {why}")))

@@ -19,9 +19,9 @@ use http::{HeaderMap, Method, StatusCode, header};
 use object_store::aws::AwsAuthorizer;
 use object_store::client::HttpResponse;
 
-use crate::wire::{Wire, answered, encode, frames, one_line, refused_total, retry_after, root_cause, set, text};
+use crate::wire::{Wire, answered, bare, encode, frames, one_line, refused_total, retry_after, root_cause, set, text};
 use crate::{Answer, Ask, Fault, FaultKind, Object, Page, Remote, Sums, Version};
-use answers::{ErrorBody, bare, composite, of_parts, page, sums, version};
+use answers::{ErrorBody, composite, of_parts, page, sums, version};
 use credentials::Signer;
 use settings::Addressing;
 
@@ -171,9 +171,9 @@ impl S3Remote {
 
 const CHANGED: &str = "it changed after it was listed";
 
-/// A version that was listed is not missing, it is gone.
+/// A version that was listed is not missing, it is gone. A fault begins with the store's code, names come later.
 fn gone(fault: Fault, listed: Option<&Version>) -> Fault {
-    let gone = listed.is_some() && fault.kind == FaultKind::Missing && !fault.why.contains("NoSuchBucket");
+    let gone = listed.is_some() && fault.kind == FaultKind::Missing && !fault.why.starts_with("NoSuchBucket");
     if gone { Fault { kind: FaultKind::Changed, ..fault } } else { fault }
 }
 

@@ -71,6 +71,7 @@ impl Link {
             public: !own,
             identity: self.identity.as_ref().filter(|_| tls && own).map(|identity| (identity.certificate.as_str(), identity.key.0.as_str())),
             direct,
+            metadata: false,
             named: &self.named,
         };
         let wire = Wire::new(trust, self.patience, self.clock.clone())?;
@@ -136,6 +137,9 @@ impl WebRemote {
             }
             let wrong = |why: String| Fault::new(FaultKind::Config, &what, why).with_status(status.as_u16());
             let next = next(&url, response.headers()).map_err(wrong)?;
+            if is_here(&next) && !is_here(&url) {
+                return Err(wrong("redirect to this very machine, which another may not ask for".to_owned()));
+            }
             if way.tls && next.scheme() == "http" && settings.holds_secrets() {
                 let why = "with headers, a password or a client certificate no redirect from https to http is followed";
                 return Err(wrong(format!("redirect to {}: {why}", shown(&next))));

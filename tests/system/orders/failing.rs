@@ -136,7 +136,7 @@ async fn the_repaired_version_takes_over_at_once(form: Form) -> Result<()> {
         gated.open();
         story.reaches(LOADED).await
     };
-    let (answered, loaded) = tokio::join!(stage.answers("m", "iris"), told);
+    let (answered, loaded) = tokio::join!(stage.answers_again("m", "iris"), told);
     answered?;
     loaded?;
     story.went(&[form.unseen(), LOADING, FAILED, REPAIRING, LOADING, LOADED])
@@ -167,7 +167,7 @@ async fn loads_again_when_asked(form: Form) -> Result<()> {
         gated.open();
         story.reaches(LOADED).await
     };
-    let (answered, loaded) = tokio::join!(stage.answers("m", "iris"), told);
+    let (answered, loaded) = tokio::join!(stage.answers_again("m", "iris"), told);
     let loaded = loaded?;
     assert!(form.failure(&loaded).is_null(), "{loaded}");
     assert_eq!(answered?, version);

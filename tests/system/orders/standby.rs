@@ -74,7 +74,7 @@ async fn stays_on_standby_while_its_store_is_away(form: Form) -> Result<()> {
     assert_eq!(wide.failure_in_pod(&cut_off, &["127.0.0.1"]).await?, version);
 
     gated.come_back(&stage.fixture)?;
-    assert_eq!(stage.answers("wide", "digits-wide").await?, version);
+    assert_eq!(stage.answers_again("wide", "digits-wide").await?, version);
     let loaded = wide.reaches(LOADED).await?;
     assert!(form.failure(&loaded).is_null(), "{loaded}");
     Ok(())

@@ -1,10 +1,11 @@
 //! Another spec for a model that serves.
 
 use anyhow::Result;
+use berth_testkit::{Found, eventually};
 
 use super::gate::{Gated, behind};
 use super::{BLOCKED, Form, LOADED, Model, Stage, UPDATING, bare};
-use crate::fixture::ROOMY;
+use crate::fixture::{ROOMY, SOON};
 
 async fn serves_the_old_while_the_new_loads(form: Form) -> Result<()> {
     let fixture = bare()?;
@@ -195,7 +196,11 @@ async fn is_in_progress_again(form: Form) -> Result<()> {
 
     gated.come_back(&stage.fixture)?;
     let (request, berth) = (stage.fixture.quickstart.request("diabetes")?, &stage.berth);
-    let asked = berth.infer(&target, request);
+    // That the store is away is the answer for some seconds after it was found to be.
+    let asked = eventually("an answer of the target", SOON, || async {
+        let reply = berth.infer(&target, request.clone()).await?;
+        Ok(if reply.status == 503 { Found::NotYet(reply.text()) } else { Found::Yes(reply) })
+    });
     let told = async {
         story.reaches(UPDATING).await?;
         stage.answers("m", "iris").await?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::Link;
 use super::token::{Grant, Tokens};
-use crate::config::{Secret, endpoint, filled, fingerprint, verify};
+use crate::config::{Secret, endpoint, filled, fingerprint, verify, word};
 use crate::wire::{Trust, Wire, in_the_open, is_here};
 use crate::{ConfigFault, Patience, Verify};
 
@@ -110,7 +110,8 @@ impl AzureSettings {
     pub(crate) fn link(&self, patience: Patience, clock: Clock) -> Result<Link, ConfigFault> {
         let plain = self.endpoint.scheme() == "http";
         let direct = is_here(&self.endpoint);
-        let trust = Trust { plain, certificate: self.certificate.as_deref(), public: false, identity: None, direct, named: &self.named };
+        let named = self.named.as_str();
+        let trust = Trust { plain, certificate: self.certificate.as_deref(), public: false, identity: None, direct, metadata: false, named };
         let wire = Wire::new(trust, patience, clock.clone())?;
         let auth = match &self.credential {
             Credential::Anonymous => super::Auth::None,
@@ -124,7 +125,8 @@ impl AzureSettings {
                 let own = grant.authority().is_some_and(|authority| !PUBLIC_AUTHORITIES.contains(&authority));
                 let plain = grant.plain();
                 let certificate = self.certificate.as_deref().filter(|_| own);
-                let trust = Trust { plain, certificate, public: false, identity: None, direct: grant.is_near(), named: &self.named };
+                let metadata = matches!(grant, Grant::Managed { .. });
+                let trust = Trust { plain, certificate, public: false, identity: None, direct: grant.is_near(), metadata, named };
                 let wire = Wire::new(trust, patience, clock)?;
                 super::Auth::Tokens(Tokens::new(grant.clone(), wire, self.named.clone())?)
             }
@@ -170,7 +172,7 @@ fn credential(config: &Map<String, Value>, connection: Connection, account: &str
         if id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
             return Some(id.to_owned());
         }
-        faults.push(format!("{key} {id:?} is no id"));
+        faults.push(format!("{key} is no id"));
         None
     };
     let (client, tenant) = (id("client_id", faults), id("tenant_id", faults));
@@ -180,7 +182,7 @@ fn credential(config: &Map<String, Value>, connection: Connection, account: &str
         Some("managed_identity") => return Credential::Token(Grant::Managed { client, service: None }),
         Some("workload_identity") => return Credential::Token(Grant::Workload { client, tenant, authority }),
         Some(other) => {
-            faults.push(format!("credentials is {other:?}, it can be managed_identity, workload_identity or anonymous"));
+            faults.push(format!("credentials is {}, it can be managed_identity, workload_identity or anonymous", word(other)));
             return Credential::Anonymous;
         }
     }
@@ -365,10 +367,15 @@ mod tests {
             (r#"{"account_name":"a","container":"c","sas_token":"sig=sEcReT\n"}"#, "sas_token is not a shared access signature"),
             (r#"{"account_name":"a","container":"c","client_id":"i","client_secret":"sEcReT"}"#, "must be given together"),
             (
-                r#"{"account_name":"a","container":"c","client_id":"i","client_secret":"sEcReT","tenant_id":"t/../x"}"#,
-                "tenant_id \"t/../x\" is no id",
+                r#"{"account_name":"a","container":"c","client_id":"i","client_secret":"sEcReT","tenant_id":"sEcReT/"}"#,
+                "tenant_id is no id",
             ),
             (r#"{"account_name":"a","container":"c","credentials":"static"}"#, "it can be managed_identity, workload_identity or anonymous"),
+            (r#"{"account_name":"a","container":"c","credentials":"sEcReT"}"#, "credentials is something else, it can be managed_identity"),
+            (
+                r#"{"container":"c","connection_string":"AccountName=a;BlobEndpoint=ftp://x/?sig=sEcReT"}"#,
+                "BlobEndpoint of connection_string is not an http or https URL",
+            ),
             (r#"{"container":"c","connection_string":"sEcReT"}"#, "connection_string is not a list"),
             (r#"{"container":"c","connection_string":"AccountKey=sEcReT"}"#, "names neither AccountName nor BlobEndpoint"),
             (

@@ -30,6 +30,8 @@ struct State {
     tokens: u64,
     /// The token service says no.
     closed: bool,
+    /// What the token service answers instead.
+    said: Option<(u16, String)>,
     requests: Vec<String>,
 }
 
@@ -128,6 +130,9 @@ fn token(state: &mut State, method: &Method, query: &str) -> Response<Full<Bytes
         let body = r#"{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret provided.\r\nTrace ID: x"}"#;
         return Response::builder().status(401).body(Full::from(body)).expect("sound");
     }
+    if let Some((status, body)) = state.said.clone() {
+        return Response::builder().status(status).body(Full::from(body)).expect("sound");
+    }
     state.tokens += 1;
     let token = format!("token-{}", state.tokens);
     let body = if method == Method::POST {
@@ -163,7 +168,7 @@ fn listing(state: &State, query: &str) -> Response<Full<Bytes>> {
         let length = bytes.len();
         let key = escaped(key);
         xml += &format!(
-            "<Blob><Name>{key}</Name><Properties><Etag>0x{put}</Etag><Content-Length>{length}</Content-Length><Content-MD5>{md5}</Content-MD5></Properties><OrMetadata /><Metadata /></Blob>"
+            "<Blob><Name>{key}</Name><Properties><Etag>0x{put}</Etag><Content-Length>{length}</Content-Length><Content-MD5>{md5}</Content-MD5><BlobType>BlockBlob</BlobType></Properties><OrMetadata /><Metadata /></Blob>"
         );
     }
     let next = blobs.next().map_or("<NextMarker />".to_owned(), |(key, _)| format!("<NextMarker>{}</NextMarker>", escaped(key)));
@@ -177,7 +182,7 @@ fn blob(state: &State, key: &str, headers: &HeaderMap) -> Response<Full<Bytes>> 
         return error(412, "ConditionNotMet");
     }
     let md5 = BASE64_STANDARD.encode(sums_of(bytes).md5.expect("computed"));
-    let answer = Response::builder().header("etag", etag);
+    let answer = Response::builder().header("etag", etag).header("x-ms-blob-type", "BlockBlob");
     let Some(range) = text(headers, "range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-')) else {
         return answer.header("content-md5", md5).body(Full::from(bytes.clone())).expect("sound");
     };
@@ -312,6 +317,10 @@ async fn a_key_that_leads_out_of_the_container_is_not_asked_for() {
 }
 
 fn judged(credential: Credential, status: u16, code: &str, message: &str, detail: &str) -> Fault {
+    judged_of(Of::Other, credential, status, code, message, detail)
+}
+
+fn judged_of(of: Of, credential: Credential, status: u16, code: &str, message: &str, detail: &str) -> Fault {
     let settings = AzureSettings {
         endpoint: "https://acc.blob.core.windows.net".parse().expect("a URL"),
         account: "acc".to_owned(),
@@ -324,7 +333,7 @@ fn judged(credential: Credential, status: u16, code: &str, message: &str, detail
     let link = settings.link(Patience { connect: PATIENCE, silence: PATIENCE }, Clock::system()).expect("sound");
     let remote = AzureRemote::new(settings, Arc::new(link));
     let error = ErrorBody { code: code.to_owned(), message: message.to_owned(), authentication_error_detail: detail.to_owned() };
-    remote.judge(StatusCode::from_u16(status).expect("a status"), Some(Duration::from_secs(3)), &error, "listing")
+    remote.judge(StatusCode::from_u16(status).expect("a status"), Some(Duration::from_secs(3)), &error, of, "listing")
 }
 
 #[test]
@@ -359,6 +368,88 @@ fn an_answer_is_judged_by_what_the_caller_can_do_about_it() {
         let fault = judged(Credential::Anonymous, status, code, "why not", "");
         assert_eq!((fault.kind, fault.status), (expected, Some(status)), "{status} {code}: {fault:?}");
         assert!(!fault.to_string().ends_with(": "), "{fault}");
+    }
+    // Names of others are in these texts.
+    let named = "no blob \"it does not exist\"";
+    for (code, expected) in [("BlobNotFound", Changed), ("", Changed), ("ContainerNotFound", Missing), ("ResourceNotFound", Missing)] {
+        let fault = judged_of(Of::Version, Credential::Anonymous, 404, code, named, "");
+        assert_eq!(fault.kind, expected, "{code}: {fault}");
+    }
+}
+
+/// A digest that is out of date is none.
+#[test]
+fn only_a_blob_that_is_written_once_states_the_digest_of_its_content() {
+    let headers = |kind: Option<&'static str>| {
+        let digest = ("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==");
+        let list = std::iter::once(digest).chain(kind.map(|kind| ("x-ms-blob-type", kind)));
+        list.map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value))).collect::<HeaderMap>()
+    };
+    for (kind, stated) in [(Some("BlockBlob"), true), (Some("AppendBlob"), false), (Some("PageBlob"), false), (None, false)] {
+        assert_eq!(sums(StatusCode::OK, &headers(kind)).md5.is_some(), stated, "{kind:?}");
+        let kind = kind.map_or(String::new(), |kind| format!("<BlobType>{kind}</BlobType>"));
+        let body = format!(
+            "<EnumerationResults><Blobs><Blob><Name>m</Name><Properties><Etag>W/\"0x1\"</Etag><Content-Length>0</Content-Length>\
+             <Content-MD5>1B2M2Y8AsgTpgAmY7PhCfg==</Content-MD5>{kind}</Properties></Blob></Blobs></EnumerationResults>"
+        );
+        let object = page(body.as_bytes()).expect("a listing").objects.remove(0);
+        assert_eq!(object.sums.md5.is_some(), stated, "{kind}");
+        assert_eq!(object.version, Some(Version("\"0x1\"".to_owned())), "a condition with a weak one never holds");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_the_token_service_that_is_none_ends_the_question_only() {
+    let account = Account::start().await;
+    account.put("m", Bytes::from_static(b"model"));
+    let remote = remote(account.settings(account.principal("sEcReT")));
+    let ask = || Ask { key: "m", range: None, version: None };
+    let long = format!(r#"{{"access_token":"{}","expires_in":3600}}"#, "x".repeat(70 << 10));
+    for (case, status, body, text) in [
+        ("a token that no header can hold", 200, r#"{"access_token":"to\u0001ken","expires_in":3600}"#, "a character that cannot be sent"),
+        ("no token", 200, r#"{"access_token":"","expires_in":3600}"#, "a character that cannot be sent"),
+        ("for ever", 200, r#"{"access_token":"token","expires_in":18446744073709551615}"#, "the answer is none that such a service gives"),
+        ("a number as text", 200, r#"{"access_token":"token","expires_in":"to-x"}"#, "the answer is none that such a service gives"),
+        ("a page", 200, "<html>token</html>", "the answer is none that such a service gives"),
+        ("too long", 200, long.as_str(), "the answer is larger than 64"),
+        ("an error too long", 400, long.as_str(), "the answer is larger than 64"),
+        ("elsewhere", 302, "", "check authority_host of storage config k"),
+    ] {
+        account.state.lock().said = Some((status, body.to_owned()));
+        let fault = remote.get(ask()).await.map(|_| ()).expect_err(case);
+        assert_eq!(fault.kind, FaultKind::Config, "{case}: {fault}");
+        assert!(fault.to_string().contains(text) && fault.to_string().contains("storage config k"), "{case}: {fault}");
+        assert!(!fault.to_string().contains("to-x") && !fault.to_string().contains("sEcReT"), "{fault}");
+    }
+    account.state.lock().said = None;
+    assert!(remote.get(ask()).await.is_ok(), "the next request asks anew");
+}
+
+/// What hyper would not send: lengths that are not true, bodies without an end.
+#[tokio::test]
+async fn an_answer_of_the_token_service_takes_no_more_room_than_a_short_one() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+    for (head, chunk, kind) in [
+        (format!("{HEAD}content-length: 1125899906842624\r\n\r\n"), Vec::new(), FaultKind::Away),
+        (format!("{HEAD}content-length: 1125899906842624\r\n\r\n"), vec![b'x'; 4096], FaultKind::Config),
+        (format!("{HEAD}transfer-encoding: chunked\r\n\r\n"), [b"1000\r\n", &[b'x'; 4096][..], b"\r\n"].concat(), FaultKind::Config),
+    ] {
+        let listener = HostNet.listen("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
+        let authority = Some(format!("http://{}", listener.local_addr().expect("bound")));
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut question = [0; 4096];
+            let _ = stream.read(&mut question).await;
+            let _ = stream.write_all(head.as_bytes()).await;
+            // Until the client has had enough.
+            while !chunk.is_empty() && stream.write_all(&chunk).await.is_ok() {}
+        });
+        let account = Account::start().await;
+        let secret = Secret("sEcReT".to_owned());
+        let grant = Grant::Principal { tenant: "t".to_owned(), client: "i".to_owned(), secret, authority };
+        let fault = remote(account.settings(Credential::Token(grant))).get(Ask { key: "m", range: None, version: None }).await;
+        assert_eq!(fault.map(|_| ()).expect_err("no token").kind, kind);
     }
 }
 

@@ -12,7 +12,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::config::Secret;
-use crate::wire::{Wire, is_here, one_line, root_cause};
+use crate::wire::{NotLent, Wire, is_here, one_line, root_cause, unusable};
 use crate::{ConfigFault, Fault, FaultKind};
 
 /// What proves to a token service who asks.
@@ -139,24 +139,37 @@ impl Tokens {
         let patience = self.wire.patience();
         // A connection may have to be made first.
         let within = patience.connect + patience.silence;
-        match self.wire.clock().until(self.wire.clock().deadline_in(within), provider.get_credential()).await {
-            Some(Ok(token)) => Ok(token),
-            Some(Err(fault)) => Err(self.refused(&root_cause(&fault), what)),
-            None => Err(Fault::new(FaultKind::Away, what, format!("the token service did not answer within {within:?}"))),
+        let odd = |why: &str| Fault::new(FaultKind::Config, what, format!("no token for {}: {why}", self.named));
+        match self.wire.lent(&*provider, within).await {
+            Ok(token) if sendable(&token) => Ok(token),
+            Ok(_) => {
+                // The provider would give it again until it ends.
+                self.replace(&provider);
+                Err(odd("what the token service gave has a character that cannot be sent"))
+            }
+            Err(NotLent::Refused(fault)) => match unusable(&fault) {
+                Some(why) => Err(odd(&why)),
+                None => Err(self.refused(&root_cause(&fault), what)),
+            },
+            Err(NotLent::Odd) => Err(odd("the answer is none that such a service gives")),
+            Err(NotLent::Silent) => Err(Fault::new(FaultKind::Away, what, format!("the token service did not answer within {within:?}"))),
         }
     }
 
     /// Forgets `token`, which the store did not take. True where another one may be had.
     pub(super) async fn forget(&self, token: &Arc<AzureCredential>) -> bool {
-        let Ok(renewed) = self.grant.provider(&self.wire) else { return false };
         let provider = Arc::clone(&self.provider.lock());
         // Somebody else may have been faster: then there is a new one already, and asking for it costs nothing.
-        let held = self.wire.clock().until(self.wire.clock().deadline_in(self.wire.patience().silence), provider.get_credential()).await;
-        if held.is_some_and(|held| held.is_ok_and(|held| Arc::ptr_eq(&held, token))) {
-            let mut current = self.provider.lock();
-            if Arc::ptr_eq(&current, &provider) {
-                *current = renewed;
-            }
+        let held = self.wire.lent(&*provider, self.wire.patience().silence).await;
+        !held.is_ok_and(|held| Arc::ptr_eq(&held, token)) || self.replace(&provider)
+    }
+
+    /// Puts one that holds no token in the place of `provider`, which cannot be told to forget. False where there is none.
+    fn replace(&self, provider: &AzureCredentialProvider) -> bool {
+        let Ok(renewed) = self.grant.provider(&self.wire) else { return false };
+        let mut current = self.provider.lock();
+        if Arc::ptr_eq(&current, provider) {
+            *current = renewed;
         }
         true
     }
@@ -169,7 +182,15 @@ impl Tokens {
             error_description: String,
         }
         let Some((status, body)) = cause.strip_prefix("Server returned non-2xx status code: ").and_then(|rest| rest.split_once(": ")) else {
-            return Fault::new(FaultKind::Away, what, format!("no token: {}", one_line(cause)));
+            // In the provider's words, which say neither why nor of which file.
+            return if cause.starts_with("Error reading federated token file") {
+                let why = format!("no token for {}: the file that AZURE_FEDERATED_TOKEN_FILE names cannot be read", self.named);
+                Fault::new(FaultKind::Config, what, why)
+            } else if cause.starts_with("Received redirect without LOCATION") {
+                Fault::new(FaultKind::Config, what, self.elsewhere("a redirect to nowhere"))
+            } else {
+                Fault::new(FaultKind::Away, what, format!("no token: {}", one_line(cause)))
+            };
         };
         let status: u16 = status.split(' ').next().and_then(|code| code.parse().ok()).unwrap_or_default();
         let refusal: Refusal = serde_json::from_str(body).unwrap_or_default();
@@ -178,6 +199,7 @@ impl Tokens {
         let why = format!("the token service answered HTTP {status} {said}");
         let named = &self.named;
         match status {
+            300..=399 => Fault::new(FaultKind::Config, what, self.elsewhere(&format!("HTTP {status}"))),
             429 | 503 => Fault::new(FaultKind::Busy { pause: None }, what, why),
             400..=499 => {
                 let check = match &self.grant {
@@ -189,5 +211,17 @@ impl Tokens {
             }
             _ => Fault::new(FaultKind::Away, what, why),
         }
+    }
+
+    fn elsewhere(&self, answered: &str) -> String {
+        format!("the token service answered {answered}: it is elsewhere: check authority_host of {}", self.named)
+    }
+}
+
+/// Whether it can stand in a header: the one that would be made of it is taken for certain.
+fn sendable(token: &AzureCredential) -> bool {
+    match token {
+        AzureCredential::BearerToken(token) => !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()),
+        AzureCredential::AccessKey(_) | AzureCredential::SASToken(_) => false,
     }
 }

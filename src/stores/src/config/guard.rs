@@ -9,7 +9,7 @@ use reqwest::Url;
 use serde_json::{Map, Value};
 
 use super::dot_path;
-use super::keys::{filled, text};
+use super::keys::{filled, text, word};
 use crate::ConfigFault;
 
 /// Keys that a parameter may set whatever the entry holds: they choose among what the credentials open. Where a host is
@@ -79,8 +79,8 @@ pub(super) fn check<'a>(
                  (both empty for a public bucket)"
             ),
             (_, chosen) => format!(
-                "{named}: only an entry of the storage config may choose credentials {:?}, no parameter of a model",
-                chosen.unwrap_or_default()
+                "{named}: only an entry of the storage config may choose credentials {}, no parameter of a model",
+                word(chosen.unwrap_or_default())
             ),
         }));
     }
@@ -152,7 +152,8 @@ fn allows(entry: &Map<String, Value>, path: &str, address: &str) -> bool {
     if own.as_ref().is_some_and(|own| own.origin() == url.origin()) {
         return true;
     }
-    let bare = url.scheme() == "http" && own.is_some_and(|own| own.scheme() == "https");
+    // Without an address of its own an entry's store speaks TLS.
+    let bare = url.scheme() == "http" && own.is_none_or(|own| own.scheme() == "https");
     allowed_hosts(entry).iter().any(|item| if item.contains("://") { is_origin(item, &url) } else { !bare && is_host(item, &url) })
 }
 

@@ -38,13 +38,19 @@ pub(crate) fn filled<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'
     text(config, key).filter(|text| !text.is_empty())
 }
 
+/// A value as messages show it that can be one of a few words: whoever wrote something else there may have written a secret.
+pub(crate) fn word(written: &str) -> String {
+    let plain = written.len() <= 32 && written.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    if plain { format!("{written:?}") } else { "something else".to_owned() }
+}
+
 /// What `verify` says.
 pub(crate) fn verify(config: &Map<String, Value>, faults: &mut Vec<String>) -> Verify {
     match text(config, "verify") {
         None | Some("" | "content" | "etag") => Verify::Content,
         Some("length") => Verify::Length,
         Some(other) => {
-            faults.push(format!("verify is {other:?}, it can be content or length"));
+            faults.push(format!("verify is {}, it can be content or length", word(other)));
             Verify::Content
         }
     }
@@ -52,19 +58,19 @@ pub(crate) fn verify(config: &Map<String, Value>, faults: &mut Vec<String>) -> V
 
 /// The address that `key` gives a store: http or https, without user, query and fragment.
 pub(crate) fn endpoint(key: &str, written: &str) -> Result<Url, String> {
-    // The text is not repeated where it may hold a password.
+    // The text is never repeated: without a scheme in front even a password is taken for something else.
     let url = Url::parse(written).map_err(|fault| format!("{key} is not a URL: {fault}"))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(format!("{key} holds a user or password: credentials have keys of their own"));
     }
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-        return Err(format!("{key} {written:?} is not an http or https URL"));
+        return Err(format!("{key} is not an http or https URL"));
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(format!("{key} has a query or fragment"));
     }
     if is_metadata(&url) {
-        return Err(format!("{key} {written:?} is the address of a metadata service, which is no store"));
+        return Err(format!("{key} is the address of a metadata service, which is no store"));
     }
     Ok(url)
 }

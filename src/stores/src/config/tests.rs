@@ -94,7 +94,7 @@ fn what_cannot_be_resolved_says_what_is_there_instead() {
             &[("a", r#"{"type":"s3","access_key_id":"","region":"a.b","addressing":"odd","verify":"no","endpoint_url":"ftp://x"}"#)],
             Some("a"),
             &[],
-            "storage config a: region \"a.b\" is not a region name; endpoint_url \"ftp://x\" is not an http or https URL; no bucket is named: set \
+            "storage config a: region \"a.b\" is not a region name; endpoint_url is not an http or https URL; no bucket is named: set \
              it in the model's storage parameters or as default_bucket; addressing is \"odd\", it can be path or virtual; access_key_id and \
              secret_access_key must both be given (both empty for a public bucket); verify is \"no\", it can be content or length",
         ),
@@ -130,7 +130,8 @@ fn a_parameter_cannot_send_an_entrys_secret_to_another_host() {
         (S3, "endpoint_url", "https://MIRROR.example:1/x", true),
         (S3, "endpoint_url", "http://mirror.example/x", false),
         (&plain, "endpoint_url", "http://mirror.example/x", true),
-        (&open, "endpoint_url", "http://mirror.example/x", true),
+        (&open, "endpoint_url", "http://mirror.example/x", false),
+        (&open, "endpoint_url", "https://mirror.example/x", true),
         (S3, "endpoint_url", "https://other.example:9443", true),
         (S3, "endpoint_url", "https://other.example", false),
         (S3, "endpoint_url", "https://evil.example", false),
@@ -309,6 +310,11 @@ fn secrets_are_in_no_text() {
     }
     for broken in [
         S3.replace("https://s3.example:9000", "https://user:sEcReT@s3.example"),
+        S3.replace("https://s3.example:9000", "sEcReT:sEcReT@minio:9000"),
+        S3.replace("https://s3.example:9000", "sEcReT://minio:9000"),
+        S3.replace("\"region\"", "\"credentials\":\"sEcReT\",\"region\""),
+        S3.replace("\"region\"", "\"addressing\":\"sEcReT\",\"region\""),
+        S3.replace("\"region\"", "\"verify\":\"sEcReT\",\"region\""),
         S3.replace("sEcReT", "sEcReT\\n"),
         S3.replace("\"sEcReT\"", "[\"sEcReT\"]"),
         S3.replace("\"region\"", "sEcReT"),

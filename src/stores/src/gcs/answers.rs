@@ -40,22 +40,29 @@ pub(super) struct ErrorBody {
     pub(super) reason: String,
     /// Words for people.
     pub(super) message: String,
+    /// The words may be anybody's on the way: they are not repeated.
+    stranger: bool,
+}
+
+/// Whether an answer is by what speaks the API, as far as that can be told.
+pub(super) fn is_googles(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("x-goog-") || name == "x-guploader-uploadid")
 }
 
 impl ErrorBody {
-    /// An answer that is none of the store's gives an empty one.
-    pub(super) fn parse(body: &[u8]) -> Self {
+    /// An answer that is none of the store's gives an empty one. Plain text does where nothing else tells whose it is.
+    pub(super) fn parse(body: &[u8], known: bool) -> Self {
         let text = String::from_utf8_lossy(body);
         let Ok(Value::Object(body)) = serde_json::from_str(&text) else {
             let line = text.trim();
             // A page of somebody else's on the way would say nothing here.
             let message = if line.starts_with('<') || line.lines().count() > 1 { String::new() } else { line.to_owned() };
-            return ErrorBody { reason: String::new(), message };
+            return ErrorBody { reason: String::new(), message, stranger: !known };
         };
         let error = body.get("error").unwrap_or(&Value::Null);
         let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let first = error.get("errors").and_then(|errors| errors.get(0)).unwrap_or(&Value::Null);
-        ErrorBody { reason: text(first, "reason"), message: text(error, "message") }
+        ErrorBody { reason: text(first, "reason"), message: text(error, "message"), stranger: false }
     }
 
     /// The store tells a bucket that is not there from an object that is not there in its words only.
@@ -72,6 +79,9 @@ impl ErrorBody {
 /// The message as one short line.
 impl fmt::Display for ErrorBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.stranger {
+            return Ok(());
+        }
         let text = if self.message.is_empty() { &self.reason } else { &self.message };
         f.write_str(one_line(text).trim_end_matches('.'))
     }
@@ -197,13 +207,15 @@ mod tests {
             ("a\nb", "", ""),
             ("", "", ""),
         ] {
-            let error = ErrorBody::parse(body.as_bytes());
+            let error = ErrorBody::parse(body.as_bytes(), true);
             assert_eq!((error.to_string().as_str(), error.reason.as_str()), (text, reason), "{body}");
+            let text = if body.starts_with('{') { text } else { "" };
+            assert_eq!(ErrorBody::parse(body.as_bytes(), false).to_string(), text, "a stranger's line is not repeated");
         }
         for (message, bucket) in
             [("The specified bucket does not exist.", true), ("No such object: b/The specified bucket does not exist.", false), ("Not Found", false)]
         {
-            assert_eq!(ErrorBody::parse(message.as_bytes()).is_about_the_bucket(), bucket, "{message}");
+            assert_eq!(ErrorBody::parse(message.as_bytes(), false).is_about_the_bucket(), bucket, "{message}");
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Link;
 use super::token::{Key, Tokens};
-use crate::config::{Secret, endpoint, filled, fingerprint, text, verify};
+use crate::config::{Secret, endpoint, filled, fingerprint, text, verify, word};
 use crate::wire::{Trust, Wire, in_the_open, is_here};
 use crate::{ConfigFault, Patience, Verify};
 
@@ -122,6 +122,7 @@ impl GcsSettings {
             public: false,
             identity: None,
             direct,
+            metadata: false,
             named: &self.named,
         };
         let wire = Wire::new(trust(&self.endpoint, certificate, is_here(&self.endpoint)), patience, clock.clone())?;
@@ -139,7 +140,7 @@ impl GcsSettings {
                     Grant::Instance { service } => {
                         let service = service.clone().map_or_else(metadata_service, Ok);
                         let service = service.map_err(|why| ConfigFault(format!("{}: {why}", self.named)))?;
-                        Tokens::of_instance(service.clone(), Wire::new(trust(&service, None, true), patience, clock)?, &self.named)
+                        Tokens::of_instance(service.clone(), Wire::new(Trust { metadata: true, ..trust(&service, None, true) }, patience, clock)?, &self.named)
                     }
                 };
                 Some(tokens)
@@ -184,7 +185,7 @@ fn credential(config: &Map<String, Value>, faults: &mut Vec<String>) -> Option<C
         (Some("instance"), _) => Err("credentials is \"instance\", but private_key or client_email is given too".to_owned()),
         (None | Some("service_account"), (Some(key), Some(email))) => Ok((key, email)),
         (None | Some("service_account"), _) => Err("private_key and client_email must be given together (neither for a public bucket)".to_owned()),
-        (Some(other), _) => Err(format!("credentials is {other:?}, it can be service_account, anonymous or instance")),
+        (Some(other), _) => Err(format!("credentials is {}, it can be service_account, anonymous or instance", word(other))),
     };
     let (key, email) = chosen.map_err(|fault| faults.push(fault)).ok()?;
     if let Err(fault) = Key::parse(key) {
@@ -253,6 +254,7 @@ mod tests {
                 "private_key is not the PEM text of an RSA key",
             ),
             (r#"{"bucket":"b","credentials":"instance","client_email":"e"}"#, "but private_key or client_email is given too"),
+            (r#"{"bucket":"b","credentials":"sEcReT"}"#, "credentials is something else, it can be service_account"),
             (r#"{"bucket":"b","credentials":"metadata"}"#, "it can be service_account, anonymous or instance"),
             (r#"{"bucket":"b","private_key":"KEY","client_email":"e","token_uri":"http://x.example"}"#, "token_uri http://x.example/ must be https"),
             (r#"{"bucket":"b","private_key":"KEY","client_email":"e","token_uri":"https://u:sEcReT@x"}"#, "token_uri holds a user or password"),

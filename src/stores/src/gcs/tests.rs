@@ -39,6 +39,8 @@ struct State {
     closed: Option<(u16, &'static str)>,
     /// What the store answers to everything.
     broken: Option<(u16, &'static str)>,
+    /// That answer tells nothing of whose it is.
+    stranger: bool,
     /// The store wants the newest token.
     private: bool,
     /// Stated instead of the right length.
@@ -64,6 +66,7 @@ impl Account {
             life: 3600,
             closed: None,
             broken: None,
+            stranger: false,
             private: true,
             stored: None,
             hashes: true,
@@ -134,7 +137,9 @@ impl Account {
             _ => {}
         }
         if let Some((status, text)) = state.broken {
-            return Response::builder().status(status).header("retry-after", "3").body(Full::from(text)).expect("sound");
+            let answer = Response::builder().status(status).header("retry-after", "3");
+            let answer = if state.stranger { answer } else { answer.header("x-goog-hash", "") };
+            return answer.body(Full::from(text)).expect("sound");
         }
         if state.private && header("authorization") != format!("Bearer token-{}", state.tokens) {
             return error(401, "authError", "Invalid Credentials");
@@ -218,7 +223,7 @@ fn object(state: &State, key: &str, query: &str, range: &str) -> Response<Full<B
     let Some((bytes, put)) = found else {
         // Where bytes are asked for, an error is one line.
         let line = Full::from(format!("No such object: b/{key}"));
-        return Response::builder().status(404).body(line).expect("sound");
+        return Response::builder().status(404).header("x-guploader-uploadid", "u").body(line).expect("sound");
     };
     if parameter(query, "alt").as_deref() != Some("media") {
         return Response::new(Full::from(json!({"crc32c": crc32c(bytes), "md5Hash": md5(bytes)}).to_string()));
@@ -470,6 +475,18 @@ async fn an_answer_is_judged_by_what_the_caller_can_do_about_it() {
         assert_eq!((fault.kind, fault.status), (expected, Some(status)), "{status} {body}: {fault}");
         assert!(fault.to_string().contains(text) && !fault.to_string().ends_with(": "), "{fault}");
     }
+    // Names of others are in these texts.
+    let version = Version("1".to_owned());
+    for (body, expected) in [("No such object: b/it does not exist", FaultKind::Changed), ("The specified bucket does not exist.", Missing)] {
+        account.state.lock().broken = Some((404, body));
+        let fault = nobody.get(Ask { key: "m", range: None, version: Some(&version) }).await.map(|_| ()).expect_err("gone");
+        assert_eq!(fault.kind, expected, "{fault}");
+    }
+    account.state.lock().stranger = true;
+    account.state.lock().broken = Some((403, "sEcReT of the proxy"));
+    let text = fault(&nobody, "m").await.to_string();
+    assert!(text.ends_with("HTTP 403 storage config k has no credentials"), "{text}");
+    account.state.lock().stranger = false;
     account.state.lock().broken = Some((403, "forbidden"));
     let text = fault(&somebody, "m").await.to_string();
     assert!(text.contains("the service account of storage config k needs the role Storage Object Viewer"), "{text}");

@@ -21,7 +21,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::sign::SigningKey;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::wire::{Wire, encode, one_line, retry_after};
 use crate::{Fault, FaultKind};
@@ -34,6 +34,9 @@ const STATED: u64 = 3600;
 
 /// A token is not used in the last minutes of its life: requests take time, and clocks differ.
 const SPARE: Duration = Duration::from_secs(225);
+
+/// No token is good for longer than a day; who says so is asked again.
+const LONGEST: u64 = 24 * 3600;
 
 /// Answers of token services are short.
 const LARGEST: usize = 64 << 10;
@@ -250,11 +253,36 @@ fn granted(body: &[u8], begun: Instant) -> Option<Token> {
     struct Grant {
         access_token: String,
         #[serde(default)]
-        expires_in: u32,
+        expires_in: Value,
     }
     let grant: Grant = serde_json::from_slice(body).ok()?;
-    let life = Duration::from_secs(grant.expires_in.into());
+    // Some write it as text. What is neither says nothing: another token is asked for soon.
+    let seconds = grant.expires_in.as_u64().or_else(|| grant.expires_in.as_str()?.trim().parse().ok());
+    let life = Duration::from_secs(seconds.unwrap_or_default().min(LONGEST));
     let mut bearer = HeaderValue::from_str(&format!("Bearer {}", grant.access_token)).ok().filter(|_| !grant.access_token.is_empty())?;
     bearer.set_sensitive(true);
     Some(Token { bearer, until: begun + (life - SPARE.min(life / 4)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_lives_as_long_as_its_answer_says_in_numbers_or_in_text() {
+        let begun = berth_telemetry::Clock::system().now();
+        for (said, seconds) in [
+            (r#","expires_in":900"#, 675),
+            (r#","expires_in":"900""#, 675),
+            (r#","expires_in":3600"#, 3375),
+            (r#","expires_in":18446744073709551615"#, 24 * 3600 - 225),
+            (r#","expires_in":-1"#, 0),
+            (r#","expires_in":"soon""#, 0),
+            (r#","expires_in":[900]"#, 0),
+            ("", 0),
+        ] {
+            let token = granted(format!(r#"{{"access_token":"t"{said}}}"#).as_bytes(), begun).expect("a token");
+            assert_eq!(token.until - begun, Duration::from_secs(seconds), "{said}");
+        }
+    }
 }

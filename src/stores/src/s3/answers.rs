@@ -7,16 +7,11 @@ use http::HeaderMap;
 use serde::Deserialize;
 
 use crate::remote::{Composite, OfParts};
-use crate::wire::{base64, one_line, text};
+use crate::wire::{bare, base64, one_line, quoted, text};
 use crate::{Object, Page, Sums, Version};
 
 pub(crate) fn version(headers: &HeaderMap) -> Option<Version> {
-    text(headers, "etag").filter(|etag| !bare(etag).is_empty()).map(|etag| Version(etag.to_owned()))
-}
-
-/// An ETag without quotes and without the mark of weakness.
-pub(crate) fn bare(etag: &str) -> &str {
-    etag.trim().trim_start_matches("W/").trim_matches('"')
+    quoted(text(headers, "etag")?)
 }
 
 /// The MD5 digest that an ETag states; `None` for objects uploaded in parts and for other forms.
@@ -73,7 +68,8 @@ pub(crate) fn of_parts(headers: &HeaderMap) -> Option<(OfParts, u32)> {
     }
     let etag = || {
         let (digest, parts) = bare(text(headers, "etag")?).rsplit_once('-')?;
-        Some((OfParts::Md5(md5(digest)?), parts.parse().ok()?)).filter(|_| md5_etag_possible(headers))
+        // One part has no need of a digest of digests: some stores write anything before a `-1`.
+        Some((OfParts::Md5(md5(digest)?), parts.parse().ok()?)).filter(|&(_, parts)| parts > 1 && md5_etag_possible(headers))
     };
     let crc32c = header(headers, "x-amz-checksum-crc32c").map(|(sum, parts)| (OfParts::Crc32c(u32::from_be_bytes(sum)), parts));
     let crc32 = || header(headers, "x-amz-checksum-crc32").map(|(sum, parts)| (OfParts::Crc32(u32::from_be_bytes(sum)), parts));
@@ -165,7 +161,7 @@ pub(crate) fn page(body: &[u8]) -> Result<Page, String> {
         size: ByteSize(object.size),
         // An ETag in a listing does not say how the object is encrypted: whether it is a digest the answer to a GET tells.
         sums: Sums::default(),
-        version: object.etag.filter(|etag| !bare(etag).is_empty()).map(Version),
+        version: object.etag.as_deref().and_then(quoted),
     });
     Ok(Page { objects: objects.collect(), next: next.filter(|_| result.is_truncated) })
 }

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use reqwest::Url;
 
 use crate::config::Secret;
-use crate::wire::{Trust, Wire, is_here, one_line, root_cause};
+use crate::wire::{NotLent, Trust, Wire, is_here, one_line, root_cause, unusable};
 use crate::{ConfigFault, Fault, FaultKind, Patience};
 
 /// Where the credentials for a store come from.
@@ -276,7 +276,8 @@ impl Signer {
             Way::Keys(_) => Err(unusable("the keys have a character that cannot be sent (a space or line end?)".to_owned())),
             Way::Lent(lender) => {
                 let (plain, direct) = (lender.plain(), lender.is_near());
-                let wire = Wire::new(Trust { plain, certificate: None, public: false, identity: None, direct, named }, patience, clock)?;
+                let trust = Trust { plain, certificate: None, public: false, identity: None, direct, metadata: true, named };
+                let wire = Wire::new(trust, patience, clock)?;
                 let provider = lender.provider(region, &wire).map_err(|fault| unusable(one_line(&root_cause(&fault))))?;
                 let current = Mutex::new(Current { provider, turn: 0 });
                 Ok(Signer::Lent(Box::new(Lent { lender, reason: credentials.reason(named), region: region.to_owned(), wire, current })))
@@ -309,17 +310,17 @@ impl Lent {
             (Arc::clone(&current.provider), current.turn)
         };
         let silence = self.wire.patience().silence;
-        let clock = self.wire.clock();
         let no_credentials = |kind, why: String| Fault::new(kind, what, format!("no credentials from {} ({}): {why}", self.lender, self.reason));
-        match clock.until(clock.deadline_in(silence), provider.get_credential()).await {
+        match self.wire.lent(&*provider, silence).await {
             // What cannot be sent would end the process where the request is signed.
-            Some(Ok(credential)) if sendable(&credential) => Ok(Held { credential, turn }),
-            Some(Ok(_)) => Err(no_credentials(FaultKind::Denied, "they have a character that cannot be sent".to_owned())),
-            Some(Err(fault)) => {
+            Ok(credential) if sendable(&credential) => Ok(Held { credential, turn }),
+            Ok(_) => Err(no_credentials(FaultKind::Denied, "they have a character that cannot be sent".to_owned())),
+            Err(NotLent::Refused(fault)) => {
                 let (kind, why) = refusal(&fault);
                 Err(no_credentials(kind, why))
             }
-            None => Err(no_credentials(FaultKind::Away, format!("no answer within {silence:?}"))),
+            Err(NotLent::Odd) => Err(no_credentials(FaultKind::Config, "the answer is none that such a service gives".to_owned())),
+            Err(NotLent::Silent) => Err(no_credentials(FaultKind::Away, format!("no answer within {silence:?}"))),
         }
     }
 
@@ -338,6 +339,9 @@ impl Lent {
 fn refusal(fault: &object_store::Error) -> (FaultKind, String) {
     let mut causes = std::iter::successors(Some(fault as &dyn std::error::Error), |cause| cause.source());
     let text = root_cause(fault);
+    if let Some(why) = unusable(fault) {
+        return (FaultKind::Config, why);
+    }
     if causes.any(|cause| cause.is::<HttpError>()) {
         return (FaultKind::Away, one_line(&text));
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Link;
 use super::credentials::{Credentials, Environment, Signer};
-use crate::config::{Secret, endpoint, filled, fingerprint, text, verify};
+use crate::config::{Secret, endpoint, filled, fingerprint, text, verify, word};
 use crate::wire::{Trust, Wire, is_here};
 use crate::{ConfigFault, Patience, Verify};
 
@@ -73,7 +73,7 @@ impl S3Settings {
                 Addressing::Virtual
             }
             Some(other) => {
-                faults.push(format!("addressing is {other:?}, it can be path or virtual"));
+                faults.push(format!("addressing is {}, it can be path or virtual", word(other)));
                 Addressing::Path
             }
             // A bucket with dots fits no certificate.
@@ -83,16 +83,22 @@ impl S3Settings {
         let credentials = credentials(config, &mut faults);
         let verify = verify(config, &mut faults);
         match (endpoint, credentials) {
-            (Some(endpoint), Some(credentials)) if faults.is_empty() => Ok(S3Settings {
-                endpoint,
-                addressing,
-                region: region.to_owned(),
-                bucket: bucket.to_owned(),
-                credentials,
-                certificate: filled(config, "certificate").map(str::to_owned),
-                verify,
-                named: named.to_owned(),
-            }),
+            (Some(endpoint), Some(credentials)) if faults.is_empty() => {
+                let settings = S3Settings {
+                    endpoint,
+                    addressing,
+                    region: region.to_owned(),
+                    bucket: bucket.to_owned(),
+                    credentials,
+                    certificate: filled(config, "certificate").map(str::to_owned),
+                    verify,
+                    named: named.to_owned(),
+                };
+                match Url::parse(&settings.base()) {
+                    Ok(_) => Ok(settings),
+                    Err(fault) => Err(ConfigFault(format!("{named}: bucket {bucket:?} and the store's host make no address: {fault}"))),
+                }
+            }
             _ => Err(ConfigFault(format!("{named}: {}", faults.join("; ")))),
         }
     }
@@ -130,7 +136,8 @@ impl S3Settings {
     pub(super) fn link_in(&self, environment: &Environment, patience: Patience, clock: Clock) -> Result<Link, ConfigFault> {
         let plain = self.endpoint.scheme() == "http";
         let direct = is_here(&self.endpoint);
-        let trust = Trust { plain, certificate: self.certificate.as_deref(), public: false, identity: None, direct, named: &self.named };
+        let (certificate, named) = (self.certificate.as_deref(), self.named.as_str());
+        let trust = Trust { plain, certificate, public: false, identity: None, direct, metadata: false, named };
         let wire = Wire::new(trust, patience, clock.clone())?;
         let place = (self.region.as_str(), domain(&self.region));
         let signer = Signer::new(&self.credentials, environment, place, &self.named, patience, clock)?;
@@ -138,10 +145,10 @@ impl S3Settings {
     }
 }
 
-/// Whether a name can be one label of a host name.
+/// Whether a name can be one label of a host name, and stands for itself there: `xn--` begins what is written in another form.
 fn is_label(bucket: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&bucket.len()) && bucket.bytes().all(inner) && !bucket.starts_with('-') && !bucket.ends_with('-')
+    (1..=63).contains(&bucket.len()) && bucket.bytes().all(inner) && !bucket.starts_with('-') && !bucket.ends_with('-') && !bucket.starts_with("xn--")
 }
 
 fn is_address(host: &str) -> bool {
@@ -180,7 +187,7 @@ fn credentials(config: &Map<String, Value>, faults: &mut Vec<String>) -> Option<
         (Some("environment"), _) => Ok(Credentials::Environment),
         (Some("web_identity"), _) => Ok(web_identity()),
         (Some("instance"), _) => Ok(Credentials::Instance),
-        (Some(other), _) => Err(format!("credentials is {other:?}, it can be static, anonymous, environment, web_identity or instance")),
+        (Some(other), _) => Err(format!("credentials is {}, it can be static, anonymous, environment, web_identity or instance", word(other))),
     };
     if token.is_some() && matches!(chosen, Ok(Credentials::Environment | Credentials::WebIdentity { .. } | Credentials::Instance)) {
         faults.push("session_token is given without access_key_id and secret_access_key".to_owned());

@@ -221,14 +221,15 @@ fn a_listing_is_read_with_its_odd_keys_and_its_continuation() {
         <NextContinuationToken>a+/=</NextContinuationToken>
         <Contents><Key>m/a &amp; b+%20.txt</Key><LastModified>2026-01-01T00:00:00Z</LastModified><ETag>&quot;x-2&quot;</ETag><Size>5</Size></Contents>
         <Contents><Key>m/../x</Key><Size>0</Size></Contents><CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>
-        <Contents><Key>m//</Key><ETag></ETag><Size>1</Size></Contents></ListBucketResult>"#;
+        <Contents><Key>m//</Key><ETag></ETag><Size>1</Size></Contents>
+        <Contents><Key>m/weak</Key><ETag>W/"x"</ETag><Size>1</Size></Contents></ListBucketResult>"#;
     let listed = |key: &str, size, etag: Option<&str>| Object {
         key: key.to_owned(),
         size: ByteSize(size),
         version: etag.map(|etag| Version(etag.to_owned())),
         sums: Sums::default(),
     };
-    let objects = vec![listed("m/a & b+%20.txt", 5, Some("\"x-2\"")), listed("m/../x", 0, None), listed("m//", 1, None)];
+    let objects = vec![listed("m/a & b+%20.txt", 5, Some("\"x-2\"")), listed("m/../x", 0, None), listed("m//", 1, None), listed("m/weak", 1, Some("\"x\""))];
     assert_eq!(page(body), Ok(Page { objects, next: Some("a+/=".to_owned()) }));
     assert_eq!(page(LISTED.as_bytes()), Ok(Page { objects: vec![], next: None }));
     for body in [
@@ -305,6 +306,8 @@ fn the_checksum_of_parts_is_taken_only_where_their_lengths_are_certain() {
         ("the ETag's MD5", &[PARTED], Some((md5, 3))),
         ("encrypted: the ETag is no MD5", &[PARTED, ("x-amz-server-side-encryption", "aws:kms")], None),
         ("no parts", &[ETAG], None),
+        ("one part, whose ETag may be anything", &[("etag", "\"90b5e363ba68f53ea56f802a86222da4-1\"")], None),
+        ("one part's CRC-32C", &[("x-amz-checksum-crc32c", "AAAABw==-1")], Some((OfParts::Crc32c(7), 1))),
         ("zero parts", &[("x-amz-checksum-crc32c", "AAAABw==-0")], None),
         ("not a number", &[("x-amz-checksum-crc32c", "AAAABw==-x")], None),
     ] {
@@ -514,6 +517,8 @@ async fn a_lender_that_refuses_is_told_from_one_that_is_away() {
         "/denied" => reply(403, &[], "<ErrorResponse><Error><Code>AccessDenied</Code><Message>not this role</Message></Error></ErrorResponse>"),
         "/broken" => reply(500, &[], "oh"),
         "/odd" => assumed("two words"),
+        "/long" => reply(200, &[], &"x".repeat(70 << 10)),
+        "/longer" => reply(500, &[], &"x".repeat(70 << 10)),
         "/html" => reply(200, &[], "<html>hello</html>"),
         _ => error(404, "Unexpected"),
     })
@@ -525,6 +530,8 @@ async fn a_lender_that_refuses_is_told_from_one_that_is_away() {
     for (case, service, file, kind, said) in [
         ("refused", "/denied", &file, FaultKind::Denied, "HTTP 403 AccessDenied: not this role"),
         ("broken", "/broken", &file, FaultKind::Away, "500"),
+        ("too long", "/long", &file, FaultKind::Config, "the answer is larger than 64"),
+        ("an error too long", "/longer", &file, FaultKind::Config, "the answer is larger than 64"),
         ("keys that cannot be sent", "/odd", &file, FaultKind::Denied, "cannot be sent"),
         ("no answer of its kind", "/html", &file, FaultKind::Denied, "Invalid AssumeRoleWithWebIdentity response"),
         ("no token", "/denied", &none, FaultKind::Denied, "No such file"),
@@ -603,6 +610,47 @@ async fn checksums_are_asked_for_with_the_version_and_only_as_often_as_needed() 
         let fault = remote.sums(&object(key, version)).await.expect_err("another version");
         assert_eq!(fault.kind, FaultKind::Changed, "{fault}");
     }
+}
+
+#[tokio::test]
+async fn a_lender_whose_answer_a_provider_does_not_survive_is_the_configurations_fault() {
+    let server = Server::start(|seen| match (&seen.method, seen.target.as_str()) {
+        (&Method::PUT, _) => reply(200, &[], "proof\u{1}of\nimds"),
+        (_, "/latest/meta-data/iam/security-credentials/") => reply(200, &[], "ro le\n\u{7f}<"),
+        (_, "/pod") => reply(200, &[], "<html>"),
+        _ => error(404, "Unexpected"),
+    })
+    .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "proof").expect("written");
+    let (imds, pod) = (server.url(), format!("{}/pod", server.url()));
+    for variables in [
+        &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.as_str())][..],
+        &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", pod.as_str()), ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file.to_str().expect("text"))],
+    ] {
+        let remote = server.remote(&[], variables);
+        for _ in 0..2 {
+            let fault = remote.list("m", None).await.expect_err("no credentials");
+            assert_eq!(fault.kind, FaultKind::Config, "{fault}");
+            assert!(fault.why.contains("the answer is none that such a service gives"), "{fault}");
+        }
+    }
+}
+
+#[test]
+fn a_bucket_that_a_host_name_cannot_hold_stands_in_the_path() {
+    let addressed = |value: Value| parse(value).map(|settings| settings.base());
+    for (bucket, base) in [
+        ("models", "https://models.s3.us-east-1.amazonaws.com"),
+        ("my.models", "https://s3.us-east-1.amazonaws.com/my.models"),
+        ("xn--a", "https://s3.us-east-1.amazonaws.com/xn--a"),
+        ("xn--models", "https://s3.us-east-1.amazonaws.com/xn--models"),
+    ] {
+        assert_eq!(addressed(json!({"bucket": bucket})).as_deref(), Ok(base));
+    }
+    let fault = addressed(json!({"bucket": "xn--a", "addressing": "virtual"})).expect_err("no host name");
+    assert!(fault.contains("bucket \"xn--a\" cannot be part of a host name: set addressing to path"), "{fault}");
 }
 
 #[tokio::test]
