@@ -137,9 +137,6 @@ impl WebRemote {
             }
             let wrong = |why: String| Fault::new(FaultKind::Config, &what, why).with_status(status.as_u16());
             let next = next(&url, response.headers()).map_err(wrong)?;
-            if is_here(&next) && !is_here(&url) {
-                return Err(wrong("redirect to this very machine, which another may not ask for".to_owned()));
-            }
             if way.tls && next.scheme() == "http" && settings.holds_secrets() {
                 let why = "with headers, a password or a client certificate no redirect from https to http is followed";
                 return Err(wrong(format!("redirect to {}: {why}", shown(&next))));
@@ -199,6 +196,9 @@ fn next(at: &Url, headers: &HeaderMap) -> Result<Url, String> {
     }
     if is_metadata(&next) {
         return Err("redirect to the address of a metadata service, which is no store".to_owned());
+    }
+    if is_here(&next) && !is_here(at) {
+        return Err("redirect to this very machine, where another one may send nobody".to_owned());
     }
     // Both can be set on what has a host.
     let _ = (next.set_username(""), next.set_password(None));

@@ -446,6 +446,10 @@ pub(crate) fn refused_total(headers: &HeaderMap) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use object_store::client::HttpResponseBody;
+
     use super::*;
 
     #[test]
@@ -482,6 +486,34 @@ mod tests {
             assert_eq!((is_here(&url), is_metadata(&url)), (here, metadata), "{url}");
             assert_eq!(in_the_open(&url), url.scheme() == "http" && !here, "{url}");
         }
+    }
+
+    /// Sends a byte a second, for ever.
+    #[derive(Debug)]
+    struct Dripping;
+
+    #[async_trait]
+    impl HttpService for Dripping {
+        async fn call(&self, _: HttpRequest) -> Result<HttpResponse, HttpError> {
+            let drops = futures::stream::unfold((), |()| async {
+                Clock::system().sleep(Duration::from_secs(1)).await;
+                Some((Ok(Frame::data(Bytes::from_static(b"x"))), ()))
+            });
+            Ok(http::Response::new(HttpResponseBody::new(StreamBody::new(drops))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_is_not_waited_for_longer_than_a_silence() {
+        let (clock, silence) = (Clock::system(), Duration::from_secs(10));
+        let wire = Wire { http: HttpClient::new(Dripping), clock: clock.clone(), patience: Patience { connect: silence, silence } };
+        let request = || Wire::request("http://h.example/", HeaderMap::new(), "x").expect("sound");
+        let begun = clock.now();
+        let response = wire.send(request(), "x").await.expect("a head");
+        assert!(wire.error_text(response, "x").await.is_empty());
+        assert_eq!(clock.now() - begun, silence);
+        let fault = Short(wire).call(request()).await.map(|_| ()).expect_err("no end");
+        assert_eq!((fault.kind(), clock.now() - begun), (HttpErrorKind::Timeout, 2 * silence));
     }
 
     #[tokio::test]

@@ -366,10 +366,7 @@ mod tests {
             (r#"{"account_name":"a","container":"c","sas_token":"sEcReT"}"#, "sas_token is not a shared access signature"),
             (r#"{"account_name":"a","container":"c","sas_token":"sig=sEcReT\n"}"#, "sas_token is not a shared access signature"),
             (r#"{"account_name":"a","container":"c","client_id":"i","client_secret":"sEcReT"}"#, "must be given together"),
-            (
-                r#"{"account_name":"a","container":"c","client_id":"i","client_secret":"sEcReT","tenant_id":"sEcReT/"}"#,
-                "tenant_id is no id",
-            ),
+            (r#"{"account_name":"a","container":"c","client_id":"i","client_secret":"sEcReT","tenant_id":"sEcReT/"}"#, "tenant_id is no id"),
             (r#"{"account_name":"a","container":"c","credentials":"static"}"#, "it can be managed_identity, workload_identity or anonymous"),
             (r#"{"account_name":"a","container":"c","credentials":"sEcReT"}"#, "credentials is something else, it can be managed_identity"),
             (

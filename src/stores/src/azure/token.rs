@@ -225,3 +225,32 @@ fn sendable(token: &AzureCredential) -> bool {
         AzureCredential::AccessKey(_) | AzureCredential::SASToken(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use berth_telemetry::Clock;
+
+    use super::*;
+    use crate::Patience;
+    use crate::wire::Trust;
+
+    #[tokio::test]
+    async fn a_token_file_that_is_not_there_is_the_configurations_fault() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("none");
+        let trust = Trust { plain: true, certificate: None, public: false, identity: None, direct: true, metadata: false, named: "k" };
+        let patience = Patience { connect: Duration::from_secs(20), silence: Duration::from_secs(20) };
+        let wire = Wire::new(trust, patience, Clock::system()).expect("sound");
+        let builder = MicrosoftAzureBuilder::new().with_account("a").with_container_name("c").with_http_connector(wire.connector());
+        let builder = builder.with_credential_type("workload_identity").with_client_id("i").with_tenant_id("t");
+        let builder = builder.with_federated_token_file(file.to_str().expect("text"));
+        let provider = Arc::clone(builder.build().expect("sound").credentials());
+        let grant = Grant::Workload { client: None, tenant: None, authority: None };
+        let tokens = Tokens { grant, wire, named: "storage config k".to_owned(), provider: Mutex::new(provider) };
+        let fault = tokens.token("x").await.expect_err("no file");
+        assert_eq!(fault.kind, FaultKind::Config, "{fault}");
+        assert!(fault.why.contains("AZURE_FEDERATED_TOKEN_FILE") && fault.why.contains("storage config k"), "{fault}");
+    }
+}

@@ -140,7 +140,11 @@ impl GcsSettings {
                     Grant::Instance { service } => {
                         let service = service.clone().map_or_else(metadata_service, Ok);
                         let service = service.map_err(|why| ConfigFault(format!("{}: {why}", self.named)))?;
-                        Tokens::of_instance(service.clone(), Wire::new(Trust { metadata: true, ..trust(&service, None, true) }, patience, clock)?, &self.named)
+                        Tokens::of_instance(
+                            service.clone(),
+                            Wire::new(Trust { metadata: true, ..trust(&service, None, true) }, patience, clock)?,
+                            &self.named,
+                        )
                     }
                 };
                 Some(tokens)

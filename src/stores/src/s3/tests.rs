@@ -229,7 +229,8 @@ fn a_listing_is_read_with_its_odd_keys_and_its_continuation() {
         version: etag.map(|etag| Version(etag.to_owned())),
         sums: Sums::default(),
     };
-    let objects = vec![listed("m/a & b+%20.txt", 5, Some("\"x-2\"")), listed("m/../x", 0, None), listed("m//", 1, None), listed("m/weak", 1, Some("\"x\""))];
+    let objects =
+        vec![listed("m/a & b+%20.txt", 5, Some("\"x-2\"")), listed("m/../x", 0, None), listed("m//", 1, None), listed("m/weak", 1, Some("\"x\""))];
     assert_eq!(page(body), Ok(Page { objects, next: Some("a+/=".to_owned()) }));
     assert_eq!(page(LISTED.as_bytes()), Ok(Page { objects: vec![], next: None }));
     for body in [

@@ -369,6 +369,36 @@ async fn a_redirect_that_leads_nowhere_is_the_configurations_fault() {
     assert_eq!(site.seen().iter().filter(|seen| seen.target == "/round").count(), 11);
 }
 
+#[test]
+fn only_this_machine_sends_on_to_this_machine() {
+    for (at, to, followed) in [
+        ("https://models.example/m", "http://127.0.0.1:9/admin", false),
+        ("https://models.example/m", "http://localhost/admin", false),
+        ("https://models.example/m", "//[::1]/admin", false),
+        ("https://models.example/m", "http://0.0.0.0:9/admin", false),
+        ("https://models.example/m", "http://metadata/x", false),
+        ("https://models.example/m", "http://10.0.0.1/m", true),
+        ("https://models.example/m", "/other", true),
+        ("http://127.0.0.1:9/m", "http://localhost/m", true),
+    ] {
+        let headers = std::iter::once((header::LOCATION, to.parse().expect("a value"))).collect();
+        let next = next(&at.parse().expect("a URL"), &headers);
+        assert_eq!(next.is_ok(), followed, "{at} {to}: {next:?}");
+    }
+}
+
+/// A server whose certificate is for other names is known by its authority: it may get another one.
+#[tokio::test]
+async fn a_certificate_for_another_name_is_told_from_an_unknown_authority() {
+    let (site, entry) = over_tls_as(&["other.example"]).await;
+    let trusting = json!({"certificate": entry["certificate"]});
+    let fault_of = async |entry| fault(&remote(&site.url("127.0.0.1", ""), entry), "m").await;
+    let fault = fault_of(trusting).await;
+    assert!(fault.kind == FaultKind::Away && fault.why.contains("is for another name"), "{fault}");
+    let fault = fault_of(json!({})).await;
+    assert!(fault.kind == FaultKind::Config && fault.why.contains("give the certificate of the store's authority"), "{fault}");
+}
+
 #[tokio::test]
 async fn an_answer_is_judged_by_what_the_caller_can_do_about_it() {
     use FaultKind::{Away, Changed, Config, Corrupt, Denied, Missing};
@@ -487,8 +517,13 @@ async fn what_is_secret_is_in_no_text() {
     assert_eq!(body(remote.get(whole("guarded")).await.expect("it opens")).await, b"model");
 }
 
-/// An authority, a server that it signed for under both of this machine's names, and the entry of a client that it knows.
+/// A server under both of this machine's names.
 async fn over_tls() -> (Arc<Site>, Value) {
+    over_tls_as(&["127.0.0.1", "localhost"]).await
+}
+
+/// A server that an authority signed for under these names, and the entry of a client that the authority signed for, too.
+async fn over_tls_as(names: &[&str]) -> (Arc<Site>, Value) {
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("signed");
@@ -497,7 +532,7 @@ async fn over_tls() -> (Arc<Site>, Value) {
         let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names");
         (params.signed_by(&key, &authority).expect("signed"), key)
     };
-    let (server, client) = (signed(&["127.0.0.1", "localhost"]), signed(&["client"]));
+    let (server, client) = (signed(names), signed(&["client"]));
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(authority.der().to_vec())).expect("an authority");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
