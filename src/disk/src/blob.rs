@@ -70,8 +70,8 @@ pub const UNVERIFIED: &str = "unverified";
 pub struct Record {
     /// How many bytes it has.
     pub bytes: ByteSize,
-    /// Their BLAKE3 digest.
-    pub digest: [u8; 32],
+    /// Their BLAKE3 digest; `None` where nobody computed it. Then a file that may have been changed is fetched again.
+    pub digest: Option<[u8; 32]>,
     /// What they were held against, in a word that users read, such as `crc32c`; [`UNVERIFIED`] when against nothing.
     pub checked: String,
 }
@@ -135,7 +135,7 @@ impl Partial {
 /// A blob with all its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Whole {
-    pub(crate) digest: [u8; 32],
+    pub(crate) digest: Option<[u8; 32]>,
     pub(crate) checked: Box<str>,
     /// When its file was last written, in nanoseconds since the epoch: another time means that another hand wrote it.
     pub(crate) written: i64,

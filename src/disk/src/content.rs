@@ -30,8 +30,8 @@ pub(crate) struct Manifest {
     /// Bytes of the model, without the schema.
     pub(crate) size: ByteSize,
     pub(crate) fetched: UnixMillis,
-    /// The content's own digest.
-    pub(crate) digest: Digest,
+    /// The content's own digest, where all of its files have one.
+    pub(crate) digest: Option<Digest>,
     /// What it was held against.
     pub(crate) checked: String,
     /// True when the files are the blobs themselves, not links to them: this file system cannot link.
@@ -86,7 +86,10 @@ impl Manifest {
             schema: plan.schema.clone(),
             size: plan.size,
             fetched,
-            digest: Digest(digest(plan.files.iter().zip(files).map(|(wanted, (_, record))| (wanted.path.as_str(), &record.digest)))),
+            digest: {
+                let each = plan.files.iter().zip(files).map(|(wanted, (_, record))| Some((wanted.path.as_str(), record.digest.as_ref()?)));
+                each.collect::<Option<Vec<_>>>().map(|files| Digest(digest(files.into_iter())))
+            },
             // Of an empty file there is nothing to hold against anything.
             checked: checked(files.iter().filter(|(_, record)| record.bytes.0 > 0).map(|(_, record)| record.checked.as_str())),
             owned,
@@ -196,8 +199,8 @@ impl Content {
     /// The content's own digest: BLAKE3 over its files' paths, in order, each with the BLAKE3 digest of its bytes. The same
     /// wherever and however the same files were fetched.
     #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
-        self.manifest.digest.0
+    pub fn digest(&self) -> Option<[u8; 32]> {
+        self.manifest.digest.as_ref().map(|digest| digest.0)
     }
 
     /// What its bytes were held against when they were fetched, in one line for users.

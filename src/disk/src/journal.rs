@@ -17,6 +17,9 @@ use berth_types::UnixMillis;
 
 use crate::blob::{BlobId, Note, Partial, State, Trust, Whole, hex, unhex};
 
+/// Stands for a digest that nobody computed.
+const NO_DIGEST: &str = "-";
+
 /// Version of this form. A journal of another one tells nothing.
 const FORMAT: u32 = 1;
 
@@ -58,7 +61,14 @@ impl Line {
                     Trust::Doubtful => "doubtful",
                 };
                 let checked = whole.checked.replace(char::is_control, " ");
-                write!(text, "whole {id} {} {size} {} {} {trust} {} {checked}", whole.turn, whole.written, at.0, hex(&whole.digest))
+                write!(
+                    text,
+                    "whole {id} {} {size} {} {} {trust} {} {checked}",
+                    whole.turn,
+                    whole.written,
+                    at.0,
+                    whole.digest.map_or_else(|| NO_DIGEST.to_owned(), |digest| hex(&digest))
+                )
             }
             Line::Used { id, at } => write!(text, "used {id} {}", at.0),
             Line::Gone { id } => write!(text, "gone {id}"),
@@ -94,7 +104,10 @@ impl Line {
                     "doubtful" => Trust::Doubtful,
                     _ => return None,
                 };
-                let digest = unhex(word()?)?.try_into().ok()?;
+                let digest = match word()? {
+                    NO_DIGEST => None,
+                    digits => Some(unhex(digits)?.try_into().ok()?),
+                };
                 Line::Whole { id, size, whole: Whole { digest, checked: word()?.into(), written, turn, trust }, at }
             }
             "used" => Line::Used { id: BlobId::parse(word()?)?, at: UnixMillis(number(word()?)?) },
@@ -281,7 +294,7 @@ mod tests {
     }
 
     fn whole(turn: u64, trust: Trust) -> Whole {
-        Whole { digest: [7; 32], checked: "md5 and crc32c".into(), written: -5, turn, trust }
+        Whole { digest: turn.is_multiple_of(2).then_some([7; 32]), checked: "md5 and crc32c".into(), written: -5, turn, trust }
     }
 
     fn text(lines: &[Line]) -> String {

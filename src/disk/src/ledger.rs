@@ -701,7 +701,7 @@ mod tests {
     }
 
     fn whole() -> Whole {
-        Whole { digest: [0; 32], checked: "".into(), written: 0, turn: 1, trust: Trust::Fresh }
+        Whole { digest: Some([0; 32]), checked: "".into(), written: 0, turn: 1, trust: Trust::Fresh }
     }
 
     fn partial() -> State {

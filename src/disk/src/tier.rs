@@ -328,7 +328,7 @@ impl Tier {
         };
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(file)?;
-        if *hasher.finalize().as_bytes() != whole.digest {
+        if Some(*hasher.finalize().as_bytes()) != whole.digest {
             return Ok(false);
         }
         let again = Whole { written, trust: Trust::Fresh, ..whole };

@@ -19,6 +19,8 @@ const NOTE: usize = 45;
 /// Which checks run over grains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kinds {
+    /// Our own digest.
+    pub(crate) own: bool,
     pub(crate) crc32c: bool,
     pub(crate) crc64nvme: bool,
 }
@@ -119,12 +121,12 @@ impl Check {
 
 /// What grains have to be hashed for while it is not known what the store states.
 pub(crate) fn kinds(stated: &Sums, verify: Verify) -> Kinds {
-    let unknown = verify == Verify::Content;
+    let own = verify == Verify::Content;
     match Check::of(stated, verify) {
-        Check::Crc64Nvme(_) => Kinds { crc32c: false, crc64nvme: true },
-        Check::Crc32c(_) => Kinds { crc32c: true, crc64nvme: false },
-        Check::Parts(Composite { value: OfParts::Crc32c(_), .. }) => Kinds { crc32c: true, crc64nvme: false },
-        Check::Crc32(_) | Check::Sha256(_) | Check::Md5(_) | Check::Parts(_) | Check::Nothing => Kinds { crc32c: unknown, crc64nvme: unknown },
+        Check::Crc64Nvme(_) => Kinds { own, crc32c: false, crc64nvme: true },
+        Check::Crc32c(_) => Kinds { own, crc32c: true, crc64nvme: false },
+        Check::Parts(Composite { value: OfParts::Crc32c(_), .. }) => Kinds { own, crc32c: true, crc64nvme: false },
+        Check::Crc32(_) | Check::Sha256(_) | Check::Md5(_) | Check::Parts(_) | Check::Nothing => Kinds { own, crc32c: own, crc64nvme: own },
     }
 }
 
@@ -249,10 +251,13 @@ impl Ordered {
 }
 
 /// Everything about bytes that are all in memory: our own digest, and what `check` needs.
-pub(crate) fn of_whole<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone, check: Check) -> ([u8; 32], Sums) {
-    let mut hasher = blake3::Hasher::new();
-    frames.clone().for_each(|frame| {
-        hasher.update(frame);
+pub(crate) fn of_whole<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone, check: Check, own: bool) -> (Option<[u8; 32]>, Sums) {
+    let digest = own.then(|| {
+        let mut hasher = blake3::Hasher::new();
+        frames.clone().for_each(|frame| {
+            hasher.update(frame);
+        });
+        *hasher.finalize().as_bytes()
     });
     let crc = |algorithm| {
         let mut crc = Crc::new(algorithm);
@@ -268,13 +273,13 @@ pub(crate) fn of_whole<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone, check
         }),
         Check::Nothing => Sums::default(),
     };
-    (*hasher.finalize().as_bytes(), sums)
+    (digest, sums)
 }
 
 /// What is known of one grain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GrainSum {
-    /// Which CRCs were computed; the others mean nothing.
+    /// What was computed; the rest means nothing.
     kinds: Kinds,
     /// The chaining value of its BLAKE3 subtree; of the only grain of a file, the file's digest.
     own: [u8; 32],
@@ -289,19 +294,19 @@ impl GrainSum {
         note[..32].copy_from_slice(&self.own);
         note[32..36].copy_from_slice(&self.crc32c.to_le_bytes());
         note[36..44].copy_from_slice(&self.crc64nvme.to_le_bytes());
-        note[44] = u8::from(self.kinds.crc32c) | u8::from(self.kinds.crc64nvme) << 1;
+        note[44] = u8::from(self.kinds.crc32c) | u8::from(self.kinds.crc64nvme) << 1 | u8::from(self.kinds.own) << 2;
         note
     }
 
     /// Whether it says all that is asked for.
     pub(crate) fn has(&self, kinds: Kinds) -> bool {
-        (self.kinds.crc32c || !kinds.crc32c) && (self.kinds.crc64nvme || !kinds.crc64nvme)
+        (self.kinds.own || !kinds.own) && (self.kinds.crc32c || !kinds.crc32c) && (self.kinds.crc64nvme || !kinds.crc64nvme)
     }
 
     /// `None` for what is no note of ours.
     pub(crate) fn of_note(note: &[u8]) -> Option<Self> {
         let note: &[u8; NOTE] = note.try_into().ok()?;
-        let kinds = Kinds { crc32c: note[44] & 1 != 0, crc64nvme: note[44] & 2 != 0 };
+        let kinds = Kinds { crc32c: note[44] & 1 != 0, crc64nvme: note[44] & 2 != 0, own: note[44] & 4 != 0 };
         Some(GrainSum {
             kinds,
             own: note[..32].try_into().ok()?,
@@ -363,7 +368,9 @@ impl Run {
                 break; // beyond the file's end: whoever counts bytes says so
             }
             let (these, rest) = bytes.split_at(take);
-            self.own.update(these);
+            if self.kinds.own {
+                self.own.update(these);
+            }
             if self.kinds.crc32c {
                 self.crc32c.update(these);
             }
@@ -383,7 +390,11 @@ impl Run {
     }
 
     fn sum(&self) -> GrainSum {
-        let own = if self.total <= self.grain { *self.own.finalize().as_bytes() } else { self.own.finalize_non_root() };
+        let own = match (self.kinds.own, self.total <= self.grain) {
+            (false, _) => [0; 32],
+            (true, true) => *self.own.finalize().as_bytes(),
+            (true, false) => self.own.finalize_non_root(),
+        };
         GrainSum { kinds: self.kinds, own, crc32c: u32::try_from(self.crc32c.finalize()).unwrap_or(0), crc64nvme: self.crc64nvme.finalize() }
     }
 }
@@ -391,15 +402,16 @@ impl Run {
 /// Puts the grains of a whole file together: our own digest and the CRCs, as far as `kinds` had them computed. `grains` are
 /// all of the file's, in order. `check`: what they are for; the checksum of parts
 /// is made where grains suffice for it.
-pub(crate) fn of_grains(kinds: Kinds, grain: u64, total: u64, grains: &[GrainSum], check: Check) -> ([u8; 32], Sums) {
+pub(crate) fn of_grains(kinds: Kinds, grain: u64, total: u64, grains: &[GrainSum], check: Check) -> (Option<[u8; 32]>, Sums) {
     let length = |at: usize| grain.min(total.saturating_sub(grain.saturating_mul(at as u64)));
     let rest = |pieces: usize| length(pieces.saturating_sub(1));
     let own = match grains {
-        [] => *blake3::hash(b"").as_bytes(),
-        [only] => only.own,
+        _ if !kinds.own => None,
+        [] => Some(*blake3::hash(b"").as_bytes()),
+        [only] => Some(only.own),
         _ => {
             let (left, right) = grains.split_at(left_of(grains.len()));
-            *hazmat::merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash).as_bytes()
+            Some(*hazmat::merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash).as_bytes())
         }
     };
     let composite = match check {
@@ -459,7 +471,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: Kinds = Kinds { crc32c: true, crc64nvme: true };
+    const ALL: Kinds = Kinds { own: true, crc32c: true, crc64nvme: true };
 
     fn noise(length: usize) -> Vec<u8> {
         (0..length).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
@@ -493,15 +505,15 @@ mod tests {
 
     #[test]
     fn known_answers() {
-        let (own, sums) = of_whole([&b"123456789"[..]].into_iter(), Check::Crc32c(0xe306_9283));
-        assert_eq!((sums.crc32c, own), (Some(0xe306_9283), *blake3::hash(b"123456789").as_bytes()));
-        let (_, sums) = of_whole([&b"1234"[..], b"56789"].into_iter(), Check::Crc64Nvme(0));
+        let (own, sums) = of_whole([&b"123456789"[..]].into_iter(), Check::Crc32c(0xe306_9283), true);
+        assert_eq!((sums.crc32c, own), (Some(0xe306_9283), Some(*blake3::hash(b"123456789").as_bytes())));
+        let (_, sums) = of_whole([&b"1234"[..], b"56789"].into_iter(), Check::Crc64Nvme(0), true);
         assert_eq!(sums.crc64nvme, Some(0xae8b_1486_0a79_9888));
-        let (_, sums) = of_whole([&b"1234"[..], b"56789"].into_iter(), Check::Crc32(0));
+        let (_, sums) = of_whole([&b"1234"[..], b"56789"].into_iter(), Check::Crc32(0), true);
         assert_eq!(sums.crc32, Some(0xcbf4_3926));
-        let (_, sums) = of_whole([&b""[..]].into_iter(), Check::Md5([0; 16]));
+        let (_, sums) = of_whole([&b""[..]].into_iter(), Check::Md5([0; 16]), true);
         assert_eq!(sums.md5.map(|digest| hex(&digest)).as_deref(), Some("d41d8cd98f00b204e9800998ecf8427e"));
-        let (_, sums) = of_whole(std::iter::empty(), Check::Sha256([0; 32]));
+        let (_, sums) = of_whole(std::iter::empty(), Check::Sha256([0; 32]), true);
         assert_eq!(sums.sha256.map(|digest| hex(&digest)).as_deref(), Some("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"));
     }
 
@@ -530,7 +542,7 @@ mod tests {
         ] {
             assert_eq!(Check::of(&stated, verify).word(), word);
         }
-        assert_eq!(kinds(&all, Verify::Length), Kinds { crc32c: false, crc64nvme: false });
+        assert_eq!(kinds(&all, Verify::Length), Kinds { own: false, crc32c: false, crc64nvme: false });
         assert_eq!(kinds(&Sums::default(), Verify::Content), ALL);
     }
 
@@ -551,8 +563,8 @@ mod tests {
             let (bytes, grain) = (noise(length), 1_u64 << exponent);
             let parts = grains(&bytes, grain, grain * grains_per_part, frame);
             let (own, sums) = of_grains(ALL, grain, length as u64, &parts, Check::Nothing);
-            prop_assert_eq!(own, *blake3::hash(&bytes).as_bytes());
-            let whole = |check| of_whole([bytes.as_slice()].into_iter(), check).1;
+            prop_assert_eq!(own, Some(*blake3::hash(&bytes).as_bytes()));
+            let whole = |check| of_whole([bytes.as_slice()].into_iter(), check, false).1;
             prop_assert_eq!(sums.crc32c, whole(Check::Crc32c(0)).crc32c);
             prop_assert_eq!(sums.crc64nvme, whole(Check::Crc64Nvme(0)).crc64nvme);
             // And a checksum of the checksums of parts, in every way that it can be computed.

@@ -110,7 +110,7 @@ impl Landed {
             schema: content.schema(),
             size: content.size(),
             from_disk,
-            digest: Some(ContentDigest(content.digest())),
+            digest: content.digest().map(ContentDigest),
             checked: content.checked().into(),
             hold: Some(Arc::new(hold)),
         }

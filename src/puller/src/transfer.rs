@@ -103,7 +103,7 @@ impl Transfer<'_> {
         let size = object.size.0;
         if size == 0 {
             self.metrics.add(Counter::FetchedObjects, &[], 1);
-            return Ok(writer.put(Vec::new(), record(object, *blake3::hash(b"").as_bytes(), Check::Nothing.word())).await?);
+            return Ok(writer.put(Vec::new(), record(object, Some(*blake3::hash(b"").as_bytes()), Check::Nothing.word())).await?);
         }
         let small = size <= self.config.small.min(self.config.part_size.0);
         let outcome = if small && writer.done().is_empty() {
@@ -159,7 +159,7 @@ impl Transfer<'_> {
         }
         (self.written)();
         let check = self.check_of(object, stated).await?;
-        let (digest, sums) = check::of_whole(frames.iter().map(|frame| &frame[..]), check);
+        let (digest, sums) = check::of_whole(frames.iter().map(|frame| &frame[..]), check, self.verify == Verify::Content);
         if let Err(why) = check.judge(&sums) {
             self.metrics.add(Counter::WastedBytes, &[], object.size.0);
             writer.spoil().await;
@@ -480,7 +480,7 @@ struct Stream<'a> {
     first: Option<First>,
 }
 
-fn record(object: &Object, digest: [u8; 32], checked: &str) -> Record {
+fn record(object: &Object, digest: Option<[u8; 32]>, checked: &str) -> Record {
     Record { bytes: object.size, digest, checked: checked.to_owned() }
 }
 
@@ -669,7 +669,7 @@ mod tests {
         let run = |size: u64| {
             let mut all = Vec::new();
             let bytes = vec![7; size as usize];
-            let kinds = Kinds { crc32c: false, crc64nvme: false };
+            let kinds = Kinds { own: true, crc32c: false, crc64nvme: false };
             let told: Result<(), ()> = Run::new(kinds, 1024, size, 0).push(&bytes, |range, sum| {
                 all.push((range.start, sum));
                 Ok(())
@@ -689,7 +689,7 @@ mod tests {
     #[test]
     fn what_an_earlier_attempt_recorded_in_another_form_is_fetched_again() {
         let sum = GrainSum::of_note(&[1; 45]).expect("a note of the first kind");
-        let (asked, more) = (Kinds { crc32c: true, crc64nvme: false }, Kinds { crc32c: true, crc64nvme: true });
+        let (asked, more) = (Kinds { own: false, crc32c: true, crc64nvme: false }, Kinds { own: false, crc32c: true, crc64nvme: true });
         let note = |bytes: &[u8]| Note(bytes.into());
         let done = [(0..1024, note(&sum.note())), (1024..2048, note(b"short")), (2048..2500, note(&sum.note())), (3000..4024, note(&sum.note()))];
         assert_eq!(usable(&done, asked, 10_000, 1024), [(0, sum)]);
