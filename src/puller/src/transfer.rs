@@ -30,7 +30,7 @@ use crate::tally::Tally;
 use crate::{PullError, PullerConfig};
 
 /// Bytes gathered before they are handed to a thread that writes them.
-const BATCH: usize = 256 << 10;
+const BATCH: usize = 512 << 10;
 
 /// Objects up to this size do not count against the ranges of one model: for them the round trip is what costs.
 const MEDIUM: u64 = 1 << 20;
