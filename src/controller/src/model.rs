@@ -256,9 +256,10 @@ impl Model {
         failures.sort_by_key(|failure| Reverse(failure.time));
         let loading = self.live(pods).any(is_loading);
         let decided = match &self.asked {
-            // A first load that was refused for want of room before is not on its way until the pod says that it is.
-            Asked::Pending(asked) => asked.purpose == Retry || (asked.purpose == First && self.refused.is_none()),
-            Asked::Queued(queued) => queued.ask.purpose == First && self.refused.is_none(),
+            // A first load that was refused for want of room before is not on its way until the pod says that it is. One that
+            // has failed is over, though the pod's answer may come after its report.
+            Asked::Pending(asked) => asked.purpose == Retry || (asked.purpose == First && self.refused.is_none() && failures.is_empty()),
+            Asked::Queued(queued) => queued.ask.purpose == First && self.refused.is_none() && failures.is_empty(),
             Asked::No => false,
         };
         let tried_at_once = background::PODS_TRIED_AT_ONCE.min(hosts.pods.len().max(1));
