@@ -164,6 +164,25 @@ pub fn return_freed() {
     }
 }
 
+/// Blocks from this size on are mappings of their own, which go back to the system when they are freed. Below it are the
+/// buffers that bodies of requests and downloads arrive in.
+const OWN_MAPPING: i32 = 4 << 20;
+/// Free memory at the end of an arena that is kept for the next buffers.
+const KEPT: i32 = 16 << 20;
+
+/// Lets freed buffers be used again. Left alone, the C library hands the end of each arena back as soon as a few hundred
+/// kibibytes of it are free: each buffer that a body arrives in is then made of fresh pages, zeroed one by one, which costs
+/// a download a sixth of its time. What is kept is at most 16 MiB for each thread that works, and [`return_freed`] gives
+/// that back, too. Call it first thing in `main`; another allocator in place of malloc does not mind.
+pub fn keep_buffers() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the function takes two numbers, locks the main arena as `malloc` does, and is safe to call at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -212,6 +231,26 @@ mod tests {
         let thread = std::thread::spawn(move || LATE.with(|late| *late.borrow_mut() = Some(Late(send))));
         thread.join().expect("it does not panic");
         assert_eq!(receive.recv_timeout(Duration::from_secs(10)), Ok(100_000));
+    }
+
+    /// Pages of this process that were made so far.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn faults() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/stat").expect("this is Linux");
+        let mut fields = status.rsplit(')').next().expect("a name comes first").split_whitespace();
+        fields.nth(7).and_then(|faults| faults.parse().ok()).expect("the tenth field is a number")
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn buffers_that_come_and_go_are_not_made_of_fresh_pages_each_time() {
+        keep_buffers();
+        let fill = || drop(black_box((0..8).map(|_| vec![1_u8; 512 << 10]).collect::<Vec<_>>()));
+        fill();
+        let before = faults();
+        (0..16).for_each(|_| fill());
+        // Of fresh pages these were 16,384 faults.
+        assert!(faults() - before < 2_000, "{} faults", faults() - before);
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

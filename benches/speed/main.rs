@@ -21,6 +21,7 @@ static ALLOCATOR: berth_adapters::counting::CountingAllocator = berth_adapters::
 const DOWNLOAD: &str = "download";
 
 fn main() -> anyhow::Result<()> {
+    berth_adapters::counting::keep_buffers();
     let blocks = match std::env::var("BERTH_BENCH_BLOCKS") {
         Ok(text) => Some(text.parse().with_context(|| format!("BERTH_BENCH_BLOCKS is {text:?}, not a number"))?),
         Err(_unset) => None,

@@ -15,7 +15,7 @@ mod ui;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use berth_adapters::counting::CountingAllocator;
+use berth_adapters::counting::{self, CountingAllocator};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::ClientCommand;
@@ -48,6 +48,7 @@ const ENGINE_GRACE: Duration = Duration::from_millis(500);
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    counting::keep_buffers();
     let matches = Cli::command().get_matches();
     let command = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli.command,

@@ -70,7 +70,7 @@ pub const UNVERIFIED: &str = "unverified";
 pub struct Record {
     /// How many bytes it has.
     pub bytes: ByteSize,
-    /// Their BLAKE3 digest; `None` where nobody computed it. Then a file that may have been changed is fetched again.
+    /// Their [`crate::digest()`]; `None` where nobody computed it. Then a file that may have been changed is fetched again.
     pub digest: Option<[u8; 32]>,
     /// What they were held against, in a word that users read, such as `crc32c`; [`UNVERIFIED`] when against nothing.
     pub checked: String,

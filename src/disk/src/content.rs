@@ -196,7 +196,7 @@ impl Content {
         self.manifest.files.len()
     }
 
-    /// The content's own digest: BLAKE3 over its files' paths, in order, each with the BLAKE3 digest of its bytes. The same
+    /// The content's own digest: of its files' paths, in order, each with the [`crate::digest()`] of its bytes. The same
     /// wherever and however the same files were fetched.
     #[must_use]
     pub fn digest(&self) -> Option<[u8; 32]> {

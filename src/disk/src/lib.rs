@@ -22,6 +22,7 @@
 
 mod blob;
 mod content;
+mod digest;
 mod error;
 mod gathering;
 mod journal;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use blob::{BlobId, Note, Record, UNVERIFIED};
 pub use content::Content;
+pub use digest::digest;
 pub use error::DiskError;
 pub use gathering::{Gathering, Opened, Writer};
 pub use plan::{Plan, Wanted};

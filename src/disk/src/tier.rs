@@ -326,9 +326,7 @@ impl Tier {
             Err(fault) if fault.kind() == io::ErrorKind::NotFound => return Ok(false),
             outcome => outcome?,
         };
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(file)?;
-        if Some(*hasher.finalize().as_bytes()) != whole.digest {
+        if Some(crate::digest::of_reader(file)?) != whole.digest {
             return Ok(false);
         }
         let again = Whole { written, trust: Trust::Fresh, ..whole };

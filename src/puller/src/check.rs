@@ -1,29 +1,20 @@
 //! What is held against the bytes that come. Pure.
 //!
-//! A file is hashed in grains of one size, each on its own, in whatever order they come: the BLAKE3 tree and both CRCs
-//! are put together from those of the grains, so ranges that were fetched apart (or by an earlier process) need no second
-//! pass. SHA-256 and MD5 cannot be put together; they need the bytes in order.
+//! A file is hashed in grains of one size, each on its own, in whatever order they come: the CRCs, and our own digest which
+//! is made of them, are put together from those of the grains, so ranges that were fetched apart (or by an earlier process)
+//! need no second pass. SHA-256 and MD5 cannot be put together; they need the bytes in order.
 
 use std::ops::Range;
 
+use berth_disk::digest;
 use berth_stores::{Composite, OfParts, Sums, Verify};
-use blake3::hazmat::{self, HasherExt as _, Mode};
 use crc_fast::{CrcAlgorithm, Digest as Crc};
 use md5::{Digest as _, Md5};
 
 use crate::crc;
 
 /// Length of what a [`GrainSum`] becomes.
-const NOTE: usize = 45;
-
-/// Which checks run over grains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Kinds {
-    /// Our own digest.
-    pub(crate) own: bool,
-    pub(crate) crc32c: bool,
-    pub(crate) crc64nvme: bool,
-}
+const NOTE: usize = 13;
 
 /// The statement that is checked: the cheapest of the ones that the store makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,17 +107,6 @@ impl Check {
             }
             Check::Nothing => Ok(()),
         }
-    }
-}
-
-/// What grains have to be hashed for while it is not known what the store states.
-pub(crate) fn kinds(stated: &Sums, verify: Verify) -> Kinds {
-    let own = verify == Verify::Content;
-    match Check::of(stated, verify) {
-        Check::Crc64Nvme(_) => Kinds { own, crc32c: false, crc64nvme: true },
-        Check::Crc32c(_) => Kinds { own, crc32c: true, crc64nvme: false },
-        Check::Parts(Composite { value: OfParts::Crc32c(_), .. }) => Kinds { own, crc32c: true, crc64nvme: false },
-        Check::Crc32(_) | Check::Sha256(_) | Check::Md5(_) | Check::Parts(_) | Check::Nothing => Kinds { own, crc32c: own, crc64nvme: own },
     }
 }
 
@@ -250,39 +230,62 @@ impl Ordered {
     }
 }
 
-/// Everything about bytes that are all in memory: our own digest, and what `check` needs.
-pub(crate) fn of_whole<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone, check: Check, own: bool) -> (Option<[u8; 32]>, Sums) {
-    let digest = own.then(|| {
-        let mut hasher = blake3::Hasher::new();
-        frames.clone().for_each(|frame| {
-            hasher.update(frame);
-        });
-        *hasher.finalize().as_bytes()
-    });
+/// Everything about bytes that are all in memory: our own digest where they are `hashed`, and what `check` needs.
+pub(crate) fn of_whole<'a>(frames: impl Iterator<Item = &'a [u8]> + Clone, check: Check, hashed: bool) -> (Option<[u8; 32]>, Sums) {
     let crc = |algorithm| {
         let mut crc = Crc::new(algorithm);
         frames.clone().for_each(|frame| crc.update(frame));
         crc.finalize()
     };
-    let sums = match check {
-        Check::Crc64Nvme(_) => Sums { crc64nvme: Some(crc(CrcAlgorithm::Crc64Nvme)), ..Sums::default() },
-        Check::Crc32c(_) => Sums { crc32c: u32::try_from(crc(CrcAlgorithm::Crc32Iscsi)).ok(), ..Sums::default() },
-        Check::Crc32(_) | Check::Sha256(_) | Check::Md5(_) | Check::Parts(_) => check.ordered().map_or_else(Sums::default, |mut ordered| {
+    let sums = match check.ordered() {
+        None => Sums::default(),
+        Some(mut ordered) => {
             frames.clone().for_each(|frame| ordered.update(frame));
             ordered.finish()
-        }),
-        Check::Nothing => Sums::default(),
+        }
     };
-    (digest, sums)
+    if !hashed {
+        return (None, sums);
+    }
+    let crc64nvme = crc(CrcAlgorithm::Crc64Nvme);
+    let bytes = frames.clone().map(|frame| frame.len() as u64).sum();
+    let crc32c = matches!(check, Check::Crc32c(_)).then(|| narrow(crc(CrcAlgorithm::Crc32Iscsi)));
+    (Some(digest(bytes, crc64nvme)), Sums { crc32c, crc64nvme: Some(crc64nvme), ..sums })
+}
+
+/// What grains are hashed for; a later one includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kinds {
+    /// Nothing: they are only counted.
+    None,
+    /// Our own digest, and a statement of the same checksum.
+    Crc64,
+    /// That, and a statement of CRC-32C.
+    Both,
+}
+
+impl Kinds {
+    /// What bytes must be hashed for that come while a store states `stated`. As long as it is not known what it will say,
+    /// it may be either.
+    pub(crate) fn of(stated: &Sums, verify: Verify) -> Self {
+        match (verify, Check::of(stated, verify)) {
+            (Verify::Length, _) => Kinds::None,
+            (Verify::Content, Check::Nothing | Check::Crc32c(_) | Check::Parts(Composite { value: OfParts::Crc32c(_), .. })) => Kinds::Both,
+            (Verify::Content, Check::Crc64Nvme(_) | Check::Crc32(_) | Check::Sha256(_) | Check::Md5(_) | Check::Parts(_)) => Kinds::Crc64,
+        }
+    }
+
+    /// Whether what was hashed for `self` is enough for `wanted`.
+    fn covers(self, wanted: Kinds) -> bool {
+        self >= wanted
+    }
 }
 
 /// What is known of one grain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GrainSum {
-    /// What was computed; the rest means nothing.
+    /// What of the rest was computed.
     kinds: Kinds,
-    /// The chaining value of its BLAKE3 subtree; of the only grain of a file, the file's digest.
-    own: [u8; 32],
     crc32c: u32,
     crc64nvme: u64,
 }
@@ -291,40 +294,41 @@ impl GrainSum {
     /// As the disk tier keeps it.
     pub(crate) fn note(&self) -> [u8; NOTE] {
         let mut note = [0; NOTE];
-        note[..32].copy_from_slice(&self.own);
-        note[32..36].copy_from_slice(&self.crc32c.to_le_bytes());
-        note[36..44].copy_from_slice(&self.crc64nvme.to_le_bytes());
-        note[44] = u8::from(self.kinds.crc32c) | u8::from(self.kinds.crc64nvme) << 1 | u8::from(self.kinds.own) << 2;
+        note[..4].copy_from_slice(&self.crc32c.to_le_bytes());
+        note[4..12].copy_from_slice(&self.crc64nvme.to_le_bytes());
+        note[12] = match self.kinds {
+            Kinds::None => 0,
+            Kinds::Crc64 => 1,
+            Kinds::Both => 3,
+        };
         note
     }
 
-    /// Whether it says all that is asked for.
-    pub(crate) fn has(&self, kinds: Kinds) -> bool {
-        (self.kinds.own || !kinds.own) && (self.kinds.crc32c || !kinds.crc32c) && (self.kinds.crc64nvme || !kinds.crc64nvme)
-    }
-
-    /// `None` for what is no note of ours.
-    pub(crate) fn of_note(note: &[u8]) -> Option<Self> {
+    /// `None` for what is no note of ours, or says less than is `wanted`.
+    pub(crate) fn of_note(note: &[u8], wanted: Kinds) -> Option<Self> {
         let note: &[u8; NOTE] = note.try_into().ok()?;
-        let kinds = Kinds { crc32c: note[44] & 1 != 0, crc64nvme: note[44] & 2 != 0, own: note[44] & 4 != 0 };
-        Some(GrainSum {
-            kinds,
-            own: note[..32].try_into().ok()?,
-            crc32c: u32::from_le_bytes(note[32..36].try_into().ok()?),
-            crc64nvme: u64::from_le_bytes(note[36..44].try_into().ok()?),
-        })
+        let kinds = match note[12] {
+            0 => Kinds::None,
+            1 => Kinds::Crc64,
+            3 => Kinds::Both,
+            _ => return None,
+        };
+        let (crc32c, crc64nvme) = (u32::from_le_bytes(note[..4].try_into().ok()?), u64::from_le_bytes(note[4..12].try_into().ok()?));
+        kinds.covers(wanted).then_some(GrainSum { kinds, crc32c, crc64nvme })
     }
 }
 
 /// Hashes a run of bytes of one file, from the beginning of a grain on.
 pub(crate) struct Run {
+    /// What the grain that is begun is hashed for.
     kinds: Kinds,
+    /// What those after it are.
+    next: Kinds,
     grain: u64,
     /// Length of the file.
     total: u64,
     /// Where the next byte belongs.
     at: u64,
-    own: blake3::Hasher,
     crc32c: Crc,
     crc64nvme: Crc,
 }
@@ -332,31 +336,21 @@ pub(crate) struct Run {
 impl Run {
     /// `grain`: a power of two of at least 1 KiB. `start`: a multiple of it.
     pub(crate) fn new(kinds: Kinds, grain: u64, total: u64, start: u64) -> Self {
-        let mut run = Run {
-            kinds,
-            grain,
-            total,
-            at: start,
-            own: blake3::Hasher::new(),
-            crc32c: Crc::new(CrcAlgorithm::Crc32Iscsi),
-            crc64nvme: Crc::new(CrcAlgorithm::Crc64Nvme),
-        };
-        run.begin();
-        run
-    }
-
-    fn begin(&mut self) {
-        if self.at < self.total {
-            self.own = blake3::Hasher::new(); // its reset does not go back to the first offset
-            self.own.set_input_offset(self.at);
-        }
-        self.crc32c.reset();
-        self.crc64nvme.reset();
+        let (crc32c, crc64nvme) = (Crc::new(CrcAlgorithm::Crc32Iscsi), Crc::new(CrcAlgorithm::Crc64Nvme));
+        Run { kinds, next: kinds, grain, total, at: start, crc32c, crc64nvme }
     }
 
     /// Where the next byte belongs.
     pub(crate) fn at(&self) -> u64 {
         self.at
+    }
+
+    /// From the next grain on no CRC-32C is needed.
+    pub(crate) fn narrow(&mut self) {
+        self.next = self.next.min(Kinds::Crc64);
+        if self.at.is_multiple_of(self.grain) {
+            self.kinds = self.next;
+        }
     }
 
     /// Takes the next bytes; `done` is told each grain that they complete.
@@ -368,54 +362,39 @@ impl Run {
                 break; // beyond the file's end: whoever counts bytes says so
             }
             let (these, rest) = bytes.split_at(take);
-            if self.kinds.own {
-                self.own.update(these);
-            }
-            if self.kinds.crc32c {
+            if self.kinds == Kinds::Both {
                 self.crc32c.update(these);
             }
-            if self.kinds.crc64nvme {
+            if self.kinds != Kinds::None {
                 self.crc64nvme.update(these);
             }
             self.at += take as u64;
             bytes = rest;
             if self.at == end {
                 let start = (end - 1) - (end - 1) % self.grain;
-                let sum = self.sum();
-                self.begin();
+                let sum = GrainSum { kinds: self.kinds, crc32c: narrow(self.crc32c.finalize()), crc64nvme: self.crc64nvme.finalize() };
+                self.crc32c.reset();
+                self.crc64nvme.reset();
+                self.kinds = self.next;
                 done(start..end, sum)?;
             }
         }
         Ok(())
     }
-
-    fn sum(&self) -> GrainSum {
-        let own = match (self.kinds.own, self.total <= self.grain) {
-            (false, _) => [0; 32],
-            (true, true) => *self.own.finalize().as_bytes(),
-            (true, false) => self.own.finalize_non_root(),
-        };
-        GrainSum { kinds: self.kinds, own, crc32c: u32::try_from(self.crc32c.finalize()).unwrap_or(0), crc64nvme: self.crc64nvme.finalize() }
-    }
 }
 
-/// Puts the grains of a whole file together: our own digest and the CRCs, as far as `kinds` had them computed. `grains` are
-/// all of the file's, in order. `check`: what they are for; the checksum of parts
-/// is made where grains suffice for it.
-pub(crate) fn of_grains(kinds: Kinds, grain: u64, total: u64, grains: &[GrainSum], check: Check) -> (Option<[u8; 32]>, Sums) {
+/// Puts the grains of a whole file together: our own digest and the CRCs, where they were hashed. `grains` are all of the
+/// file's, in order. `check`: what they are for; the checksum of parts is made where grains suffice for it.
+pub(crate) fn of_grains(grain: u64, total: u64, grains: &[GrainSum], check: Check) -> (Option<[u8; 32]>, Sums) {
+    let have = |kinds: Kinds| grains.iter().all(|sum| sum.kinds.covers(kinds));
+    if !have(Kinds::Crc64) {
+        return (None, Sums::default());
+    }
+    let both = have(Kinds::Both);
     let length = |at: usize| grain.min(total.saturating_sub(grain.saturating_mul(at as u64)));
     let rest = |pieces: usize| length(pieces.saturating_sub(1));
-    let own = match grains {
-        _ if !kinds.own => None,
-        [] => Some(*blake3::hash(b"").as_bytes()),
-        [only] => Some(only.own),
-        _ => {
-            let (left, right) = grains.split_at(left_of(grains.len()));
-            Some(*hazmat::merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash).as_bytes())
-        }
-    };
     let composite = match check {
-        Check::Parts(of) if kinds.crc32c && check.is_of_grains(grain) => {
+        Check::Parts(of) if both && check.is_of_grains(grain) => {
             let mut outer = Hash::of(&of.value);
             let per_part = usize::try_from(of.part.0 / grain).unwrap_or(usize::MAX).max(1);
             for (n, part) in grains.chunks(per_part).enumerate() {
@@ -426,29 +405,9 @@ pub(crate) fn of_grains(kinds: Kinds, grain: u64, total: u64, grains: &[GrainSum
         }
         _ => None,
     };
-    let sums = Sums {
-        composite,
-        crc32c: kinds.crc32c.then(|| narrow(crc::join(crc::Kind::Crc32c, grains.iter().map(|sum| u64::from(sum.crc32c)), grain, rest(grains.len())))),
-        crc64nvme: kinds.crc64nvme.then(|| crc::join(crc::Kind::Crc64Nvme, grains.iter().map(|sum| sum.crc64nvme), grain, rest(grains.len()))),
-        ..Sums::default()
-    };
-    (own, sums)
-}
-
-/// How many of `grains` (two or more) belong to the left subtree: the largest power of two that leaves some.
-fn left_of(grains: usize) -> usize {
-    let half = grains.div_ceil(2).next_power_of_two();
-    if half < grains { half } else { half / 2 }
-}
-
-fn subtree(grains: &[GrainSum]) -> [u8; 32] {
-    match grains {
-        [only] => only.own,
-        _ => {
-            let (left, right) = grains.split_at(left_of(grains.len()));
-            hazmat::merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
-        }
-    }
+    let crc32c = both.then(|| narrow(crc::join(crc::Kind::Crc32c, grains.iter().map(|sum| u64::from(sum.crc32c)), grain, rest(grains.len()))));
+    let crc64nvme = crc::join(crc::Kind::Crc64Nvme, grains.iter().map(|sum| sum.crc64nvme), grain, rest(grains.len()));
+    (Some(digest(total, crc64nvme)), Sums { composite, crc32c, crc64nvme: Some(crc64nvme), ..Sums::default() })
 }
 
 /// A CRC of 32 bits, which is never more.
@@ -471,8 +430,6 @@ mod tests {
 
     use super::*;
 
-    const ALL: Kinds = Kinds { own: true, crc32c: true, crc64nvme: true };
-
     fn noise(length: usize) -> Vec<u8> {
         (0..length).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
     }
@@ -484,10 +441,10 @@ mod tests {
         // Backwards: the order must not matter.
         for start in (0..total).step_by(usize::try_from(part).expect("small")).collect::<Vec<_>>().into_iter().rev() {
             let end = (start + part).min(total);
-            let mut run = Run::new(ALL, grain, total, start);
+            let mut run = Run::new(Kinds::Both, grain, total, start);
             for piece in bytes[start as usize..end as usize].chunks(frame) {
                 let told: Result<(), ()> = run.push(piece, |range, sum| {
-                    all.push((range, GrainSum::of_note(&sum.note()).expect("a note")));
+                    all.push((range, GrainSum::of_note(&sum.note(), Kinds::Both).expect("a note")));
                     Ok(())
                 });
                 told.expect("nothing fails");
@@ -506,7 +463,7 @@ mod tests {
     #[test]
     fn known_answers() {
         let (own, sums) = of_whole([&b"123456789"[..]].into_iter(), Check::Crc32c(0xe306_9283), true);
-        assert_eq!((sums.crc32c, own), (Some(0xe306_9283), Some(*blake3::hash(b"123456789").as_bytes())));
+        assert_eq!((sums.crc32c, own), (Some(0xe306_9283), Some(digest(9, 0xae8b_1486_0a79_9888))));
         let (_, sums) = of_whole([&b"1234"[..], b"56789"].into_iter(), Check::Crc64Nvme(0), true);
         assert_eq!(sums.crc64nvme, Some(0xae8b_1486_0a79_9888));
         let (_, sums) = of_whole([&b"1234"[..], b"56789"].into_iter(), Check::Crc32(0), true);
@@ -542,8 +499,41 @@ mod tests {
         ] {
             assert_eq!(Check::of(&stated, verify).word(), word);
         }
-        assert_eq!(kinds(&all, Verify::Length), Kinds { own: false, crc32c: false, crc64nvme: false });
-        assert_eq!(kinds(&Sums::default(), Verify::Content), ALL);
+    }
+
+    #[test]
+    fn bytes_are_hashed_for_what_may_be_stated_and_for_our_own_digest() {
+        let stated = |crc32c, crc64nvme| Sums { crc32c, crc64nvme, ..Sums::default() };
+        for (sums, verify, kinds) in [
+            (stated(None, None), Verify::Content, Kinds::Both),
+            (stated(Some(1), None), Verify::Content, Kinds::Both),
+            (stated(Some(1), Some(2)), Verify::Content, Kinds::Crc64),
+            (Sums { md5: Some([4; 16]), ..Sums::default() }, Verify::Content, Kinds::Crc64),
+            (stated(Some(1), Some(2)), Verify::Length, Kinds::None),
+        ] {
+            assert_eq!(Kinds::of(&sums, verify), kinds, "{sums:?}");
+        }
+    }
+
+    #[test]
+    fn grains_of_which_less_was_asked_later_make_the_same_digest_and_no_more_than_all_of_them_have() {
+        let (bytes, grain) = (noise(10_000), 1024);
+        let (mut run, mut all) = (Run::new(Kinds::Both, grain, 10_000, 0), Vec::new());
+        for (at, piece) in bytes.chunks(700).enumerate() {
+            if at >= 5 {
+                run.narrow();
+            }
+            let told: Result<(), ()> = run.push(piece, |_, sum| {
+                all.push(sum);
+                Ok(())
+            });
+            told.expect("nothing fails");
+        }
+        let (own, sums) = of_grains(grain, 10_000, &all, Check::Nothing);
+        assert!(all.iter().any(|sum| sum.kinds == Kinds::Both) && all.iter().any(|sum| sum.kinds == Kinds::Crc64));
+        assert_eq!((own, sums), of_whole([&bytes[..]].into_iter(), Check::Nothing, true));
+        assert_eq!(sums.crc32c, None);
+        assert!(Check::Crc32c(0).judge(&sums).is_err());
     }
 
     #[test]
@@ -562,9 +552,10 @@ mod tests {
         fn grains_in_any_order_make_what_one_pass_makes(length in 0_usize..70_000, grains_per_part in 1_u64..5, exponent in 10_u32..14, frame in 1_usize..9_000) {
             let (bytes, grain) = (noise(length), 1_u64 << exponent);
             let parts = grains(&bytes, grain, grain * grains_per_part, frame);
-            let (own, sums) = of_grains(ALL, grain, length as u64, &parts, Check::Nothing);
-            prop_assert_eq!(own, Some(*blake3::hash(&bytes).as_bytes()));
-            let whole = |check| of_whole([bytes.as_slice()].into_iter(), check, false).1;
+            let (own, sums) = of_grains(grain, length as u64, &parts, Check::Nothing);
+            prop_assert_eq!(own, of_whole([bytes.as_slice()].into_iter(), Check::Nothing, true).0);
+            prop_assert!(own.is_some());
+            let whole = |check| of_whole([bytes.as_slice()].into_iter(), check, true).1;
             prop_assert_eq!(sums.crc32c, whole(Check::Crc32c(0)).crc32c);
             prop_assert_eq!(sums.crc64nvme, whole(Check::Crc64Nvme(0)).crc64nvme);
             // And a checksum of the checksums of parts, in every way that it can be computed.
@@ -572,7 +563,7 @@ mod tests {
             let check = Check::Parts(Composite { value: OfParts::Crc32c(0), part, parts: 1 });
             let by_hand: Vec<u8> = bytes.chunks(usize::try_from(part.0).expect("small")).flat_map(|part| crc_fast::crc32_iscsi(part).to_be_bytes()).collect();
             let expected = Some(OfParts::Crc32c(crc_fast::crc32_iscsi(&by_hand)));
-            prop_assert_eq!(of_grains(ALL, grain, length as u64, &parts, check).1.composite.map(|of| of.value), expected);
+            prop_assert_eq!(of_grains(grain, length as u64, &parts, check).1.composite.map(|of| of.value), expected);
             prop_assert_eq!(whole(check).composite.map(|of| of.value), expected);
         }
     }

@@ -10,8 +10,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use berth_disk::{DiskError, Gathering, Note, Opened, Record, Writer};
+use berth_disk::{DiskError, Gathering, Note, Opened, Record, Writer, digest};
 use berth_stores::{Answer, Ask, Fault, FaultKind, Object, Remote, Sums, Verify};
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::ByteSize;
@@ -103,7 +104,7 @@ impl Transfer<'_> {
         let size = object.size.0;
         if size == 0 {
             self.metrics.add(Counter::FetchedObjects, &[], 1);
-            return Ok(writer.put(Vec::new(), record(object, Some(*blake3::hash(b"").as_bytes()), Check::Nothing.word())).await?);
+            return Ok(writer.put(Vec::new(), record(object, self.hashed().then(|| digest(0, 0)), Check::Nothing.word())).await?);
         }
         let small = size <= self.config.small.min(self.config.part_size.0);
         let outcome = if small && writer.done().is_empty() {
@@ -159,7 +160,7 @@ impl Transfer<'_> {
         }
         (self.written)();
         let check = self.check_of(object, stated).await?;
-        let (digest, sums) = check::of_whole(frames.iter().map(|frame| &frame[..]), check, self.verify == Verify::Content);
+        let (digest, sums) = check::of_whole(frames.iter().map(|frame| &frame[..]), check, self.hashed());
         if let Err(why) = check.judge(&sums) {
             self.metrics.add(Counter::WastedBytes, &[], object.size.0);
             writer.spoil().await;
@@ -171,22 +172,32 @@ impl Transfer<'_> {
     /// Fetches an object in ranges, those that an earlier attempt recorded excepted.
     async fn ranges(&self, object: &Object, writer: Writer, first: Option<First>) -> Result<(), Stop> {
         let (size, grain) = (object.size.0, self.config.grain);
-        let kinds = check::kinds(&object.sums, self.verify);
-        let done = usable(writer.done(), kinds, size, grain);
-        let grains = Arc::new(Mutex::new(done));
-        let missing = missing(&grains.lock(), size, grain, self.config.part_size.0);
+        let known = Check::of(&object.sums, self.verify);
+        // Of several statements the one that grains are enough for.
+        let settled = known != Check::Nothing && known.is_of_grains(grain);
+        let kinds = if settled { Kinds::of(&object.sums, self.verify) } else { self.kinds() };
+        // What an earlier attempt did not hash for, the store had not stated: it says the same of the same version.
+        let wanted = if settled { kinds } else { kinds.min(Kinds::Crc64) };
+        let done = usable(writer.done(), wanted, size, grain);
+        let missing = missing(&done, size, grain, self.config.part_size.0);
         // Asked beside the ranges: what comes with the answer to a range is no statement about the whole.
         let one_piece = missing.len() == 1 && missing[0] == (0..size);
-        let known = Check::of(&object.sums, self.verify);
-        let ask = self.verify == Verify::Content && !one_piece && (known == Check::Nothing || !known.is_of_grains(grain));
-        let stated = async { if ask { self.sums(object).await } else { Ok(object.sums) } };
+        let ask = self.hashed() && !one_piece && !settled;
         let mut first = first.filter(|first| missing.first().is_some_and(|range| *range == first.answer.range));
         let parts: Vec<Part> = missing.into_iter().map(|range| Part { first: if range.start == 0 { first.take() } else { None }, range }).collect();
-        let writer = Arc::new(writer);
-        let file = writer.file().await?;
+        let target = Target { file: writer.file().await?, writer: Arc::new(writer), grains: Arc::new(Mutex::new(done)), is_crc64: Arc::default() };
+        let stated = async {
+            if !ask {
+                return Ok(object.sums);
+            }
+            let stated = self.sums(object).await;
+            let is_crc64 = stated.as_ref().is_ok_and(|stated| Kinds::of(stated, self.verify) == Kinds::Crc64);
+            target.is_crc64.store(is_crc64, Ordering::Relaxed);
+            stated
+        };
         let fetch = async {
             let fetches = futures::stream::iter(parts).map(|part| {
-                let sink = Sink::new(Arc::clone(&file), Arc::clone(&writer), Arc::clone(&grains), Run::new(kinds, grain, size, part.range.start));
+                let sink = Sink::new(target.clone(), Run::new(kinds, grain, size, part.range.start));
                 self.part(object, part, sink, one_piece)
             });
             let mut fetches = std::pin::pin!(fetches.buffer_unordered(self.config.parts_per_model));
@@ -199,13 +210,9 @@ impl Transfer<'_> {
         let (stated, fetched) = tokio::join!(stated, fetch);
         let fetched = match fetched {
             Ok(fetched) => fetched,
-            Err(Stop::Changed(why)) => {
-                spoil(writer).await;
-                return Err(Stop::Changed(why));
-            }
-            Err(Stop::Unranged) => {
-                spoil(writer).await;
-                return Err(Stop::Unranged);
+            Err(stop @ (Stop::Changed(_) | Stop::Unranged)) => {
+                target.spoil().await;
+                return Err(stop);
             }
             Err(stop) => return Err(stop),
         };
@@ -213,43 +220,24 @@ impl Transfer<'_> {
             Some((sums, said)) if one_piece => (sums, said),
             _ => (None, Sums::default()),
         };
-        // Of several statements the one that the grains were hashed for.
-        let settled = known != Check::Nothing && known.is_of_grains(grain);
         let mut check = if settled { known } else { Check::of(&stated?.or(said), self.verify) };
         if check == Check::Nothing && one_piece {
             check = Check::of(&self.statement(object, said).await?, self.verify);
         }
-        let mut sums: Vec<(u64, GrainSum)> = std::mem::take(&mut *grains.lock());
-        sums.sort_unstable_by_key(|(at, _)| *at);
-        let (digest, computed) = check::of_grains(kinds, grain, size, &sums.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), check);
-        let computed = match (check.ordered().filter(|_| !check.is_of_grains(grain)), in_order) {
-            (None, _) => computed,
-            (Some(_), Some(sums)) => sums,
-            (Some(ordered), None) => in_one_pass(&file, size, ordered).await?,
-        };
-        if let Err(why) = check.judge(&computed) {
-            self.metrics.add(Counter::WastedBytes, &[], size);
-            spoil(writer).await;
-            return Err(Stop::Changed(self.named(object, &why)));
-        }
-        drop(file);
-        let writer = Arc::into_inner(writer).ok_or_else(|| Stop::Final(PullError::Disk(self.named(object, "a write goes on after its end"))))?;
-        Ok(writer.finish(record(object, digest, check.word())).await?)
+        self.conclude(object, target, check, in_order).await
     }
 
     /// Fetches an object of a store that tells versions not apart, or knows no ranges: in one answer, from the beginning
     /// each time.
     async fn in_one_answer(&self, object: &Object, writer: Writer, first: Option<First>) -> Result<(), Stop> {
         let (size, grain) = (object.size.0, self.config.grain);
-        let kinds = check::kinds(&object.sums, self.verify);
-        let (writer, mut first) = (Arc::new(writer), first);
-        let file = writer.file().await?;
+        let (file, writer, mut first) = (writer.file().await?, Arc::new(writer), first);
         let mut patience = self.patience(object, 0);
         let mut anew = Anew::new(self.config);
-        let (grains, stated, in_order) = loop {
+        let (target, stated, in_order) = loop {
             anew.again(|| self.named(object, "it breaks off each time"))?;
-            let grains = Arc::new(Mutex::new(Vec::new()));
-            let mut sink = Sink::new(Arc::clone(&file), Arc::clone(&writer), Arc::clone(&grains), Run::new(kinds, grain, size, 0));
+            let target = Target { file: Arc::clone(&file), writer: Arc::clone(&writer), grains: Arc::default(), is_crc64: Arc::default() };
+            let mut sink = Sink::new(target.clone(), Run::new(self.kinds(), grain, size, 0));
             sink.unrecorded();
             let mut stated = object.sums;
             let whole = first.take().filter(|first| first.answer.range == (0..size));
@@ -257,25 +245,32 @@ impl Transfer<'_> {
             self.stream(&mut stream, &mut patience, &mut stated, size > MEDIUM, &mut Taker::File { sink: &mut sink, whole: true }).await?;
             let in_order = sink.finish(&self.written).await?;
             if stream.at == size {
-                break (grains, stated, in_order);
+                break (target, stated, in_order);
             }
         };
         let check = self.check_of(object, stated).await?;
-        let mut sums: Vec<(u64, GrainSum)> = std::mem::take(&mut *grains.lock());
-        sums.sort_by_key(|(at, _)| *at);
-        let (digest, computed) = check::of_grains(kinds, grain, size, &sums.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), check);
+        drop((file, writer));
+        self.conclude(object, target, check, in_order).await
+    }
+
+    /// Holds a whole file against `check` and makes a blob of it. `in_order`: what was computed of its bytes on the way.
+    async fn conclude(&self, object: &Object, target: Target, check: Check, in_order: Option<Sums>) -> Result<(), Stop> {
+        let (size, grain) = (object.size.0, self.config.grain);
+        let mut grains = std::mem::take(&mut *target.grains.lock());
+        grains.sort_unstable_by_key(|(at, _)| *at);
+        let (digest, computed) = check::of_grains(grain, size, &grains.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), check);
         let computed = match (check.ordered().filter(|_| !check.is_of_grains(grain)), in_order) {
             (None, _) => computed,
             (Some(_), Some(sums)) => sums,
-            (Some(ordered), None) => in_one_pass(&file, size, ordered).await?,
+            (Some(ordered), None) => in_one_pass(&target.file, size, ordered).await?,
         };
         if let Err(why) = check.judge(&computed) {
             self.metrics.add(Counter::WastedBytes, &[], size);
-            spoil(writer).await;
+            target.spoil().await;
             return Err(Stop::Changed(self.named(object, &why)));
         }
-        drop(file);
-        let writer = Arc::into_inner(writer).ok_or_else(|| Stop::Final(PullError::Disk(self.named(object, "a write goes on after its end"))))?;
+        let writer =
+            Arc::into_inner(target.writer).ok_or_else(|| Stop::Final(PullError::Disk(self.named(object, "a write goes on after its end"))))?;
         Ok(writer.finish(record(object, digest, check.word())).await?)
     }
 
@@ -408,6 +403,16 @@ impl Transfer<'_> {
         if self.verify == Verify::Length || !stated.is_empty() { Ok(stated) } else { self.sums(object).await }
     }
 
+    /// What bytes are hashed for while it is not known what the store will state.
+    fn kinds(&self) -> Kinds {
+        Kinds::of(&Sums::default(), self.verify)
+    }
+
+    /// Whether bytes are hashed as they come.
+    fn hashed(&self) -> bool {
+        self.verify == Verify::Content
+    }
+
     /// The store's word on the whole object. A store that gives none leaves it unverified, which is said.
     async fn sums(&self, object: &Object) -> Result<Sums, Stop> {
         let work = || self.remote.sums(object);
@@ -485,12 +490,9 @@ fn record(object: &Object, digest: Option<[u8; 32]>, checked: &str) -> Record {
 }
 
 /// Grains that an earlier attempt recorded, by where they begin, as far as they are of our kind.
-fn usable(done: &[(Range<u64>, Note)], kinds: Kinds, size: u64, grain: u64) -> Vec<(u64, GrainSum)> {
+fn usable(done: &[(Range<u64>, Note)], wanted: Kinds, size: u64, grain: u64) -> Vec<(u64, GrainSum)> {
     let whole = |range: &Range<u64>| range.start.is_multiple_of(grain) && range.end == range.start.saturating_add(grain).min(size);
-    done.iter()
-        .filter(|(range, _)| whole(range))
-        .filter_map(|(range, note)| Some((range.start, GrainSum::of_note(&note.0).filter(|sum| sum.has(kinds))?)))
-        .collect()
+    done.iter().filter(|(range, _)| whole(range)).filter_map(|(range, note)| Some((range.start, GrainSum::of_note(&note.0, wanted)?))).collect()
 }
 
 /// What is still to be fetched, in ranges of at most `part` (a multiple of `grain`) that begin and end where grains do.
@@ -507,10 +509,23 @@ fn missing(done: &[(u64, GrainSum)], size: u64, grain: u64, part: u64) -> Vec<Ra
     ranges
 }
 
-async fn spoil(writer: Arc<Writer>) {
-    // Whoever still writes holds on to it; then what is wrong is overwritten, or goes with the blob's room.
-    if let Some(writer) = Arc::into_inner(writer) {
-        writer.spoil().await;
+/// A blob that is being written.
+#[derive(Clone)]
+struct Target {
+    file: Arc<File>,
+    writer: Arc<Writer>,
+    /// What was hashed of it so far, by where each grain begins.
+    grains: Arc<Mutex<Vec<(u64, GrainSum)>>>,
+    /// Set once the store has stated something that takes no CRC-32C.
+    is_crc64: Arc<AtomicBool>,
+}
+
+impl Target {
+    async fn spoil(self) {
+        // Whoever still writes holds on to it; then what is wrong is overwritten, or goes with the blob's room.
+        if let Some(writer) = Arc::into_inner(self.writer) {
+            writer.spoil().await;
+        }
     }
 }
 
@@ -546,9 +561,7 @@ fn disk(fault: &dyn std::fmt::Display) -> Stop {
 
 /// What the thread that writes needs; it travels there and back with each batch.
 struct Hand {
-    file: Arc<File>,
-    writer: Arc<Writer>,
-    grains: Arc<Mutex<Vec<(u64, GrainSum)>>>,
+    target: Target,
     run: Run,
     ordered: Option<Ordered>,
     recorded: bool,
@@ -557,13 +570,16 @@ struct Hand {
 impl Hand {
     fn write(&mut self, offset: u64, batch: &[Bytes]) -> io::Result<()> {
         let mut at = offset;
+        if self.target.is_crc64.load(Ordering::Relaxed) {
+            self.run.narrow();
+        }
         for bytes in batch {
-            self.file.write_all_at(bytes, at)?;
+            self.target.file.write_all_at(bytes, at)?;
             at += bytes.len() as u64;
             if let Some(ordered) = &mut self.ordered {
                 ordered.update(bytes);
             }
-            let (writer, grains, recorded) = (&self.writer, &self.grains, self.recorded);
+            let (Target { writer, grains, .. }, recorded) = (&self.target, self.recorded);
             self.run.push(bytes, |range, sum| {
                 if recorded {
                     writer.record(range.clone(), Note(sum.note().into()))?;
@@ -592,9 +608,9 @@ struct Sink {
 }
 
 impl Sink {
-    fn new(file: Arc<File>, writer: Arc<Writer>, grains: Arc<Mutex<Vec<(u64, GrainSum)>>>, run: Run) -> Self {
+    fn new(target: Target, run: Run) -> Self {
         let offset = run.at();
-        let hand = Hand { file, writer, grains, run, ordered: None, recorded: true };
+        let hand = Hand { target, run, ordered: None, recorded: true };
         Sink { offset, batch: Vec::new(), batched: 0, state: State::Ready(Box::new(hand)) }
     }
 
@@ -669,8 +685,7 @@ mod tests {
         let run = |size: u64| {
             let mut all = Vec::new();
             let bytes = vec![7; size as usize];
-            let kinds = Kinds { own: true, crc32c: false, crc64nvme: false };
-            let told: Result<(), ()> = Run::new(kinds, 1024, size, 0).push(&bytes, |range, sum| {
+            let told: Result<(), ()> = Run::new(Kinds::Both, 1024, size, 0).push(&bytes, |range, sum| {
                 all.push((range.start, sum));
                 Ok(())
             });
@@ -688,11 +703,24 @@ mod tests {
 
     #[test]
     fn what_an_earlier_attempt_recorded_in_another_form_is_fetched_again() {
-        let sum = GrainSum::of_note(&[1; 45]).expect("a note of the first kind");
-        let (asked, more) = (Kinds { own: false, crc32c: true, crc64nvme: false }, Kinds { own: false, crc32c: true, crc64nvme: true });
+        let of = |kinds: u8| {
+            let mut note = [7; 13];
+            note[12] = kinds;
+            note
+        };
+        let sum = GrainSum::of_note(&of(3), Kinds::Both).expect("a note of one with both checksums");
         let note = |bytes: &[u8]| Note(bytes.into());
-        let done = [(0..1024, note(&sum.note())), (1024..2048, note(b"short")), (2048..2500, note(&sum.note())), (3000..4024, note(&sum.note()))];
-        assert_eq!(usable(&done, asked, 10_000, 1024), [(0, sum)]);
-        assert_eq!(usable(&done, more, 10_000, 1024), [], "what was not hashed for that is no answer");
+        let done = [
+            (0..1024, note(&sum.note())),
+            (1024..2048, note(b"short")),
+            (2048..2500, note(&sum.note())),
+            (3072..4096, note(&of(1))),
+            (4096..5120, note(&of(0))),
+            (5120..6144, note(&of(2))),
+        ];
+        assert_eq!(usable(&done, Kinds::Both, 10_000, 1024), [(0, sum)], "what was not hashed for that is no answer");
+        let starts = |done: Vec<(u64, GrainSum)>| done.into_iter().map(|(at, _)| at).collect::<Vec<_>>();
+        assert_eq!(starts(usable(&done, Kinds::Crc64, 10_000, 1024)), [0, 3072]);
+        assert_eq!(starts(usable(&done, Kinds::None, 10_000, 1024)), [0, 3072, 4096]);
     }
 }

@@ -1,4 +1,4 @@
-//! What the files of a model are, told by a digest of our own.
+//! What the files of a model are, told by a digest of our own. What goes into it, the disk tier's `digest` says.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// How a digest's text begins.
-const ALGORITHM: &str = "blake3:";
+const ALGORITHM: &str = "crc64:";
 
-/// The BLAKE3 digest of a model's files and their names. Two copies with one digest were loaded from the same bytes, on
-/// whichever pods they are. Printed as `blake3:` and 64 hexadecimal digits.
+/// The digest of a model's files and their names, made of each file's length and CRC-64. Two copies with one
+/// digest were loaded from the same bytes, on whichever pods they are, unless somebody forged them. Printed as `crc64:` and
+/// 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ContentDigest(pub [u8; 32]);
@@ -30,7 +31,7 @@ impl fmt::Debug for ContentDigest {
 
 /// A text that is no digest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a content digest: write blake3: and 64 hexadecimal digits")]
+#[error("{0:?} is not a content digest: write crc64: and 64 hexadecimal digits")]
 pub struct ParseContentDigestError(pub String);
 
 impl FromStr for ContentDigest {
@@ -88,7 +89,7 @@ mod tests {
         let mut bytes = [0; 32];
         (bytes[0], bytes[31]) = (0xab, 0x01);
         let digest = ContentDigest(bytes);
-        let text = format!("blake3:ab{}01", "0".repeat(60));
+        let text = format!("crc64:ab{}01", "0".repeat(60));
         assert_eq!((digest.to_string(), format!("{digest:?}")), (text.clone(), text.clone()));
         assert_eq!(Content { digest, checked: "md5".into() }.to_string(), format!("{text} (md5)"));
     }
@@ -99,20 +100,20 @@ mod tests {
         let long = "é".repeat(200);
         for text in [
             "",
-            "blake3:",
+            "crc64:",
             zeros.as_str(),
             &format!("sha256:{zeros}"),
-            &format!("blake3:{zeros}0"),
-            &format!("blake3:{}", &zeros[1..]),
-            &format!("blake3:{}g", &zeros[1..]),
-            &format!("blake3:{}+", &zeros[1..]),
-            &format!("blake3:{}é", &zeros[2..]),
+            &format!("crc64:{zeros}0"),
+            &format!("crc64:{}", &zeros[1..]),
+            &format!("crc64:{}g", &zeros[1..]),
+            &format!("crc64:{}+", &zeros[1..]),
+            &format!("crc64:{}é", &zeros[2..]),
             long.as_str(),
         ] {
             let fault = text.parse::<ContentDigest>().expect_err(text);
             assert!(fault.0.chars().count() <= 80, "{fault}");
         }
-        assert!(serde_json::from_str::<ContentDigest>("\"blake3:00\"").is_err());
+        assert!(serde_json::from_str::<ContentDigest>("\"crc64:00\"").is_err());
     }
 
     proptest! {
