@@ -23,7 +23,8 @@ use crate::frontend::Frontend;
 use crate::health::HealthService;
 use crate::id::asked;
 use crate::route::Models;
-use crate::{weight, wire};
+use crate::wire::Messages;
+use crate::{streaming, weight, wire};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -60,8 +61,15 @@ impl<M: Models> Handler for GrpcPort<M> {
             return self.health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic));
         }
         let (head, body) = request.into_parts();
-        Ok(match head.uri.path().strip_prefix(SERVICE) {
+        let method = head.uri.path().strip_prefix(SERVICE);
+        // About this server, not about a model: answered here.
+        let here = matches!(method, Some("ModelReady" | "ServerLive" | "ServerReady" | "ServerMetadata"));
+        if let (Some(server), false) = (self.frontend.server(), here) {
+            return Ok(self.frontend.pass(server, &head, body).await);
+        }
+        Ok(match method {
             Some("ModelInfer") => self.frontend.grpc_infer(&head, body).await,
+            Some("ModelStreamInfer") => streaming::infer(Arc::clone(&self.frontend), &head, body),
             Some("ModelMetadata") => answered(self.frontend.grpc_metadata(&head, body).await),
             Some("ModelReady") => answered(self.frontend.grpc_ready(&head, body).await),
             Some("ServerLive") => answered(self.frontend.read(&head, body).await.map(|ServerLiveRequest {}| ServerLiveResponse { live: true })),
@@ -98,7 +106,7 @@ impl<M: Models> Frontend<M> {
     /// The message of a small call, within its deadline.
     async fn read<T: Message + Default>(&self, head: &Parts, body: impl Incoming) -> Result<T, Fault> {
         let (deadline, mut share) = (self.deadline(&head.headers)?, self.bodies.share());
-        let received = self.clock.until(deadline, wire::receive(body, SMALL_MESSAGE.min(self.config.max_message), &mut share)).await;
+        let received = self.clock.until(deadline, Messages::new(&head.headers, body, SMALL_MESSAGE.min(self.config.max_message)).only(&mut share)).await;
         wire::decode(received.unwrap_or(Err(Fault::SlowRequest))?)
     }
 
@@ -121,7 +129,7 @@ impl<M: Models> Frontend<M> {
         let deadline = self.deadline(&head.headers)?;
         // Held until the inference has been answered, or its caller has gone.
         let mut share = self.bodies.share();
-        let received = self.clock.until(deadline, wire::receive(body, self.config.max_message, &mut share)).await;
+        let received = self.clock.until(deadline, Messages::new(&head.headers, body, self.config.max_message).only(&mut share)).await;
         let message = received.unwrap_or(Err(Fault::SlowRequest))?;
         share.add(weight::of_infer_request(&message).map_err(Fault::BadRequest)?)?;
         let request: ModelInferRequest = wire::decode(message)?;

@@ -34,6 +34,14 @@ impl Asked<'_> {
             Asked::Version(id) | Asked::Name(id) => id,
         }
     }
+
+    /// The same without what it was read from.
+    pub(crate) fn into_owned(self) -> Asked<'static> {
+        match self {
+            Asked::Version(id) => Asked::Version(Cow::Owned(id.into_owned())),
+            Asked::Name(id) => Asked::Name(Cow::Owned(id.into_owned())),
+        }
+    }
 }
 
 /// What `headers` ask for, else `in_message`.
@@ -41,17 +49,30 @@ impl Asked<'_> {
 /// # Errors
 /// [`Fault::BadRequest`]: no id, several, or one that is no text.
 pub fn asked<'a>(headers: &'a HeaderMap, in_message: &'a str) -> Result<Asked<'a>, Fault> {
+    match in_headers(headers)? {
+        Some(asked) => Ok(asked),
+        None if in_message.is_empty() => Err(none()),
+        None => Ok(Asked::Name(Cow::Borrowed(in_message))),
+    }
+}
+
+/// What a request asks for that names no model anywhere.
+pub(crate) fn none() -> Fault {
+    Fault::BadRequest("must include a model: mm-vmodel-id or mm-model-id header, or the name in the message".to_owned())
+}
+
+/// What `headers` ask for, where they ask for anything.
+///
+/// # Errors
+/// [`Fault::BadRequest`]: several ids, or one that is no text.
+pub(crate) fn in_headers(headers: &HeaderMap) -> Result<Option<Asked<'_>>, Fault> {
     let model = either(headers, "mm-model-id", "mm-model-id-bin")?;
     let name = either(headers, "mm-vmodel-id", "mm-vmodel-id-bin")?;
     match (model, name) {
         (Some(_), Some(_)) => bad("mm-model-id and mm-vmodel-id were both sent: send one of them".to_owned()),
-        (Some(id), None) => Ok(Asked::Version(id)),
-        (None, Some(id)) => Ok(Asked::Name(id)),
-        (None, None) => match text(headers, "tas-model-id")? {
-            Some(id) => Ok(Asked::Version(id)),
-            None if in_message.is_empty() => bad("must include a model: mm-vmodel-id or mm-model-id header, or the name in the message".to_owned()),
-            None => Ok(Asked::Name(Cow::Borrowed(in_message))),
-        },
+        (Some(id), None) => Ok(Some(Asked::Version(id))),
+        (None, Some(id)) => Ok(Some(Asked::Name(id))),
+        (None, None) => Ok(text(headers, "tas-model-id")?.map(Asked::Version)),
     }
 }
 

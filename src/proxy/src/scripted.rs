@@ -125,6 +125,10 @@ impl Models for FakeModels {
         Ok(Counted::up(&self.guards, &self.revoked))
     }
 
+    async fn turn(_guard: &mut Counted) -> Result<(), WaitError> {
+        Ok(())
+    }
+
     async fn revoked(guard: &Counted) {
         let _ = guard.1.subscribe().wait_for(|revoked| *revoked).await;
     }
