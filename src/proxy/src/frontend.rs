@@ -10,7 +10,7 @@ use berth_proto::inference::{
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, Gauge, Metrics, Net};
 use berth_types::{Deadline, ModelId};
-use berth_upstream::Target;
+use berth_upstream::{Server, Target};
 use http::HeaderMap;
 use parking_lot::RwLock;
 use tonic::Code;
@@ -21,7 +21,7 @@ use crate::health::Ready;
 use crate::id::Asked;
 use crate::meters::Meters;
 use crate::methods::Methods;
-use crate::opaque::{Server, Typed};
+use crate::opaque::Typed;
 use crate::route::{self, Here, Models};
 use crate::{ProxyConfig, codes};
 

@@ -10,19 +10,16 @@ mod passed;
 mod passing;
 mod typed;
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use berth_adapters::InferError;
 use berth_residency::WaitError;
 use berth_splice::{Encoding, suffix};
 use berth_types::{Deadline, ModelId};
-use berth_upstream::{Answer, CallError};
+use berth_upstream::{Answer, CallError, Server};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method as Verb, Request as HttpRequest, Response, StatusCode, Version};
-use http_body::{Body, Frame};
 
 use crate::body::{Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
@@ -33,38 +30,8 @@ use crate::methods::{Method, Names};
 use crate::route::{self, Models};
 use crate::wire;
 pub(crate) use passed::Passed;
-use passing::{CutOff, Passing, Request, Source};
+use passing::{Request, Source};
 pub(crate) use typed::Typed;
-
-/// A runtime as calls reach it.
-pub(crate) type Server = berth_upstream::Server<Sent>;
-
-/// The body of a request to a runtime.
-pub(crate) enum Sent {
-    /// A client's, as it comes.
-    Passing(Passing<hyper::body::Incoming>),
-    /// One of our own making, all there.
-    Whole(Option<Bytes>),
-}
-
-impl Body for Sent {
-    type Data = Bytes;
-    type Error = CutOff;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
-        match self.get_mut() {
-            Sent::Passing(body) => Pin::new(body).poll_frame(cx),
-            Sent::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Sent::Passing(body) => body.is_end_stream(),
-            Sent::Whole(bytes) => bytes.is_none(),
-        }
-    }
-}
 
 /// How often a call is sent once more: after the runtime did not hold the model, or the connection broke.
 const TRIES: u32 = 2;
@@ -114,7 +81,7 @@ impl<M: Models> Frontend<M> {
                 let why = "the model went away when a part of the request had been sent".to_owned();
                 return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
             };
-            let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), Sent::Passing(body));
+            let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), body);
             let called = tokio::select! {
                 biased;
                 called = self.clock.until(deadlines.answer, server.call(sent)) => called,

@@ -5,14 +5,16 @@ use berth_adapters::{Infer, InferError};
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse};
 use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use berth_upstream::Server;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method as Verb, Request as HttpRequest, StatusCode, Version, header};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use prost::Message;
 use tonic::{Code, Status};
 
-use super::{Sent, Server, heads};
+use super::heads;
 use crate::budget::{Budget, Share};
+use crate::wire;
 
 /// How long a runtime may take to say what a model's inputs and outputs are.
 const METADATA: std::time::Duration = std::time::Duration::from_secs(30);
@@ -69,15 +71,9 @@ impl Typed {
         self.clock.until(deadline, called).await.unwrap_or(Err(InferError::DeadlineExceeded))
     }
 
-    fn request(&self, method: &'static str, model: &ModelId, message: &impl Message, deadline: Deadline) -> Result<HttpRequest<Sent>, InferError> {
-        let size = message.encoded_len();
-        let announced = u32::try_from(size)
-            .map_err(|_| InferError::BadRequest(format!("the request has {size} bytes as a message, gRPC takes at most 4 GiB")))?;
-        let mut bytes = BytesMut::with_capacity(5 + size);
-        bytes.put_u8(0);
-        bytes.put_u32(announced);
-        message.encode(&mut bytes).map_err(|fault| InferError::Failed(fault.to_string()))?;
-        let mut request = HttpRequest::new(Sent::Whole(Some(bytes.freeze())));
+    fn request(&self, method: &'static str, model: &ModelId, message: &impl Message, deadline: Deadline) -> Result<HttpRequest<Full<Bytes>>, InferError> {
+        let message = wire::framed(message).map_err(|why| InferError::BadRequest(why.to_string()))?;
+        let mut request = HttpRequest::new(Full::new(message));
         (*request.method_mut(), *request.version_mut()) = (Verb::POST, Version::HTTP_2);
         *request.uri_mut() = http::Uri::from_static(method);
         *request.headers_mut() = heads::to_runtime(&HeaderMap::new(), model, deadline.left(self.clock.now()));
