@@ -28,6 +28,8 @@ pub(crate) struct Walk {
     /// `None`: only the top message's fields are followed.
     path: Option<FieldPath>,
     limits: Limits,
+    /// Whether nothing is looked at behind the value that was found.
+    stops: bool,
     /// Bytes taken.
     at: u64,
     /// The message's length, `u64::MAX` where it is not known.
@@ -76,11 +78,12 @@ impl Varint {
 }
 
 impl Walk {
-    /// For one message; `path` is what is sought in it.
-    pub(crate) fn new(path: Option<FieldPath>, limits: Limits) -> Walk {
+    /// For one message, followed to its end; `path` is what is sought in it.
+    pub(crate) fn whole(path: Option<FieldPath>, limits: Limits) -> Walk {
         Walk {
             path,
             limits,
+            stops: false,
             at: 0,
             end: u64::MAX,
             ends: [0; FieldPath::LONGEST],
@@ -90,6 +93,11 @@ impl Walk {
             found: false,
             failed: None,
         }
+    }
+
+    /// For one message, followed until the value at `path` is found.
+    pub(crate) fn until(path: FieldPath, limits: Limits) -> Walk {
+        Walk { stops: true, ..Walk::whole(Some(path), limits) }
     }
 
     /// Begins anew, with a message of `length` bytes if that is known.
@@ -113,7 +121,9 @@ impl Walk {
 
     fn follow(&mut self, mut bytes: &[u8]) -> Result<Option<String>, WireError> {
         let mut found = None;
-        while let Some(&first) = bytes.first() {
+        while let Some(&first) = bytes.first()
+            && !(self.found && self.stops)
+        {
             match &mut self.state {
                 State::Skip(left) => {
                     let step = (*left).min(bytes.len() as u64);
