@@ -38,13 +38,15 @@ pub(crate) struct Walk {
     depth: usize,
     groups: Vec<u32>,
     state: State,
+    /// What is there of the value, where it comes in pieces.
+    gathered: Vec<u8>,
     /// Nothing is sought any more.
     found: bool,
     /// The fault that was told: it is told again.
     failed: Option<WireError>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum State {
     /// In a tag, or between fields where none of its bytes is there.
     Tag(Varint),
@@ -54,8 +56,8 @@ enum State {
     Length { sought: bool, varint: Varint },
     /// So many bytes are of no interest: at least one.
     Skip(u64),
-    /// In the value that is sought, which has `length` bytes.
-    Value { length: usize, gathered: Vec<u8> },
+    /// In the value that is sought, which has so many bytes.
+    Value(usize),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +92,7 @@ impl Walk {
             depth: 0,
             groups: Vec::new(),
             state: State::Tag(Varint::default()),
+            gathered: Vec::new(),
             found: false,
             failed: None,
         }
@@ -107,6 +110,7 @@ impl Walk {
         self.depth = 0;
         self.groups.clear();
         self.state = State::Tag(Varint::default());
+        self.gathered.clear();
         self.found = false;
         self.failed = None;
     }
@@ -135,17 +139,17 @@ impl Walk {
                         self.between()?;
                     }
                 }
-                State::Value { length, gathered } => {
-                    let step = (*length - gathered.len()).min(bytes.len());
-                    let (piece, rest) = bytes.split_at(step);
-                    self.at += step as u64;
+                State::Value(length) => {
+                    let length = *length;
+                    let (piece, rest) = bytes.split_at((length - self.gathered.len()).min(bytes.len()));
+                    self.at += piece.len() as u64;
                     bytes = rest;
-                    if step == *length {
+                    if piece.len() == length {
                         found = Some(self.value(piece)?);
                     } else {
-                        gathered.extend_from_slice(piece);
-                        if gathered.len() == *length {
-                            let whole = std::mem::take(gathered);
+                        self.gathered.extend_from_slice(piece);
+                        if self.gathered.len() == length {
+                            let whole = std::mem::take(&mut self.gathered);
                             found = Some(self.value(&whole)?);
                         }
                     }
@@ -204,7 +208,7 @@ impl Walk {
                     return Err(WireError::Varint { at });
                 }
             }
-            State::Skip(_) | State::Value { .. } => {}
+            State::Skip(_) | State::Value(_) => {}
         }
         Ok(())
     }
@@ -261,7 +265,7 @@ impl Walk {
             // An empty string is what an absent one reads as: a later one may still say something.
             Ok(0) => self.between(),
             Ok(bytes) if bytes <= self.limits.max_value => {
-                self.state = State::Value { length: bytes, gathered: Vec::new() };
+                self.state = State::Value(bytes);
                 Ok(())
             }
             _ => Err(WireError::TooLong { at: self.at, length, limit: self.limits.max_value }),
