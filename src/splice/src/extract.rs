@@ -29,7 +29,7 @@ impl Extract {
     /// the message's size, is asked from `budget`.
     #[must_use]
     pub fn new(path: FieldPath, limits: Limits, max_message: u64, encoding: Option<Encoding>, budget: Arc<dyn Budget>) -> Extract {
-        let walk = Walk::new(Some(path), limits);
+        let walk = Walk::until(path, limits);
         Extract { messages: Messages::new(max_message), max_message, walk, means: Means { encoding, budget }, packed: None, answer: None }
     }
 
@@ -75,5 +75,72 @@ impl Extract {
             }
         };
         Ok(found.map(Progress::Found))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::ZlibEncoder;
+
+    use super::*;
+    use crate::budget::Pool;
+    use crate::error::WireError;
+
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A message with its prefix.
+    fn framed(flag: u8, payload: &[u8]) -> Vec<u8> {
+        let [a, b, c, d] = (payload.len() as u32).to_be_bytes();
+        [&[flag, a, b, c, d], payload].concat()
+    }
+
+    #[test]
+    fn the_first_message_says_which_id() {
+        let found = |id: &str| Ok(Progress::Found(id.to_owned()));
+        let tensor = [&b"\x3a\xc0\x84\x3d"[..], &[9; 1_000_000], b"\x0a\x01m"].concat();
+        let other = framed(0, b"\x0a\x01z");
+        for (case, body, expected) in [
+            ("in it", framed(0, b"\x0a\x01m"), found("m")),
+            ("behind a tensor", framed(0, &tensor), found("m")),
+            ("compressed", framed(1, &zlib(b"\x0a\x01m")), found("m")),
+            ("compressed, behind a tensor", framed(1, &zlib(&tensor)), found("m")),
+            ("before the body ends", framed(0, b"\x0a\x01m")[..8].to_vec(), found("m")),
+            ("not in it, but in the second", [framed(0, b""), other.clone()].concat(), Ok(Progress::Absent)),
+            ("not in it, compressed", [framed(1, &zlib(b"")), other].concat(), Ok(Progress::Absent)),
+            ("no message", vec![], Ok(Progress::Absent)),
+            ("a body that is cut", framed(0, b"\x0a\x01m")[..7].to_vec(), Err(SpliceError::Ended { message: 1, got: 2, length: 3 })),
+            ("too large", framed(0, &[0; 2 << 20]), Err(SpliceError::TooLarge { message: 1, length: 2 << 20, limit: 1 << 20 })),
+            (
+                "too large inflated",
+                framed(1, &zlib(&[&b"\x3a\x80\x80\x80\x01"[..], &[0; 2 << 20]].concat())),
+                Err(SpliceError::TooLargeInflated { message: 1, limit: 1 << 20 }),
+            ),
+            ("no message by its fields", framed(0, b"\x07"), Err(SpliceError::Wire { message: 1, fault: WireError::Field { at: 1 } })),
+            ("the same, compressed", framed(1, &zlib(b"\x07")), Err(SpliceError::Wire { message: 1, fault: WireError::Field { at: 1 } })),
+        ] {
+            for size in [1, 7, 16_384] {
+                // Enough for a decoder and one buffer: nothing is gathered.
+                let pool = Arc::new(Pool::new(52 << 10));
+                let path = FieldPath::new(&[1]).unwrap();
+                let mut extract = Extract::new(path, Limits::default(), 1 << 20, Some(Encoding::Deflate), pool.clone());
+                let mut told = Ok(Progress::More);
+                for frame in body.chunks(size) {
+                    let before = told.clone();
+                    told = extract.push(&Bytes::copy_from_slice(frame));
+                    assert!(before == Ok(Progress::More) || before == told, "{case}: an answer stays");
+                }
+                assert_eq!(extract.end(), expected, "{case}, {size} at a time");
+                assert!(told == expected || told == Ok(Progress::More), "{case}: {told:?}");
+                drop(extract);
+                assert_eq!(pool.lent(), 0, "{case}");
+            }
+        }
     }
 }

@@ -330,13 +330,12 @@ impl Inflater {
             };
             let (taken, made) = (self.decoder.total_in(), self.decoder.total_out());
             let status = self.decoder.decompress(bytes, &mut open.bytes[self.filled..], FlushDecompress::None);
-            let corrupt = InflateError::Corrupt { after: self.length };
-            let status = status.map_err(|_fault| corrupt.clone())?;
             let taken = (self.decoder.total_in() - taken) as usize;
             let made = (self.decoder.total_out() - made) as usize;
             bytes = &bytes[taken..];
             self.inflated(open, made)?;
-            match status {
+            let corrupt = InflateError::Corrupt { after: self.length };
+            match status.map_err(|_fault| corrupt.clone())? {
                 Status::StreamEnd => {
                     self.stage = if self.format == Format::Zlib { Stage::Over } else { Stage::Trailer { at: 0, bytes: [0; 8] } };
                     return Ok(bytes);
@@ -406,5 +405,121 @@ impl Inflater {
         self.decoder.reset(false);
         self.stage = Stage::MEMBER;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::write::{GzEncoder, ZlibEncoder};
+    use flate2::{Compression, GzBuilder};
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Some text that is longer than the first buffers and compresses neither well nor badly.
+    fn text(length: usize) -> Vec<u8> {
+        (0..length as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 27) as u8).collect()
+    }
+
+    #[test]
+    fn encodings_are_known_by_their_grpc_names() {
+        for (name, expected) in [
+            ("identity", Some(Encoding::Identity)),
+            ("gzip", Some(Encoding::Gzip)),
+            (" GZIP ", Some(Encoding::Gzip)),
+            ("deflate", Some(Encoding::Deflate)),
+            ("snappy", None),
+            ("gzip, deflate", None),
+            ("", None),
+        ] {
+            assert_eq!(Encoding::parse(name), expected, "{name:?}");
+            if let Some(encoding) = expected {
+                assert_eq!(Encoding::parse(&encoding.to_string()), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_compressed_comes_out_whole_however_it_is_cut() {
+        let long = text(700_000);
+        let mut named = GzBuilder::new().filename("a name").comment("a comment").extra(vec![7; 300]).write(Vec::new(), Compression::fast());
+        named.write_all(b"abc").unwrap();
+        // The header's checksum, which no encoder here writes: two bytes behind a flag.
+        let mut summed = gzip(b"abc");
+        summed[3] = FHCRC;
+        summed.splice(10..10, [1, 2]);
+        let mut extra_of_none = gzip(b"abc");
+        extra_of_none[3] = FEXTRA;
+        extra_of_none.splice(10..10, [0, 0]);
+        for (case, encoding, bytes, expected) in [
+            ("nothing", Encoding::Gzip, gzip(b""), &b""[..]),
+            ("a few bytes", Encoding::Gzip, gzip(b"abc"), b"abc"),
+            ("many bytes", Encoding::Gzip, gzip(&long), &long),
+            ("two members", Encoding::Gzip, [gzip(b"ab"), gzip(b"c")].concat(), b"abc"),
+            ("a name, a comment and more", Encoding::Gzip, named.finish().unwrap(), b"abc"),
+            ("a checksum of the header", Encoding::Gzip, summed, b"abc"),
+            ("an extra field of nothing", Encoding::Gzip, extra_of_none, b"abc"),
+            ("nothing by zlib", Encoding::Deflate, zlib(b""), b""),
+            ("many bytes by zlib", Encoding::Deflate, zlib(&long), &long),
+            ("as it is", Encoding::Identity, b"abc".to_vec(), b"abc"),
+        ] {
+            assert_eq!(inflate(encoding, &bytes, expected.len() as u64).as_deref(), Ok(expected), "{case}");
+            let Some(format) = Format::of(encoding) else { continue };
+            for size in [1, 2, 3, 7, 1000] {
+                let mut inflater = Inflater::new(format, None, true, 1 << 20, Arc::new(Pool::new(1 << 21))).unwrap();
+                bytes.chunks(size).for_each(|piece| inflater.push(piece).unwrap());
+                let (pieces, length) = inflater.end().unwrap();
+                assert_eq!((&pieces.concat()[..], length), (expected, expected.len() as u64), "{case}, {size} at a time");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_compressed_rightly_is_told_so() {
+        let (gz, zl) = (gzip(b"abcabcabc"), zlib(b"abcabcabc"));
+        let with = |bytes: &[u8], at: usize, byte: u8| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = byte;
+            bytes
+        };
+        let (last, ended) = (gz.len() - 1, InflateError::Ended { after: 9 });
+        for (case, encoding, bytes, expected) in [
+            ("nothing at all", Encoding::Gzip, vec![], InflateError::Ended { after: 0 }),
+            ("nothing at all by zlib", Encoding::Deflate, vec![], InflateError::Ended { after: 0 }),
+            ("not gzip", Encoding::Gzip, b"abc".to_vec(), InflateError::Header),
+            ("another method", Encoding::Gzip, with(&gz, 2, 7), InflateError::Header),
+            ("flags that nobody knows", Encoding::Gzip, with(&gz, 3, 0x20), InflateError::Header),
+            ("zlib as gzip", Encoding::Gzip, zl.clone(), InflateError::Header),
+            ("gzip as zlib", Encoding::Deflate, gz.clone(), InflateError::Corrupt { after: 0 }),
+            ("a block of no type", Encoding::Gzip, with(&gz, 10, 0xff), InflateError::Corrupt { after: 0 }),
+            ("cut in its header", Encoding::Gzip, gz[..5].to_vec(), InflateError::Ended { after: 0 }),
+            ("cut in its checksum", Encoding::Gzip, gz[..last].to_vec(), ended.clone()),
+            ("cut in its checksum by zlib", Encoding::Deflate, zl[..zl.len() - 1].to_vec(), ended.clone()),
+            ("cut in its second member", Encoding::Gzip, [&gz[..], &gz[..4]].concat(), ended),
+            ("a wrong checksum", Encoding::Gzip, with(&gz, last - 5, !gz[last - 5]), InflateError::Checksum),
+            ("a wrong length", Encoding::Gzip, with(&gz, last, 1), InflateError::Checksum),
+            ("something behind", Encoding::Gzip, [&gz[..], b"x"].concat(), InflateError::Header),
+            ("something behind zlib", Encoding::Deflate, [&zl[..], b"x"].concat(), InflateError::Trailing),
+            ("more members than anybody needs", Encoding::Gzip, gzip(b"").repeat(4096), InflateError::Members { limit: 4095 }),
+            ("a byte too many", Encoding::Gzip, gzip(&[0; 101]), InflateError::TooLarge { limit: 100 }),
+            ("a byte too many as it is", Encoding::Identity, vec![0; 101], InflateError::TooLarge { limit: 100 }),
+        ] {
+            assert_eq!(inflate(encoding, &bytes, 100), Err(expected), "{case}");
+        }
+        let wrong_sum = with(&zl, zl.len() - 1, !zl[zl.len() - 1]);
+        assert!(inflate(Encoding::Deflate, &wrong_sum, 100).is_err());
     }
 }

@@ -76,7 +76,7 @@ impl Injector {
             max_message,
             watched,
             messages: Messages::new(max_message),
-            walk: Walk::new(path, limits),
+            walk: Walk::whole(path, limits),
             means: None,
             current: Current::Plain,
             joint: BytesMut::new(),
@@ -239,5 +239,276 @@ impl Injector {
         if !self.joint.is_empty() {
             out.push(self.joint.split().freeze());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+    use crate::budget::Pool;
+    use crate::error::{InflateError, WireError};
+    use crate::path::suffix;
+
+    const LIMIT: u64 = 1 << 20;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A message with its prefix.
+    fn framed(flag: u8, payload: &[u8]) -> Vec<u8> {
+        let [a, b, c, d] = (payload.len() as u32).to_be_bytes();
+        [&[flag, a, b, c, d], payload].concat()
+    }
+
+    fn path(numbers: &[u32]) -> FieldPath {
+        FieldPath::new(numbers).unwrap()
+    }
+
+    fn name(value: &str) -> Bytes {
+        suffix(&path(&[1]), value)
+    }
+
+    fn watch(ids: &[&str]) -> Watch {
+        Watch { path: path(&[1]), ids: ids.iter().map(|id| (*id).to_owned()).collect(), limits: Limits::default() }
+    }
+
+    /// What goes out when `body` comes in frames of `size` bytes.
+    fn pass(injector: &mut Injector, body: &[u8], size: usize) -> Result<Vec<Bytes>, SpliceError> {
+        let mut out = Vec::new();
+        for frame in body.chunks(size) {
+            injector.push(Bytes::copy_from_slice(frame), &mut out)?;
+        }
+        injector.end()?;
+        assert!(out.iter().all(|piece| !piece.is_empty()));
+        Ok(out)
+    }
+
+    /// A budget that knows the most that was lent at a time.
+    struct Peak {
+        pool: Pool,
+        peak: AtomicUsize,
+    }
+
+    impl Peak {
+        fn new(limit: usize) -> Arc<Peak> {
+            Arc::new(Peak { pool: Pool::new(limit), peak: AtomicUsize::new(0) })
+        }
+    }
+
+    impl Budget for Peak {
+        fn lend(&self, bytes: usize) -> bool {
+            let lent = self.pool.lend(bytes);
+            self.peak.fetch_max(self.pool.lent(), Ordering::Relaxed);
+            lent
+        }
+
+        fn take_back(&self, bytes: usize) {
+            self.pool.take_back(bytes);
+        }
+    }
+
+    #[test]
+    fn a_body_goes_out_with_the_id_at_the_end_of_each_message() {
+        let (plain, tensor) = (&b"\x0a\x01m\x1a\x02q8"[..], [&b"\x3a\x80\x80\x04"[..], &[9; 65_536]].concat());
+        let (id, nested) = (&b"\x0a\x04m__x"[..], &b"\x1a\x06\x0a\x04m__x"[..]);
+        for (case, suffix, body, expected) in [
+            ("no message", name("m__x"), vec![], vec![]),
+            ("one", name("m__x"), framed(0, plain), framed(0, &[plain, id].concat())),
+            ("an empty one", name("m__x"), framed(0, b""), framed(0, id)),
+            ("nested", suffix(&path(&[3, 1]), "m__x"), framed(0, plain), framed(0, &[plain, nested].concat())),
+            ("a tensor", name("m__x"), framed(0, &tensor), framed(0, &[&tensor, id].concat())),
+            ("a compressed one", name("m__x"), framed(1, &gzip(plain)), framed(0, &[plain, id].concat())),
+            ("a compressed tensor", name("m__x"), framed(1, &gzip(&tensor)), framed(0, &[&tensor, id].concat())),
+            ("nothing compressed", name("m__x"), framed(1, &gzip(b"")), framed(0, id)),
+            (
+                "several",
+                name("m__x"),
+                [framed(0, plain), framed(0, b""), framed(1, &gzip(plain)), framed(0, &tensor)].concat(),
+                [framed(0, &[plain, id].concat()), framed(0, id), framed(0, &[plain, id].concat()), framed(0, &[&tensor, id].concat())].concat(),
+            ),
+            ("as it is", Bytes::new(), [framed(0, plain), framed(1, b"no gzip")].concat(), [framed(0, plain), framed(1, b"no gzip")].concat()),
+        ] {
+            for size in [1, 2, 3, 5, 8, 100, 16_384, 1 << 20] {
+                let pool = Arc::new(Pool::new(1 << 20));
+                let mut injector = Injector::new(suffix.clone(), LIMIT, None).compressed(Some(Encoding::Gzip), pool.clone());
+                let out = pass(&mut injector, &body, size).unwrap();
+                assert_eq!(out.concat(), expected, "{case}, {size} at a time");
+                drop(out);
+                assert_eq!((injector.held(), pool.lent()), (0, 0), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_message_goes_out_as_one_piece_and_a_large_one_is_not_copied() {
+        let mut injector = Injector::new(name("m__x"), LIMIT, None);
+        let small = pass(&mut injector, &framed(0, b"\x0a\x01m"), 100).unwrap();
+        assert_eq!(small.len(), 1);
+
+        let frame = Bytes::from(framed(0, &[&b"\x3a\x80\x80\x04"[..], &[9; 65_536]].concat()));
+        let mut out = Vec::new();
+        injector.push(frame.clone(), &mut out).unwrap();
+        assert_eq!(out.iter().map(Bytes::len).collect::<Vec<_>>(), [5, 4 + 65_536, 6]);
+        assert_eq!(out[1].as_ptr(), frame[5..].as_ptr());
+    }
+
+    #[test]
+    fn bytes_go_out_as_soon_as_they_come() {
+        let body = framed(0, &[&b"\x3a\x0a"[..], &[9; 10]].concat());
+        let (mut injector, mut out) = (Injector::new(name("m"), LIMIT, None), Vec::new());
+        for (at, byte) in body.iter().enumerate() {
+            injector.push(Bytes::copy_from_slice(&[*byte]), &mut out).unwrap();
+            let sent: usize = out.iter().map(Bytes::len).sum();
+            let expected = if at < 4 { 0 } else { at + 1 };
+            assert_eq!(sent, if at + 1 == body.len() { at + 1 + 3 } else { expected }, "after byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_would_swallow_the_id_does_not_get_it() {
+        for (case, message, fault) in [
+            ("a cut field", &b"\x0a\x05other\x3a\x06"[..], WireError::Beyond { at: 9 }),
+            ("a cut fixed", b"\x0a\x05other\x15", WireError::Beyond { at: 8 }),
+            ("a cut length", b"\x0a\x05other\x3a", WireError::Ended { at: 8 }),
+            ("a cut varint", b"\x0a\x05other\x10\x80", WireError::Ended { at: 9 }),
+            ("an open group", b"\x0a\x05other\x3b", WireError::Unclosed { at: 8, field: 7 }),
+        ] {
+            for (flag, body) in [(0, message.to_vec()), (1, gzip(message))] {
+                let fault = match (flag, &fault) {
+                    (1, WireError::Beyond { at }) => WireError::Ended { at: *at }, // how long it is shows at its end only
+                    _ => fault.clone(),
+                };
+                let mut injector = Injector::new(name("m__x"), LIMIT, None).compressed(Some(Encoding::Gzip), Arc::new(Pool::new(1 << 20)));
+                let mut out = Vec::new();
+                let told = Err(SpliceError::Wire { message: 1, fault });
+                assert_eq!(injector.push(framed(flag, &body).into(), &mut out), told, "{case} {flag}");
+                assert_eq!(injector.push(framed(0, b"").into(), &mut out), told, "{case}: nothing passes after a fault");
+                assert_eq!(injector.end(), told, "{case}");
+                assert_eq!(out, Vec::<Bytes>::new(), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_id_later_in_a_stream_is_told() {
+        let m = framed(0, b"\x0a\x01m");
+        for (case, body, expected) in [
+            ("the same id twice", [m.clone(), m.clone()].concat(), Ok(())),
+            ("either of two", [m.clone(), framed(0, b"\x0a\x01n")].concat(), Ok(())),
+            ("none in the second", [m.clone(), framed(0, b"\x1a\x01z")].concat(), Ok(())),
+            ("an empty one in the second", [m.clone(), framed(0, b"\x0a\x00")].concat(), Ok(())),
+            ("compressed", [m.clone(), framed(1, &gzip(b"\x0a\x01n"))].concat(), Ok(())),
+            ("another one", [m.clone(), framed(0, b"\x0a\x01z")].concat(), Err(SpliceError::AnotherId { message: 2, id: "z".to_owned() })),
+            (
+                "another one, compressed",
+                [m.clone(), framed(1, &gzip(b"\x0a\x01z"))].concat(),
+                Err(SpliceError::AnotherId { message: 2, id: "z".to_owned() }),
+            ),
+            (
+                "not text",
+                [m.clone(), framed(0, b"\x0a\x01\xff")].concat(),
+                Err(SpliceError::Wire { message: 2, fault: WireError::NotUtf8 { at: 3 } }),
+            ),
+        ] {
+            for suffix in [name("m__x"), Bytes::new()] {
+                for size in [1, 4, 100] {
+                    let pool = Arc::new(Pool::new(1 << 20));
+                    let mut injector = Injector::new(suffix.clone(), LIMIT, Some(watch(&["m", "n"]))).compressed(Some(Encoding::Gzip), pool);
+                    let passed = pass(&mut injector, &body, size);
+                    if suffix.is_empty() && passed.is_ok() {
+                        assert_eq!(passed.clone().unwrap_or_default().concat(), body, "{case}: only looked at");
+                    }
+                    assert_eq!(passed.map(drop), expected, "{case}, {size} at a time");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_compressed_message_that_cannot_be_read_is_told() {
+        let plain = b"\x0a\x01m";
+        let gzipped = Some((Some(Encoding::Gzip), 1 << 20));
+        for (case, means, body, expected) in [
+            ("an unknown encoding", Some((None, 1 << 20)), framed(1, &gzip(plain)), SpliceError::Unreadable { message: 1 }),
+            ("nothing to inflate with", None, framed(1, &gzip(plain)), SpliceError::Unreadable { message: 1 }),
+            ("no encoding", Some((Some(Encoding::Identity), 1 << 20)), framed(1, plain), SpliceError::NoEncoding { message: 1 }),
+            ("not gzip", gzipped, framed(1, plain), SpliceError::Inflate { message: 1, encoding: Encoding::Gzip, fault: InflateError::Header }),
+            (
+                "an empty one",
+                gzipped,
+                framed(1, b""),
+                SpliceError::Inflate { message: 1, encoding: Encoding::Gzip, fault: InflateError::Ended { after: 0 } },
+            ),
+            ("too large inflated", gzipped, framed(1, &gzip(&[0; 101])), SpliceError::TooLargeInflated { message: 1, limit: 100 }),
+            (
+                "no room to begin with",
+                Some((Some(Encoding::Gzip), 1000)),
+                framed(1, &gzip(plain)),
+                SpliceError::NoRoom { message: 1, bytes: 48 << 10 },
+            ),
+            (
+                "no room for the bytes",
+                Some((Some(Encoding::Gzip), 50_000)),
+                framed(1, &gzip(plain)),
+                SpliceError::NoRoom { message: 1, bytes: 4 << 10 },
+            ),
+        ] {
+            let mut injector = Injector::new(name("m__x"), 100, None);
+            if let Some((encoding, room)) = means {
+                injector = injector.compressed(encoding, Arc::new(Pool::new(room)));
+            }
+            assert_eq!(pass(&mut injector, &body, 100), Err(expected), "{case}");
+            assert_eq!(injector.held(), 0, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_zip_bomb_is_refused_within_its_limit() {
+        let bomb = framed(1, &gzip(&[&b"\x3a\x80\x80\x80\x20"[..], &vec![0; 64 << 20]].concat()));
+        assert!(bomb.len() < 100 << 10);
+        let peak = Peak::new(usize::MAX);
+        let mut injector = Injector::new(name("m__x"), LIMIT, None).compressed(Some(Encoding::Gzip), peak.clone());
+        assert_eq!(pass(&mut injector, &bomb, 16_384), Err(SpliceError::TooLargeInflated { message: 1, limit: LIMIT }));
+        let most = peak.peak.load(Ordering::Relaxed);
+        assert!(most > 1 << 20 && most <= (1 << 20) + (256 << 10) + (48 << 10), "{most}");
+        assert_eq!(peak.pool.lent(), 0);
+    }
+
+    #[test]
+    fn what_is_inflated_stays_charged_until_it_is_sent() {
+        let pool = Arc::new(Pool::new(1 << 20));
+        let body = framed(1, &gzip(&[&b"\x3a\xa0\x8d\x06"[..], &[9; 100_000]].concat()));
+        let mut injector = Injector::new(name("m__x"), LIMIT, None).compressed(Some(Encoding::Gzip), pool.clone());
+        let (head, tail) = body.split_at(body.len() - 4);
+        let mut out = Vec::new();
+        injector.push(Bytes::copy_from_slice(head), &mut out).unwrap();
+        assert_eq!(out, Vec::<Bytes>::new());
+        assert_eq!(injector.held(), pool.lent());
+        assert!(injector.held() > 100_000, "{}", injector.held());
+        injector.push(Bytes::copy_from_slice(tail), &mut out).unwrap();
+        assert_eq!(injector.held(), 0);
+        assert!(pool.lent() >= 100_000 - 4096, "{}", pool.lent());
+        out.clear();
+        assert_eq!(pool.lent(), 0);
+    }
+
+    #[test]
+    fn a_message_that_cannot_grow_is_told() {
+        let mut injector = Injector::new(name("m"), u64::MAX, None);
+        let told = Err(SpliceError::CannotGrow { message: 1, length: u64::from(u32::MAX) - 2, by: 3 });
+        assert_eq!(injector.push(Bytes::from_static(b"\x00\xff\xff\xff\xfd"), &mut Vec::new()), told);
+        let mut injector = Injector::new(name("m"), u64::MAX, None);
+        let mut out = Vec::new();
+        assert_eq!(injector.push(Bytes::from_static(b"\x00\xff\xff\xff\xfc"), &mut out), Ok(()));
+        assert_eq!(out, [b"\x00\xff\xff\xff\xff".as_slice()]);
     }
 }

@@ -18,6 +18,10 @@ mod inflate;
 mod inject;
 mod messages;
 mod path;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod reference;
 mod walk;
 
 pub use budget::{Budget, Pool};

@@ -28,6 +28,8 @@ pub(crate) struct Walk {
     /// `None`: only the top message's fields are followed.
     path: Option<FieldPath>,
     limits: Limits,
+    /// Whether nothing is looked at behind the value that was found.
+    stops: bool,
     /// Bytes taken.
     at: u64,
     /// The message's length, `u64::MAX` where it is not known.
@@ -36,13 +38,15 @@ pub(crate) struct Walk {
     depth: usize,
     groups: Vec<u32>,
     state: State,
+    /// What is there of the value, where it comes in pieces.
+    gathered: Vec<u8>,
     /// Nothing is sought any more.
     found: bool,
     /// The fault that was told: it is told again.
     failed: Option<WireError>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum State {
     /// In a tag, or between fields where none of its bytes is there.
     Tag(Varint),
@@ -52,8 +56,8 @@ enum State {
     Length { sought: bool, varint: Varint },
     /// So many bytes are of no interest: at least one.
     Skip(u64),
-    /// In the value that is sought, which has `length` bytes.
-    Value { length: usize, gathered: Vec<u8> },
+    /// In the value that is sought, which has so many bytes.
+    Value(usize),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,20 +80,27 @@ impl Varint {
 }
 
 impl Walk {
-    /// For one message; `path` is what is sought in it.
-    pub(crate) fn new(path: Option<FieldPath>, limits: Limits) -> Walk {
+    /// For one message, followed to its end; `path` is what is sought in it.
+    pub(crate) fn whole(path: Option<FieldPath>, limits: Limits) -> Walk {
         Walk {
             path,
             limits,
+            stops: false,
             at: 0,
             end: u64::MAX,
             ends: [0; FieldPath::LONGEST],
             depth: 0,
             groups: Vec::new(),
             state: State::Tag(Varint::default()),
+            gathered: Vec::new(),
             found: false,
             failed: None,
         }
+    }
+
+    /// For one message, followed until the value at `path` is found.
+    pub(crate) fn until(path: FieldPath, limits: Limits) -> Walk {
+        Walk { stops: true, ..Walk::whole(Some(path), limits) }
     }
 
     /// Begins anew, with a message of `length` bytes if that is known.
@@ -99,6 +110,7 @@ impl Walk {
         self.depth = 0;
         self.groups.clear();
         self.state = State::Tag(Varint::default());
+        self.gathered.clear();
         self.found = false;
         self.failed = None;
     }
@@ -113,7 +125,9 @@ impl Walk {
 
     fn follow(&mut self, mut bytes: &[u8]) -> Result<Option<String>, WireError> {
         let mut found = None;
-        while let Some(&first) = bytes.first() {
+        while let Some(&first) = bytes.first()
+            && !(self.found && self.stops)
+        {
             match &mut self.state {
                 State::Skip(left) => {
                     let step = (*left).min(bytes.len() as u64);
@@ -125,17 +139,17 @@ impl Walk {
                         self.between()?;
                     }
                 }
-                State::Value { length, gathered } => {
-                    let step = (*length - gathered.len()).min(bytes.len());
-                    let (piece, rest) = bytes.split_at(step);
-                    self.at += step as u64;
+                State::Value(length) => {
+                    let length = *length;
+                    let (piece, rest) = bytes.split_at((length - self.gathered.len()).min(bytes.len()));
+                    self.at += piece.len() as u64;
                     bytes = rest;
-                    if step == *length {
+                    if piece.len() == length {
                         found = Some(self.value(piece)?);
                     } else {
-                        gathered.extend_from_slice(piece);
-                        if gathered.len() == *length {
-                            let whole = std::mem::take(gathered);
+                        self.gathered.extend_from_slice(piece);
+                        if self.gathered.len() == length {
+                            let whole = std::mem::take(&mut self.gathered);
                             found = Some(self.value(&whole)?);
                         }
                     }
@@ -194,7 +208,7 @@ impl Walk {
                     return Err(WireError::Varint { at });
                 }
             }
-            State::Skip(_) | State::Value { .. } => {}
+            State::Skip(_) | State::Value(_) => {}
         }
         Ok(())
     }
@@ -251,7 +265,7 @@ impl Walk {
             // An empty string is what an absent one reads as: a later one may still say something.
             Ok(0) => self.between(),
             Ok(bytes) if bytes <= self.limits.max_value => {
-                self.state = State::Value { length: bytes, gathered: Vec::new() };
+                self.state = State::Value(bytes);
                 Ok(())
             }
             _ => Err(WireError::TooLong { at: self.at, length, limit: self.limits.max_value }),
