@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Dialed, Net};
 use berth_types::ByteSize;
@@ -177,25 +177,45 @@ pub(crate) async fn drive(opened: Opened, clock: Clock, config: Config, mut room
 
 /// Completes, with the reason, when the server has calls and does not reply to a ping.
 async fn keep_alive(pings: &mut PingPong, vital: &Vital, clock: &Clock, config: &Config) -> String {
-    let (mut heard, mut unheard, mut last) = (0, 0, clock.now());
+    let mut silence = Silence { heard: 0, pings: 0, last: clock.now() };
     loop {
         clock.sleep(config.ping_interval).await;
-        let now = vital.heard.load(Ordering::Relaxed);
-        if std::mem::replace(&mut heard, now) != now {
-            unheard = 0;
+        let (heard, open) = (vital.heard.load(Ordering::Relaxed), vital.open.load(Ordering::Relaxed));
+        if !silence.asks(clock.now(), heard, open) {
             continue;
         }
-        let due = unheard < QUICK_PINGS || clock.now().saturating_duration_since(last) >= SLOW_PINGS;
-        if !due || vital.open.load(Ordering::Relaxed) == 0 {
-            continue;
-        }
-        unheard += 1;
-        last = clock.now();
         match clock.until(clock.deadline_in(config.ping_timeout), pings.ping(Ping::opaque())).await {
             Some(Ok(_)) => {}
             Some(Err(fault)) => return fault.to_string(),
             None => return format!("it did not reply to a ping within {:?}", config.ping_timeout),
         }
+    }
+}
+
+/// When a silent server is asked whether it lives.
+struct Silence {
+    /// What had been heard when last looked.
+    heard: u64,
+    /// Pings since something was heard.
+    pings: u32,
+    /// The last ping.
+    last: Instant,
+}
+
+impl Silence {
+    /// Whether to ask now, one interval after the last look.
+    fn asks(&mut self, now: Instant, heard: u64, open: usize) -> bool {
+        if std::mem::replace(&mut self.heard, heard) != heard {
+            self.pings = 0;
+            return false;
+        }
+        let due = self.pings < QUICK_PINGS || now.saturating_duration_since(self.last) >= SLOW_PINGS;
+        if !due || open == 0 {
+            return false;
+        }
+        self.pings += 1;
+        self.last = now;
+        true
     }
 }
 
@@ -241,5 +261,27 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The looks, every 30 s and counted from 0, at which the server is asked.
+    fn asked(looks: usize, heard: impl Fn(usize) -> u64, open: impl Fn(usize) -> usize) -> Vec<usize> {
+        let start = Clock::system().now();
+        let mut silence = Silence { heard: 0, pings: 0, last: start };
+        let at = |look: usize| start + Duration::from_secs(30) * u32::try_from(look + 1).unwrap();
+        (0..looks).filter(|look| silence.asks(at(*look), heard(*look), open(*look))).collect()
+    }
+
+    #[test]
+    fn a_silent_server_with_calls_is_asked_twice_and_then_every_five_minutes() {
+        assert_eq!(asked(25, |_| 0, |_| 1), [0, 1, 12, 23]);
+        assert_eq!(asked(25, |_| 0, |_| 0), [0; 0], "not without calls");
+        assert_eq!(asked(25, |look| look as u64 + 1, |_| 1), [0; 0], "not while it talks");
+        assert_eq!(asked(8, |look| u64::from(look >= 4), |_| 1), [0, 1, 5, 6], "what it says makes the next question quick again");
+        assert_eq!(asked(5, |_| 0, |look| usize::from(look >= 3)), [3, 4], "the first call after a long rest");
     }
 }
