@@ -12,19 +12,20 @@ use crate::workspace::{Member, members};
 
 /// Which of our crates each of our crates may name in `[dependencies]`. Tests and benches may name all; so may the
 /// binary, which wires them together. A crate that is not listed here is a fault: decide first where it stands.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("types", &[]),
     ("plan", &["types"]),
     ("proto", &[]),
     ("splice", &[]),
     ("telemetry", &["types"]),
+    ("upstream", &["types", "telemetry"]),
     ("stores", &["types", "telemetry"]),
     ("disk", &["types", "telemetry"]),
     ("puller", &["types", "telemetry", "stores", "disk"]),
     ("adapters", &["types", "proto", "telemetry"]),
     ("residency", &["types", "plan", "puller", "adapters", "telemetry"]),
     ("registry", &["types", "plan", "proto", "telemetry"]),
-    ("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry"]),
+("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry", "upstream"]),
     ("api", &["types", "plan", "registry", "telemetry"]),
     ("controller", &["types", "plan", "proto", "registry", "residency", "puller", "adapters", "telemetry"]),
 ];
