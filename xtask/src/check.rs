@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("adapters", &["types", "proto", "telemetry"]),
     ("residency", &["types", "plan", "puller", "adapters", "telemetry"]),
     ("registry", &["types", "plan", "proto", "telemetry"]),
-("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry", "upstream"]),
+    ("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry", "upstream"]),
     ("api", &["types", "plan", "registry", "telemetry"]),
     ("controller", &["types", "plan", "proto", "registry", "residency", "puller", "adapters", "telemetry"]),
 ];

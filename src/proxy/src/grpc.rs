@@ -106,7 +106,8 @@ impl<M: Models> Frontend<M> {
     /// The message of a small call, within its deadline.
     async fn read<T: Message + Default>(&self, head: &Parts, body: impl Incoming) -> Result<T, Fault> {
         let (deadline, mut share) = (self.deadline(&head.headers)?, self.bodies.share());
-        let received = self.clock.until(deadline, Messages::new(&head.headers, body, SMALL_MESSAGE.min(self.config.max_message)).only(&mut share)).await;
+        let received =
+            self.clock.until(deadline, Messages::new(&head.headers, body, SMALL_MESSAGE.min(self.config.max_message)).only(&mut share)).await;
         wire::decode(received.unwrap_or(Err(Fault::SlowRequest))?)
     }
 
@@ -405,12 +406,12 @@ mod tests {
         let server = serve(&rig).await;
         let mut grpc = Grpc::new(server.channel.clone());
         grpc.ready().await.unwrap();
-        let path = http::uri::PathAndQuery::from_static("/inference.GRPCInferenceService/ModelStreamInfer");
+        let path = http::uri::PathAndQuery::from_static("/inference.GRPCInferenceService/ModelNothing");
         let codec = tonic_codec();
         let outcome: Result<tonic::Response<ServerLiveResponse>, _> = grpc.unary(tonic::Request::new(ServerLiveRequest {}), path, codec).await;
         let status = outcome.unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented);
-        assert_eq!(status.message(), "method \"/inference.GRPCInferenceService/ModelStreamInfer\" is not implemented");
+        assert_eq!(status.message(), "method \"/inference.GRPCInferenceService/ModelNothing\" is not implemented");
 
         let mut stream = TcpStream::connect(server.addr).await.unwrap();
         stream.write_all(b"GET /v2 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();

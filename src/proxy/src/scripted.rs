@@ -110,6 +110,7 @@ impl Models for FakeModels {
     }
 
     fn try_acquire(&self, _model: &ModelId) -> Option<Counted> {
+        self.revoked.send_replace(false);
         self.load.lock().is_empty().then(|| Counted::up(&self.guards, &self.revoked))
     }
 
@@ -135,6 +136,8 @@ impl Models for FakeModels {
 
     async fn suspect(&self, model: &ModelId) {
         self.suspects.lock().push(model.to_string());
+        // Whoever looks finds it true.
+        self.revoked.send_replace(true);
     }
 
     fn failure(&self, model: &ModelId) -> Option<Arc<Failure>> {

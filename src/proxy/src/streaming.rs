@@ -19,8 +19,8 @@ use crate::frontend::Frontend;
 use crate::id::asked;
 use crate::meters::Measured;
 use crate::route::Models;
-use crate::wire::{self, Messages};
 use crate::weight;
+use crate::wire::{self, Messages};
 
 /// A stream between two of its requests.
 struct Stream<M, B> {

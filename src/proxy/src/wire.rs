@@ -110,7 +110,9 @@ impl<B: Incoming> Messages<B> {
 
     fn inflated(&self, message: &[u8], share: &mut Share) -> Result<Bytes, Fault> {
         let encoding = match &self.encoding {
-            Ok(Encoding::Identity) => return Err(Fault::BadRequest("a message says that it is compressed, grpc-encoding does not say how".to_owned())),
+            Ok(Encoding::Identity) => {
+                return Err(Fault::BadRequest("a message says that it is compressed, grpc-encoding does not say how".to_owned()));
+            }
             Ok(encoding) => *encoding,
             Err(name) => return Err(Fault::Unimplemented(format!("grpc-encoding {name} is not supported: send gzip, deflate or identity"))),
         };

@@ -10,6 +10,9 @@ mod passed;
 mod passing;
 mod typed;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use berth_adapters::InferError;
@@ -48,7 +51,7 @@ impl<M: Models> Frontend<M> {
     pub(crate) async fn pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Response<Outgoing> {
         let mut measured = self.meters.grpc.started(&self.clock);
         match self.try_pass(server, head, body).await {
-            Ok(call) => call.answered(measured),
+            Ok((called, request)) => called.answered(measured, request),
             Err(fault) => {
                 measured.is(fault.verdict().code);
                 wire::fault(&fault)
@@ -56,7 +59,7 @@ impl<M: Models> Frontend<M> {
         }
     }
 
-    async fn try_pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Result<Called, Fault> {
+    async fn try_pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Result<(Called, Request<hyper::body::Incoming>), Fault> {
         let method = self.methods().of(head.uri.path())?;
         let deadlines = self.deadlines(&head.headers)?;
         let mut source = Source::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
@@ -91,12 +94,18 @@ impl<M: Models> Frontend<M> {
             tries = tries.saturating_sub(1);
             match called {
                 None => return Err(request.fault().unwrap_or_else(|| infer_fault(model, InferError::DeadlineExceeded))),
-                Some(Ok(answer)) if heads::is_not_here(answer.headers()) && !last && request.is_whole() => {
+                // Not told a second time: then the runtime means something else that it did not find.
+                Some(Ok(answer)) if heads::is_not_here(answer.headers()) && !last => {
+                    drop(answer);
                     self.lost(model, guard, deadlines.answer).await;
+                    if !request.is_whole() {
+                        return Err(infer_fault(model, InferError::NotLoaded(model.clone())));
+                    }
                 }
                 Some(Ok(answer)) => {
                     request.is_answered();
-                    return self.called(answer, model, guard, deadlines.end);
+                    let called = self.called(answer, model, guard, deadlines.end)?;
+                    return Ok((called, request));
                 }
                 Some(Err(why)) => {
                     if let Some(fault) = request.fault() {
@@ -153,9 +162,9 @@ struct Called {
 }
 
 impl Called {
-    fn answered(self, measured: Measured) -> Response<Outgoing> {
+    fn answered(self, measured: Measured, request: Request<hyper::body::Incoming>) -> Response<Outgoing> {
         let code = passed::code_of(&self.headers);
-        let mut response = Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model))));
+        let mut response = Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request))));
         *response.headers_mut() = self.headers;
         response
     }

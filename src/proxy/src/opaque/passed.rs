@@ -12,6 +12,7 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use tonic::{Code, Status};
 
+use super::passing::Request;
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
 use crate::wire;
@@ -31,16 +32,25 @@ struct Open {
     measured: Measured,
     /// Which model, for faults.
     model: Quoted,
+    /// May still be on its way; then it knows why it broke off.
+    request: Request<hyper::body::Incoming>,
 }
 
 impl Passed {
     /// `code`: the answer's, where its head says it already.
-    pub(crate) fn new(answer: Answer, ending: Ending, mut measured: Measured, code: Option<Code>, model: Quoted) -> Self {
+    pub(crate) fn new(
+        answer: Answer,
+        ending: Ending,
+        mut measured: Measured,
+        code: Option<Code>,
+        model: Quoted,
+        request: Request<hyper::body::Incoming>,
+    ) -> Self {
         if let Some(code) = code {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, ending, measured, model };
+        let open = Open { answer, ending, measured, model, request };
         Passed { open: (!ended).then_some(open) }
     }
 
@@ -65,7 +75,8 @@ impl Passed {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(why))) => {
-                let fault = Fault::RuntimeLost { model: open.model.clone(), why: why.to_string() };
+                let lost = || Fault::RuntimeLost { model: open.model.clone(), why: why.to_string() };
+                let fault = open.request.fault().unwrap_or_else(lost);
                 Poll::Ready(Some(Ok(self.end(&fault))))
             }
             Poll::Ready(None) => {

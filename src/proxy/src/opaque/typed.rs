@@ -71,7 +71,13 @@ impl Typed {
         self.clock.until(deadline, called).await.unwrap_or(Err(InferError::DeadlineExceeded))
     }
 
-    fn request(&self, method: &'static str, model: &ModelId, message: &impl Message, deadline: Deadline) -> Result<HttpRequest<Full<Bytes>>, InferError> {
+    fn request(
+        &self,
+        method: &'static str,
+        model: &ModelId,
+        message: &impl Message,
+        deadline: Deadline,
+    ) -> Result<HttpRequest<Full<Bytes>>, InferError> {
         let message = wire::framed(message).map_err(|why| InferError::BadRequest(why.to_string()))?;
         let mut request = HttpRequest::new(Full::new(message));
         (*request.method_mut(), *request.version_mut()) = (Verb::POST, Version::HTTP_2);
