@@ -122,6 +122,8 @@ mod tests {
                 framed(1, &zlib(&[&b"\x3a\x80\x80\x80\x01"[..], &[0; 2 << 20]].concat())),
                 Err(SpliceError::TooLargeInflated { message: 1, limit: 1 << 20 }),
             ),
+            ("a field beyond it", framed(0, b"\x3a\x06"), Err(SpliceError::Wire { message: 1, fault: WireError::Beyond { at: 2 } })),
+            ("a cut tag", framed(0, b"\x80"), Err(SpliceError::Wire { message: 1, fault: WireError::Ended { at: 1 } })),
             ("no message by its fields", framed(0, b"\x07"), Err(SpliceError::Wire { message: 1, fault: WireError::Field { at: 1 } })),
             ("the same, compressed", framed(1, &zlib(b"\x07")), Err(SpliceError::Wire { message: 1, fault: WireError::Field { at: 1 } })),
         ] {
@@ -138,8 +140,7 @@ mod tests {
                 }
                 assert_eq!(extract.end(), expected, "{case}, {size} at a time");
                 assert!(told == expected || told == Ok(Progress::More), "{case}: {told:?}");
-                drop(extract);
-                assert_eq!(pool.lent(), 0, "{case}");
+                assert!(pool.lent() == 0 || told == Ok(Progress::More), "{case}: nothing is held once there is an answer");
             }
         }
     }

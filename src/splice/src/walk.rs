@@ -103,16 +103,12 @@ impl Walk {
         Walk { stops: true, ..Walk::whole(Some(path), limits) }
     }
 
-    /// Begins anew, with a message of `length` bytes if that is known.
+    /// Begins a message, of `length` bytes if that is known: the first, or one after another that ended well and so left
+    /// nothing open.
     pub(crate) fn restart(&mut self, length: Option<u64>) {
         self.at = 0;
         self.end = length.unwrap_or(u64::MAX);
-        self.depth = 0;
-        self.groups.clear();
-        self.state = State::Tag(Varint::default());
-        self.gathered.clear();
         self.found = false;
-        self.failed = None;
     }
 
     /// Takes the next bytes of the message. `Some` once: the first value at the path that is not empty.
@@ -301,7 +297,7 @@ impl Walk {
             self.closed()?;
             self.depth -= 1;
         }
-        if self.at == self.end { self.closed() } else { Ok(()) }
+        Ok(())
     }
 
     /// Wrong if a group is open.
