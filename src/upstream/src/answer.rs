@@ -15,7 +15,7 @@ use crate::pool::Lease;
 use crate::pump::BodyError;
 use crate::target::Target;
 
-/// The body of an answer: frames and trailers as they come, no faster than they are asked for.
+/// The body of an answer: frames and trailers as they come, no faster than they are asked for. Empty frames are left out.
 ///
 /// The call counts as open until this has ended or is dropped. Dropped before its end, the call is cancelled at the server,
 /// and so is what is left of the request's body.
@@ -63,8 +63,10 @@ impl Body for Answer {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
         let this = self.get_mut();
         let Some(open) = &mut this.open else { return Poll::Ready(None) };
-        if !open.is_all_data {
+        while !open.is_all_data {
             match ready!(open.stream.poll_data(cx)) {
+                // Passed on, it would cost the receiver a frame for nothing; some close connections that send many of them.
+                Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
                     open.lease.connection.vital.hear();
                     let _ = open.stream.flow_control().release_capacity(data.len());

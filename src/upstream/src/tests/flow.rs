@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 
 use super::host::Door;
 use super::peer::{DATA, END_STREAM, HEADERS, Peer, WINDOW_UPDATE};
-use super::{Endless, get, server};
+use super::{Endless, get, server, told};
 use crate::Config;
 use berth_types::ByteSize;
 
@@ -16,9 +17,9 @@ const WINDOW: usize = 65_535; // where nobody says otherwise
 
 #[tokio::test]
 async fn a_server_that_does_not_read_stops_the_body_of_the_request() {
-    let door = Door::tcp().await;
-    let server = server(&door.target(), Config { connections: 1, ..Config::default() });
     for begun in [false, true] {
+        let door = Door::tcp().await;
+        let server = server(&door.target(), Config { connections: 1, ..Config::default() });
         let asked = Arc::new(AtomicUsize::new(0));
         let mut call = Box::pin(server.call(Request::post("/").body(Endless(asked.clone())).unwrap()));
         let mut answer = None;
@@ -51,7 +52,7 @@ async fn a_server_that_does_not_read_stops_the_body_of_the_request() {
                 let asked = asked.load(Ordering::SeqCst);
                 assert!(asked <= allowed + 3 * 16 * 1024, "{asked} bytes were asked of the body, {allowed} were allowed");
             }
-            std::mem::drop(peer);
+            peer
         };
         let drive = async {
             match (&mut call).await {
@@ -64,7 +65,7 @@ async fn a_server_that_does_not_read_stops_the_body_of_the_request() {
         };
         tokio::select! {
             biased;
-            () = flow => {}
+            _peer = flow => {}
             () = drive => {}
         }
         assert_eq!(answer.is_some(), begun);
@@ -107,4 +108,30 @@ async fn an_answer_that_nobody_reads_stops_the_server() {
     assert_eq!(answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "end");
     assert_eq!(server.state().streams, 0, "over with its last piece, though nobody asked what comes next");
     assert!(answer.body_mut().frame().await.is_none());
+}
+
+#[tokio::test]
+async fn empty_pieces_are_not_passed_on_in_either_direction() {
+    let door = Door::tcp().await;
+    let server = server(&door.target(), Config::default());
+    let (sender, body) = told();
+    for piece in ["", "a", "", ""] {
+        sender.send(Ok(Frame::data(piece.into()))).unwrap();
+    }
+    drop(sender);
+    let (called, _peer) = tokio::join!(server.call(Request::post("/").body(body).unwrap()), async {
+        let mut peer = Peer::meet(&door, &[]).await;
+        let stream = peer.next_of(HEADERS).await.stream;
+        let (first, second) = (peer.next_of(DATA).await, peer.next_of(DATA).await);
+        assert_eq!((first.payload, first.flags), (b"a".to_vec(), 0));
+        assert_eq!((second.payload, second.flags), (vec![], END_STREAM));
+        peer.head(stream, 0).await;
+        for (piece, flags) in [("", 0), ("b", 0), ("", 0), ("", END_STREAM)] {
+            peer.send(DATA, flags, stream, piece.as_bytes()).await;
+        }
+        peer
+    });
+    let mut body = called.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "b");
+    assert!(body.frame().await.is_none());
 }

@@ -89,7 +89,8 @@ impl Host {
                         async move { Ok::<_, hyper::Error>(reply.await) }
                     });
                     let mut builder = http2::Builder::new(TokioExecutor::new());
-                    builder.max_concurrent_streams(streams);
+                    // Its guard against clients that open and cancel at a great rate would meet the tests that cancel on purpose.
+                    builder.max_concurrent_streams(streams).max_pending_accept_reset_streams(10_000);
                     let connection = builder.serve_connection(TokioIo::new(socket), service);
                     tokio::select! {
                         () = stopped.cancelled() => {}

@@ -30,10 +30,6 @@ impl Frame {
     pub(super) fn number(&self) -> u32 {
         u32::from_be_bytes(self.payload[..4].try_into().unwrap())
     }
-
-    pub(super) fn ends(&self) -> bool {
-        self.flags & END_STREAM != 0
-    }
 }
 
 /// One connection of a client.
