@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(client.model_infer(request).await.unwrap().into_inner().model_name, "mu__isvc-2222222222");
         for (request, text) in [
             (with(with(tonic::Request::new(digits()), "mm-model-id", "a"), "mm-vmodel-id", "b"), "both"),
-            (with(with(tonic::Request::new(digits()), "mm-model-id", "a"), "mm-model-id", "b"), "several ids are not supported yet"),
+            (with(with(tonic::Request::new(digits()), "mm-model-id", "a"), "mm-model-id", "b"), "with several ids: this takes one"),
             (tonic::Request::new(ModelInferRequest::default()), "must include"),
         ] {
             let status = client.model_infer(request).await.unwrap_err();

@@ -8,6 +8,7 @@
 mod heads;
 mod passed;
 mod passing;
+mod several;
 mod typed;
 
 #[cfg(test)]
@@ -50,10 +51,42 @@ impl<M: Models> Frontend<M> {
     /// Passes a call on to `server`.
     pub(crate) async fn pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Response<Outgoing> {
         let mut measured = self.meters.grpc.started(&self.clock);
+        match id::several(&head.headers) {
+            Ok(None) => {}
+            Ok(Some(asked)) => return self.passed_several(server, head, &asked, body, measured).await,
+            Err(fault) => {
+                measured.is(fault.verdict().code);
+                return wire::fault(&fault);
+            }
+        }
         match self.try_pass(server, head, body).await {
             Ok((called, request)) => called.answered(measured, request),
             Err(fault) => {
                 measured.is(fault.verdict().code);
+                wire::fault(&fault)
+            }
+        }
+    }
+
+    async fn passed_several(
+        &self,
+        server: &Server,
+        head: &Parts,
+        asked: &[Asked<'_>],
+        body: hyper::body::Incoming,
+        measured: Measured,
+    ) -> Response<Outgoing> {
+        let passed = async {
+            let (method, deadline) = (self.methods().of(head.uri.path())?, self.deadline(&head.headers)?);
+            self.pass_several(server, head, &method, asked, body, deadline).await
+        };
+        match passed.await {
+            Ok(answer) => {
+                measured.ended(passed::code_of(answer.headers()).unwrap_or(tonic::Code::Ok));
+                answer
+            }
+            Err(fault) => {
+                measured.ended(fault.verdict().code);
                 wire::fault(&fault)
             }
         }

@@ -517,3 +517,34 @@ async fn a_cold_model_is_waited_for_and_a_wait_that_fails_is_told() {
     let (code, said) = world.call(INFER, &[], whole(message(&naming("digits", 1)))).await.status();
     assert!(code == Code::ResourceExhausted && said.contains("7 callers wait"), "{said}");
 }
+
+#[tokio::test]
+async fn one_message_for_several_models_comes_back_as_their_answers_in_order() {
+    let (_runtime, mut world, _seen) = echoing().await;
+    let other = crate::scripted::registration("other__isvc-2222222222");
+    world.models.names.lock().insert("other".to_owned(), berth_registry::Resolved::Model(other));
+    let ids = [("mm-vmodel-id", "other"), ("mm-vmodel-id", "unheard-of"), ("mm-vmodel-id", "digits")];
+    let sent = field(7, b"x");
+    let got = world.call(INFER, &ids, whole(message(&sent))).await;
+    assert_eq!(got.status().0, Code::Ok, "{got:?}");
+    let answers = [sent.clone(), field(1, b"other__isvc-2222222222"), sent.clone(), field(1, ID.as_bytes())].concat();
+    assert_eq!(got.body, message(&answers));
+    assert_eq!(got.headers.get_all("x-first").iter().count(), 2);
+    world.unguarded().await;
+
+    let all = [&ids[..], &[("mm-required", "all")]].concat();
+    let (code, said) = world.call(INFER, &all, whole(message(&sent))).await.status();
+    assert!(code == Code::NotFound && said.contains("unheard-of"), "{said}");
+    let none = [("mm-vmodel-id", "a"), ("mm-vmodel-id", "b")];
+    assert_eq!(world.call(INFER, &none, whole(message(&sent))).await.status().0, Code::NotFound);
+    world.unguarded().await;
+}
+
+#[tokio::test]
+async fn what_one_of_several_models_runs_into_is_the_answer() {
+    let runtime = runtime(scripted(vec![badly("9", "not%20now"), badly("9", "not%20now")])).await;
+    let mut world = world(runtime.addr).await;
+    let got = world.call(INFER, &[("mm-vmodel-id", "digits"), ("mm-vmodel-id", "digits")], whole(message(b""))).await;
+    assert_eq!(got.status(), (Code::FailedPrecondition, "not now".to_owned()));
+    world.unguarded().await;
+}
