@@ -250,6 +250,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_stream_answers_each_request_in_its_turn_and_goes_on_after_one_that_failed() {
+        let rig = rig();
+        let server = serve(&rig).await;
+        let (send, requests) = futures::channel::mpsc::unbounded();
+        send.unbounded_send(digits()).unwrap();
+        let mut answers = server.client().model_stream_infer(requests).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!((answer.error_message.as_str(), answer.infer_response.unwrap().raw_output_contents), ("", vec![Bytes::from_static(&[1, 2, 3])]));
+        send.unbounded_send(ModelInferRequest { model_name: "other".to_owned(), id: "r2".to_owned(), ..digits() }).unwrap();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!((answer.error_message.as_str(), answer.infer_response.unwrap().id.as_str()), ("model \"other\" is not registered", "r2"));
+        send.unbounded_send(digits()).unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().error_message, "");
+        drop(send);
+        assert!(answers.message().await.unwrap().is_none());
+        rig.models.guards.subscribe().wait_for(|guards| *guards == 0).await.unwrap();
+        assert_eq!(rig.metrics.count(Counter::Requests, &[("protocol", "grpc"), ("code", "OK")]), 1, "a stream is one request");
+    }
+
+    #[tokio::test]
     async fn the_model_comes_from_the_metadata_before_the_message() {
         let rig = rig();
         rig.models.names.lock().insert("mü".to_owned(), Resolved::Model(registration("mu__isvc-2222222222")));

@@ -247,6 +247,51 @@ mod tests {
         }
     }
     #[tokio::test]
+    async fn a_compressed_message_is_inflated_within_the_limit_and_the_budget() {
+        use std::io::Write as _;
+        let plain = ModelReadyRequest { name: "d".repeat(5000), version: "1".to_owned() }.encode_to_vec();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let mut framed = vec![1];
+        framed.extend_from_slice(&u32::try_from(gzip.len()).unwrap().to_be_bytes());
+        framed.extend_from_slice(&gzip);
+        let framed = Bytes::from(framed);
+        let read = |name: &'static str, limit, budget| {
+            let headers: HeaderMap = [(http::HeaderName::from_static("grpc-encoding"), HeaderValue::from_static(name))].into_iter().collect();
+            let body = StreamBody::new(futures::stream::iter([Ok::<_, std::io::Error>(Frame::data(framed.clone()))]));
+            let budget = Budget::of(ByteSize(budget));
+            async move {
+                let read = Messages::new(&headers, body, ByteSize(limit)).only(&mut budget.share()).await.and_then(decode::<ModelReadyRequest>);
+                assert_eq!(budget.taken(), 0, "nothing outlives its share");
+                read
+            }
+        };
+        assert_eq!(read("gzip", 10_000, 100_000).await.unwrap().name.len(), 5000);
+        let fault = read("gzip", 4000, 100_000).await.unwrap_err();
+        assert_eq!(fault, Fault::TooLarge { size: None, limit: ByteSize(4000) });
+        assert!(matches!(read("gzip", 10_000, 9000).await.unwrap_err(), Fault::TooHeavy { .. } | Fault::NoBuffer { .. }), "room comes before bytes");
+        for (name, text) in [("deflate", "the compressed message cannot be read"), ("br", "grpc-encoding \"br\" is not supported")] {
+            let fault = read(name, 10_000, 100_000).await.unwrap_err();
+            assert!(fault.to_string().starts_with(text), "{fault}");
+        }
+    }
+
+    #[tokio::test]
+    async fn several_messages_are_read_one_by_one_however_they_are_cut() {
+        let bytes = [framed("a"), framed("bb"), framed("")].concat();
+        for cut in 1..bytes.len() {
+            let frames: Vec<_> = bytes.chunks(cut).map(|piece| Ok::<_, std::io::Error>(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+            let mut messages = Messages::new(&HeaderMap::new(), StreamBody::new(futures::stream::iter(frames)), ByteSize(100));
+            let (budget, mut names) = (Budget::of(ByteSize::MAX), Vec::new());
+            while let Some(message) = messages.next(&mut budget.share()).await.unwrap() {
+                names.push(decode::<ModelReadyRequest>(message).unwrap().name);
+            }
+            assert_eq!(names, ["a", "bb", ""], "cut in pieces of {cut}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_message_is_held_as_far_as_it_has_arrived_and_refused_when_there_is_no_room() {
         let (bytes, budget) = (framed("digits"), Budget::of(ByteSize(20)));
         let (frames, body) = futures::channel::mpsc::unbounded();
