@@ -303,4 +303,20 @@ mod tests {
             assert_eq!(more(demand, shares, dialing, expected, most), want, "{case}");
         }
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 1000, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..Default::default() })]
+
+        #[test]
+        fn what_is_opened_carries_the_demand_and_not_one_connection_more(
+            demand in 0_usize..300, shares in proptest::collection::vec(1_usize..64, 0..4), dialing in 0_usize..4, expected in 1_usize..64, most in 1_usize..8,
+        ) {
+            let opened = more(demand, &shares, dialing, expected, most);
+            let carried = |opened: usize| shares.iter().sum::<usize>() + (dialing + opened) * expected;
+            let all = shares.len() + dialing + opened;
+            proptest::prop_assert!(opened == 0 || all <= most);
+            proptest::prop_assert!(carried(opened) >= demand || all >= most);
+            proptest::prop_assert!(opened == 0 || carried(opened - 1) < demand);
+        }
+    }
 }

@@ -35,7 +35,7 @@ where
     }
 
     /// Ready when all is passed on or the stream takes no more (the answer says why), or with the body's own error: then
-    /// it must be [`reset`](Self::reset).
+    /// the call must be dropped or [`reset`](Self::reset).
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         if self.stream.poll_reset(cx).is_ready() {
             return Poll::Ready(Ok(()));

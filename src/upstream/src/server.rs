@@ -98,11 +98,8 @@ impl Server {
             if let Some(sending) = &mut pump
                 && let Poll::Ready(sent) = sending.poll(cx)
             {
-                if sent.is_err() {
-                    sending.reset();
-                }
                 pump = None;
-                sent.map_err(CallError::Body)?;
+                sent.map_err(CallError::Body)?; // and with the call its stream is dropped, which resets it
             }
             Pin::new(&mut response).poll(cx).map_err(|error| fault(&error))
         });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use super::host::{Door, Handler, Host, Reply};
+use super::peer::{END_STREAM, HEADERS, Peer};
 use super::{get, server, told, trailers, whole};
 use crate::{Config, Server};
 
@@ -193,12 +195,33 @@ async fn many_callers_are_spread_over_connections_and_few_share_one() {
 #[tokio::test]
 async fn callers_who_all_come_first_are_spread_too() {
     let mut held = Held::start(100, Config { streams: 4, ..Config::default() }).await;
+    // Time stands still: paused, and kept from jumping ahead by a task that blocks.
+    tokio::time::pause();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let blocked = tokio::task::spawn_blocking(move || ended.recv());
     let calls = held.calls(16);
-    let spread = held.at_work(16).await;
-    assert_eq!(spread.values().sum::<usize>(), 16);
-    assert_eq!(held.host.connections.load(Ordering::SeqCst), 4, "{spread:?}");
+    assert_eq!(held.at_work(16).await.into_values().collect::<Vec<_>>(), [4, 4, 4, 4]);
     held.go.add_permits(16);
     join_all(calls).await;
+    drop(end);
+    assert!(blocked.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn callers_who_all_come_first_do_not_wait_long_for_a_second_connection() {
+    let door = Door::tcp().await;
+    let config = Config { streams: 1, connections: 2, connect_timeout: Duration::from_secs(3600), ..Config::default() };
+    let server = server(&door.target(), config);
+    let (both, _peer) = tokio::join!(join_all([server.call(get("/a")), server.call(get("/b"))]), async {
+        let mut peer = Peer::meet(&door, &[]).await; // nobody answers the second one
+        for _ in 0..2 {
+            let head = peer.next_of(HEADERS).await;
+            peer.head(head.stream, END_STREAM).await;
+        }
+        peer
+    });
+    assert!(both.iter().all(Result::is_ok));
+    assert_eq!((server.state().connections, server.state().connecting), (1, 1));
 }
 
 #[tokio::test]
