@@ -6,12 +6,16 @@
 
 mod azure;
 mod berth;
+mod calls;
 mod curl;
+mod echo;
 mod endpoint;
 mod gcs;
 mod held;
 pub mod http;
 mod identity;
+pub mod message;
+mod mlserver;
 mod parts;
 mod ports;
 mod process;
@@ -20,17 +24,21 @@ mod quickstart;
 mod real_time;
 mod relay;
 mod s3;
+mod triton;
 mod uploads;
 mod watching;
 mod web;
 
 pub use azure::{Access, Azure};
 pub use berth::{Berth, Identity, Serve, Standing};
+pub use calls::{Client, Kind, Metadata, Order, Outcome, Seen as SeenMessage};
 pub use curl::curl;
+pub use echo::{Call, GoEcho};
 pub use endpoint::{Asked, Endpoint};
 pub use gcs::Gcs;
 pub use held::Held;
 pub use identity::Identity as TlsIdentity;
+pub use mlserver::MlServer;
 pub use parts::Parts;
 pub use ports::free_port;
 pub use process::{Exit, Process};
@@ -39,6 +47,7 @@ pub use quickstart::{Quickstart, compare};
 pub use real_time::{Found, eventually};
 pub use relay::{Pace, Relay, Traffic};
 pub use s3::{Gateway, Stored, Transport};
+pub use triton::{Triton, TritonModels, examples_for_triton};
 pub use watching::{Told, Watch};
 pub use web::{Seen, Web};
 
