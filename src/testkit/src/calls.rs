@@ -3,7 +3,6 @@
 //! Orders and outcomes are JSON, described in `tests/go/call` and `tests/system/call.py`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -237,9 +236,8 @@ impl Client {
     /// # Errors
     /// When the client fails, which a call that ends with a code does not mean.
     pub async fn calls(self, parts: &Parts, target: &str, orders: &[Order]) -> Result<Vec<Outcome>> {
-        let file = NamedTempFile::new()?;
-        serde_json::to_writer(&file, &orders.iter().map(|order| &order.0).collect::<Vec<_>>())?;
-        let mut process = self.start(parts, target, file.path())?;
+        let mut calling = self.start(parts, target, orders)?;
+        let process = &mut calling.process;
         let exit = process.exit(Duration::from_secs(120)).await?;
         ensure!(exit == Exit::Code(0), "{self:?} ended with {exit:?}\n{}", process.written());
         let outcomes = process.out().lines().map(|line| Outcome::of(&serde_json::from_str(line)?)).collect::<Result<Vec<_>>>()?;
@@ -255,7 +253,13 @@ impl Client {
         self.calls(parts, target, &[order]).await?.pop().context("one outcome of one order")
     }
 
-    fn start(self, parts: &Parts, target: &str, orders: &Path) -> Result<Process> {
+    /// Starts to carry out `orders`, for a test that ends the client before they have ended.
+    ///
+    /// # Errors
+    /// When the client cannot be started.
+    pub fn start(self, parts: &Parts, target: &str, orders: &[Order]) -> Result<Calling> {
+        let file = NamedTempFile::new()?;
+        serde_json::to_writer(&file, &orders.iter().map(|order| &order.0).collect::<Vec<_>>())?;
         let (mut command, dashes) = match self {
             Client::Go => (Command::new(part("BERTH_GO_ECHO")?.with_file_name("call")), "-"),
             Client::Python => {
@@ -264,7 +268,24 @@ impl Client {
                 (command, "--")
             }
         };
-        command.args([&format!("{dashes}target"), target, &format!("{dashes}orders")]).arg(orders);
-        Process::start(format!("{self:?} client"), command)
+        command.args([&format!("{dashes}target"), target, &format!("{dashes}orders")]).arg(file.path());
+        Ok(Calling { process: Process::start(format!("{self:?} client"), command)?, _orders: file })
+    }
+}
+
+/// A client at work. Killed when dropped.
+pub struct Calling {
+    process: Process,
+    /// Removed with it.
+    _orders: NamedTempFile,
+}
+
+impl Calling {
+    /// Kills the client as a crash would.
+    ///
+    /// # Errors
+    /// When it had ended already.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
     }
 }
