@@ -406,9 +406,11 @@ async fn mlserver_answers_both_clients_however_the_model_is_named() -> Result<()
         let talk = (0..3).fold(Order::new(Kind::Bidi, STREAM_INFER).timeout(PATIENCE), |order, at| order.message(infer("echo", &at.to_string())));
         let outcome = client.call(&parts, &front.grpc, talk).await?;
         assert_eq!((outcome.code, outcome.answers.len()), (0, 3), "{client:?}: {}", outcome.message);
-        for (at, answer) in outcome.answers.iter().enumerate() {
+        for answer in &outcome.answers {
+            // Each has the first request's id: that is how MLServer answers.
             let answer = inference::ModelInferResponse::decode(answer.bytes.as_deref().unwrap_or_default())?;
-            assert_eq!((answer.id, answer.model_name.as_str()), (at.to_string(), "echo"), "{client:?}");
+            assert_eq!((answer.id.as_str(), answer.model_name.as_str()), ("0", "echo"), "{client:?}");
+            assert_eq!(answer.outputs[0].contents.as_ref().map(|contents| contents.fp32_contents.len()), Some(4), "{client:?}: {answer:?}");
         }
     }
     server.unload("iris").await?;
@@ -444,7 +446,8 @@ async fn triton_answers_both_clients_however_the_model_is_named() -> Result<()> 
     Ok(())
 }
 
-/// How servers say that a model is not there, which whoever stands before them has to know: code and part of the words.
+/// How servers say that a model is not there, which whoever stands before them has to know: code, words and answers. Over a
+/// stream Triton says it in a message of a call that goes well.
 #[tokio::test]
 async fn servers_say_that_they_do_not_know_a_model_as_recorded() -> Result<()> {
     let parts = Parts::from_env()?;

@@ -44,8 +44,16 @@ impl MlServer {
             "parallel_workers": 0, "gzip_enabled": false, "load_models_at_startup": false, "model_repository_root": models,
         });
         fs::write(folder.path().join("settings.json"), settings.to_string())?;
-        let mut command = Command::new(part("BERTH_MLSERVER")?);
-        command.arg("start").arg(folder.path()).env("OMP_NUM_THREADS", "1").env("PYTHONDONTWRITEBYTECODE", "1").current_dir(folder.path());
+        // Run by name: the first line of the program names the folder that it was installed in, and not the one it is in.
+        let program = part("BERTH_MLSERVER")?;
+        let mut command = Command::new(program.with_file_name("python"));
+        command
+            .arg(program)
+            .arg("start")
+            .arg(folder.path())
+            .env("OMP_NUM_THREADS", "1")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .current_dir(folder.path());
         let server = MlServer { process: Process::start("mlserver", command)?, parts: parts.clone(), folder, grpc, http };
         eventually("MLServer to be ready", PATIENCE, || async {
             Ok(match get(&format!("http://{http}/v2/health/ready")).await {
