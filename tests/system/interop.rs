@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 /// Any method: the echo server has them all.
 const METHOD: &str = "/test.Anything/Do";
+/// The model that calls of the echo server are for; it does not care.
+const MODEL: &str = "m";
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 /// Longer than any call of these tests takes, unless it says how long.
@@ -29,11 +31,13 @@ const MIB: usize = 1 << 20;
 struct Front {
     grpc: String,
     http: String,
+    /// Whether it writes the id of the model, [`MODEL`] for the echo server, into each message.
+    injects: bool,
 }
 
 /// Nothing stands before the server: the clients speak with it.
 fn front(grpc: String, http: String) -> Front {
-    Front { grpc, http }
+    Front { grpc, http, injects: false }
 }
 
 fn front_of_echo(server: &GoEcho) -> Front {
@@ -41,7 +45,7 @@ fn front_of_echo(server: &GoEcho) -> Front {
 }
 
 fn order(kind: Kind) -> Order {
-    Order::new(kind, METHOD).timeout(PATIENCE)
+    Order::new(kind, METHOD).timeout(PATIENCE).metadata("mm-model-id", MODEL)
 }
 
 /// What the echo server reports of a call in its one answer.
@@ -157,7 +161,7 @@ async fn the_server_sees_what_is_left_of_the_deadline_and_that_it_has_passed() -
         let seen = reported(&client.call(&parts, &target, order(Kind::Unary).message(text(1, "m")).timeout(within)).await?)?;
         let left = seen.deadline.context("the server knows a deadline")?;
         assert!(left <= within && left > within / 2, "{client:?}: {left:?} are left of {within:?}");
-        let endless = Order::new(Kind::Unary, METHOD).message(text(1, "m"));
+        let endless = Order::new(Kind::Unary, METHOD).metadata("mm-model-id", MODEL).message(text(1, "m"));
         // Nobody may make a deadline longer; one where there was none is allowed.
         reported(&client.call(&parts, &target, endless).await?)?;
 
@@ -185,7 +189,7 @@ async fn the_server_sees_that_a_caller_gives_up() -> Result<()> {
                 }
                 // Without a deadline, so that nothing but the caller can end it.
                 let name = format!("given up {client:?} {kind:?} {after}");
-                let ask = Order::new(kind, METHOD).message(text(1, "m")).named(&name).cancelled_after(after);
+                let ask = Order::new(kind, METHOD).metadata("mm-model-id", MODEL).message(text(1, "m")).named(&name).cancelled_after(after);
                 let outcome =
                     client.call(&parts, &target, ask.echo(&json!({"answer": "none", "answers": after, "answer_bytes": 9, "hold": true}))).await?;
                 assert_eq!((outcome.code, outcome.answers.len()), (1, after), "{name}: {}", outcome.message);
@@ -240,16 +244,16 @@ fn ids() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
 #[tokio::test]
 async fn the_id_is_where_the_server_reads_it() -> Result<()> {
     let (parts, server) = (Parts::from_env()?, GoEcho::start(&[]).await?);
-    let target = front_of_echo(&server).grpc;
+    let Front { grpc: target, injects, .. } = front_of_echo(&server);
     for client in Client::ALL {
         for compression in ["", "gzip"] {
             for (case, message, id) in ids() {
                 let nested = if message.is_empty() { Vec::new() } else { [field(3, &message), text(4, "after")].concat() };
                 for (path, message) in [(json!([1]), message), (json!([3, 1]), nested)] {
-                    let ask = order(Kind::Unary).message(&message).metadata("mm-model-id", "m").compressed(compression);
+                    let ask = order(Kind::Unary).message(&message).compressed(compression);
                     let seen = reported(&client.call(&parts, &target, ask.echo(&json!({"id_path": path}))).await?)?;
                     let read = seen.messages[0].id.as_deref();
-                    assert_eq!(read, id, "{client:?}: id {case} at {path}, compression {compression:?}");
+                    assert_eq!(read, if injects { Some(MODEL) } else { id }, "{client:?}: id {case} at {path}, compression {compression:?}");
                     let kept = seen.messages[0].bytes.as_deref().context("it is small")?;
                     assert!(kept.starts_with(&message), "{client:?}: id {case} at {path}: what was sent is kept");
                 }
@@ -315,7 +319,7 @@ async fn tritonclient_gets_from_triton_what_it_should() -> Result<()> {
     let said = python(&parts, &script("triton.py"), ["--grpc", &front.grpc, "--http", &front.http]).await;
     let said = said.with_context(|| triton.process().written())?;
     let right = said.lines().filter(|line| line.starts_with("right: ")).count();
-    assert_eq!(right, 18, "{said}");
+    assert_eq!(right, 19, "{said}");
     // The client that gave up after half a second is known to the model.
     triton.process().line("the end of the late call", PATIENCE, |line| line.contains("slow: cancelled timed-out")).await?;
     Ok(())
@@ -356,9 +360,9 @@ async fn every_example_that_triton_serves_answers_rightly_through_tritonclient()
     }
     let front = front(triton.grpc(), triton.http());
     let folder = quickstart.folder().display().to_string();
-    let args = ["--grpc", &front.grpc, "--http", &front.http, "--folder", &folder].into_iter().chain(names);
+    let args = ["--grpc", &front.grpc, "--http", &front.http, "--folder", &folder, "--more"].into_iter().chain(names);
     let said = python(&parts, &script("clients.py"), args).await?;
-    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 4 * names.len(), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 12 * names.len(), "{said}");
     triton.unload("iris").await
 }
 
