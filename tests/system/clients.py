@@ -1,13 +1,15 @@
 """Sends the recorded requests through tritonclient and compares the answers with the recorded ones.
 
-    clients.py --grpc ADDR --http ADDR --folder examples/quickstart MODEL...
+    clients.py --grpc ADDR --http ADDR --folder examples/quickstart [--more] MODEL...
 
-Three ways each: gRPC, HTTP with JSON tensors, HTTP with binary tensors. Prints one line for each right answer; the first wrong one
+Three ways each: gRPC, HTTP with JSON tensors, HTTP with binary tensors; with --more also compressed, over a stream of gRPC and
+asynchronously. Prints one line for each right answer; the first wrong one
 ends it with its difference.
 """
 
 import argparse
 import json
+import queue
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +48,40 @@ def compare(where, expected, answer):
         assert same, f"{where}: {output['name']} is {got.tolist()} instead of {want.tolist()}"
 
 
-def ask(library, client, model, request, binary):
+def given(library, request, **binary):
     inputs = []
     for tensor in request["inputs"]:
         value = library.InferInput(tensor["name"], tensor["shape"], tensor["datatype"])
-        value.set_data_from_numpy(array(tensor), **({} if binary is None else {"binary_data": binary}))
+        value.set_data_from_numpy(array(tensor), **binary)
         inputs.append(value)
+    return inputs
+
+
+def ask(library, client, model, request, binary):
+    inputs = given(library, request, **({} if binary is None else {"binary_data": binary}))
     if binary is None:
         return client.infer(model, inputs)
     expected = request["expected"]["outputs"]
     return client.infer(model, inputs, outputs=[library.InferRequestedOutput(output["name"], binary_data=binary) for output in expected])
+
+
+def more_ways(grpc, http, model, request):
+    """Further ways to ask, each with its name."""
+    for algorithm in ["gzip", "deflate"]:
+        yield f"gRPC, {algorithm}", grpc.infer(model, given(over_grpc, request), compression_algorithm=algorithm)
+        both = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
+        yield f"HTTP, {algorithm}", http.infer(model, given(over_http, request), **both)
+    answers = queue.Queue()
+    grpc.start_stream(lambda result, error: answers.put(error or result))
+    for _ in range(3):
+        grpc.async_stream_infer(model, given(over_grpc, request))
+    for at in range(3):
+        answer = answers.get(timeout=60)
+        if isinstance(answer, Exception):
+            raise answer
+        yield f"a stream, answer {at}", answer
+    grpc.stop_stream()
+    yield "HTTP, asynchronous", http.async_infer(model, given(over_http, request)).get_result(timeout=60)
 
 
 def main():
@@ -63,25 +89,26 @@ def main():
     arguments.add_argument("--grpc", required=True)
     arguments.add_argument("--http", required=True)
     arguments.add_argument("--folder", required=True, type=Path)
+    arguments.add_argument("--more", action="store_true")
     arguments.add_argument("models", nargs="+")
-    given = arguments.parse_args()
+    asked = arguments.parse_args()
 
-    grpc, http = over_grpc.InferenceServerClient(given.grpc), over_http.InferenceServerClient(given.http, network_timeout=60)
+    grpc, http = over_grpc.InferenceServerClient(asked.grpc), over_http.InferenceServerClient(asked.http, network_timeout=60)
     for client in [grpc, http]:
         assert client.is_server_live() and client.is_server_ready()
     ways = [("gRPC", over_grpc, grpc, None), ("HTTP, JSON", over_http, http, False), ("HTTP, binary", over_http, http, True)]
-    for model in given.models:
-        request = json.loads((given.folder / "requests" / f"{model}.json").read_text())
-        request["expected"] = json.loads((given.folder / "expected" / f"{model}.json").read_text())
+    for model in asked.models:
+        request = json.loads((asked.folder / "requests" / f"{model}.json").read_text())
+        request["expected"] = json.loads((asked.folder / "expected" / f"{model}.json").read_text())
         for way, library, client, binary in ways:
             compare(f"{model} over {way}", request["expected"], ask(library, client, model, request, binary))
             print(f"right: {model} over {way}")
         # The default of the HTTP client: whatever the server offers.
-        inputs = [over_http.InferInput(tensor["name"], tensor["shape"], tensor["datatype"]) for tensor in request["inputs"]]
-        for value, tensor in zip(inputs, request["inputs"]):
-            value.set_data_from_numpy(array(tensor))
-        compare(f"{model} over HTTP", request["expected"], http.infer(model, inputs))
+        compare(f"{model} over HTTP", request["expected"], http.infer(model, given(over_http, request)))
         print(f"right: {model} over HTTP")
+        for way, answer in more_ways(grpc, http, model, request) if asked.more else ():
+            compare(f"{model} over {way}", request["expected"], answer)
+            print(f"right: {model} over {way}")
         for client in [grpc, http]:
             assert client.is_model_ready(model), f"{model} is not ready"
         described = grpc.get_model_metadata(model)

@@ -153,6 +153,8 @@ fn real(installing: Option<Installing>, deadline: Instant) -> Outcomes {
     } else {
         say("\n== advisories: NOT CHECKED, the advisory database could not be fetched");
     }
+    // Vetted before they are tested: the servers and clients of ours that the whole-system tests use.
+    outcomes.push(("go", Step::program("go", "go").args(["test", "-C", "tests/go", "-mod=readonly", "./..."]).run(by)));
     if !built {
         // The binary that lies there is another one than these sources make.
         outcomes.push((SYSTEM, Err(anyhow!("not run, there is no binary to test"))));

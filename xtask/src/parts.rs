@@ -14,6 +14,8 @@ use crate::install::{Cache, fingerprint, gently, logged, logged_within};
 use crate::step::{Step, cargo, root};
 use crate::{debian, tools};
 
+/// NVIDIA's wheel that holds Triton 2.51 with its Python backend, for x86-64 and arm64.
+const PYTRITON: &str = "0.7.0";
 const VERSITYGW: &str = "1.8.0";
 const FAKE_GCS: &str = "1.56.1";
 const AZURITE: &str = "3.35.0";
@@ -22,6 +24,8 @@ const AZURITE_AS_OF: &str = "2026-11-20";
 const CARGO_DENY: &str = "0.20.2";
 /// Python packages of the tests, with versions.
 const REQUIREMENTS: &str = include_str!("../../tests/requirements.txt");
+/// MLServer and all that it stands on.
+const MLSERVER: &str = include_str!("../../tests/requirements-mlserver.txt");
 /// Python packages of the download bench: the AWS client, and what uploads.
 const BENCH_REQUIREMENTS: [&str; 2] = ["awscrt==0.38.1", "boto3==1.44.5"];
 
@@ -37,13 +41,18 @@ pub(crate) struct Parts {
     azurite: PathBuf,
     nginx: PathBuf,
     python: PathBuf,
+    triton: PathBuf,
+    mlserver: PathBuf,
+    go_echo: PathBuf,
     onnx_library: PathBuf,
     cargo_deny: PathBuf,
 }
 
 impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = [&self.versitygw, &self.fake_gcs, &self.azurite, &self.nginx, &self.python, &self.onnx_library, &self.cargo_deny];
+        let stores = [&self.versitygw, &self.fake_gcs, &self.azurite, &self.nginx];
+        let servers = [&self.triton, &self.mlserver, &self.go_echo];
+        let parts = [&stores[..], &servers, &[&self.python, &self.onnx_library, &self.cargo_deny]].concat();
         list(f, &self.folder, &parts)
     }
 }
@@ -67,8 +76,11 @@ impl Parts {
         require_tools()?;
         let cache = Cache::open()?;
         let azurite = azurite(&cache)?;
-        let python = python(&cache, "py", &REQUIREMENTS.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>())?;
+        let python = python(&cache, "py", &packages(REQUIREMENTS))?;
         Ok(Parts {
+            triton: triton(&cache, &python)?,
+            mlserver: self::python(&cache, "mlserver", &packages(MLSERVER))?.join("bin/mlserver"),
+            go_echo: programs_in_go(&cache)?.join("echo"),
             nginx: of_debian(&cache, "nginx", &["nginx", "nginx-common"])?.join("usr/sbin/nginx"),
             azurite: azurite.join("node_modules/azurite/dist/src/blob/main.js"),
             onnx_library: onnx_library(&python)?,
@@ -94,16 +106,20 @@ impl Parts {
     }
 
     /// The variables that tell the whole-system tests where things are.
-    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 8] {
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 11] {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
         [
             ("BERTH_BIN", target.join("release/berth")),
             ("BERTH_PARTS", self.folder.clone()),
             ("BERTH_AZURITE", self.azurite.clone()),
             ("BERTH_FAKE_GCS", self.fake_gcs.clone()),
+            // The other programs of tests/go lie beside it.
+            ("BERTH_GO_ECHO", self.go_echo.clone()),
+            ("BERTH_MLSERVER", self.mlserver.clone()),
             ("BERTH_NGINX", self.nginx.clone()),
             ("BERTH_ONNX_LIBRARY", self.onnx_library.clone()),
             ("BERTH_PYTHON", self.python.clone()),
+            ("BERTH_TRITON", self.triton.clone()),
             ("BERTH_VERSITYGW", self.versitygw.clone()),
         ]
     }
@@ -176,6 +192,64 @@ fn azurite(cache: &Cache) -> Result<PathBuf> {
         npm.args(["install", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--prefix"]).arg(place);
         npm.args([format!("--before={AZURITE_AS_OF}"), format!("azurite@{AZURITE}")]).current_dir(place);
         logged(&mut npm, log)
+    })
+}
+
+/// The lines of a file of requirements that name a package.
+fn packages(requirements: &str) -> Vec<&str> {
+    requirements.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+}
+
+/// Triton's server, out of a wheel that brings it with all its libraries, and with the stub that runs models in `python`.
+fn triton(cache: &Cache, python: &Path) -> Result<PathBuf> {
+    let python = python.join("bin/python");
+    let asked = Command::new(&python).args(["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).output().context("cannot run python")?;
+    let version = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
+    let inside = Path::new("pytriton/tritonserver");
+    let place = cache.part(&format!("triton-{PYTRITON}-python-{version}"), |place, log| {
+        let mut pip = gently(&python);
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:", "--target"]);
+        logged(pip.arg(place).arg(format!("nvidia-pytriton=={PYTRITON}")), log)?;
+        let (stubs, server) = (place.join(inside).join("python_backend_stubs"), place.join(inside).join("bin/tritonserver"));
+        let stub = stubs.join(&version).join("triton_python_backend_stub");
+        let chosen = place.join(inside).join("backends/python/triton_python_backend_stub");
+        fs::copy(&stub, &chosen).with_context(|| format!("this Triton has no stub for Python {version}: cannot copy {}", stub.display()))?;
+        for program in [&chosen, &server] {
+            logged(Command::new("chmod").arg("755").arg(program), log)?;
+        }
+        // The other stubs are of no use, and neither is what pip would make of the package.
+        fs::remove_dir_all(stubs).context("cannot remove the other stubs")?;
+        // It says with 1 that it was only asked what it can do; without its libraries it is 127.
+        let mut asked = Command::new("sh");
+        asked.args(["-c", "\"$0\" --help; test $? -le 1"]).arg(server).env("LD_LIBRARY_PATH", place.join("nvidia_pytriton.libs"));
+        logged(&mut asked, log)
+    })?;
+    Ok(place.join(inside).join("bin/tritonserver"))
+}
+
+/// The folder of the programs in `tests/go`, built anew when one of its files has changed.
+fn programs_in_go(cache: &Cache) -> Result<PathBuf> {
+    let sources = root().join("tests/go");
+    let mut key = String::new();
+    let mut folders = vec![sources.clone()];
+    while let Some(folder) = folders.pop() {
+        let mut paths = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        paths.sort();
+        for path in paths {
+            match path.is_dir() {
+                true => folders.push(path),
+                false => {
+                    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+                    key += &format!("{}\n{text}", path.strip_prefix(&sources).unwrap_or(&path).display());
+                }
+            }
+        }
+    }
+    cache.part(&format!("go-{:016x}", fingerprint(&key)), |place, log| {
+        let mut go = gently("go");
+        go.args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(place).arg("./...");
+        go.env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false").current_dir(&sources);
+        logged(&mut go, log)
     })
 }
 

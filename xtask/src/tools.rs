@@ -16,15 +16,22 @@ pub(crate) struct Tool {
 /// Says yes to Go 1.24 and newer.
 const IS_GO: &str = "case $(go env GOVERSION) in go1.2[4-9]* | go1.[3-9][0-9]*) ;; *) exit 1 ;; esac";
 const IS_PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
+const IS_LIBPYTHON: &str = "import ctypes, sysconfig; ctypes.CDLL(sysconfig.get_config_var('INSTSONAME'))";
 const IS_NODE: &str = "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)";
 
 const CC: Tool = Tool { name: "cc", ask: &["cc", "--version"], needed_for: "compile C and assembly of dependencies", package: "gcc libc6-dev" };
 const CURL: Tool = Tool { name: "curl", ask: &["curl", "--version"], needed_for: "test as a user would call", package: "curl" };
 const GIT: Tool = Tool { name: "git", ask: &["git", "--version"], needed_for: "fetch the advisory database", package: "git" };
-const GO: Tool = Tool { name: "go, 1.24 or newer", ask: &["sh", "-c", IS_GO], needed_for: "build the S3 and GCS servers", package: "golang-go" };
+const GO: Tool = Tool { name: "go, 1.24 or newer", ask: &["sh", "-c", IS_GO], needed_for: "build servers and clients", package: "golang-go" };
 const PYTHON: Tool = Tool { name: "python3, 3.11 or newer", ask: &["python3", "-c", IS_PYTHON], needed_for: "run the clients", package: "python3" };
 const VENV: Tool =
     Tool { name: "python3's venv", ask: &["python3", "-c", "import venv, ensurepip"], needed_for: "install the clients", package: "python3-venv" };
+const LIBPYTHON: Tool = Tool {
+    name: "python3's shared library",
+    ask: &["python3", "-c", IS_LIBPYTHON],
+    needed_for: "run Triton's Python backend",
+    package: "libpython3-dev",
+};
 const NODE: Tool = Tool { name: "node, 18 or newer", ask: &["node", "-e", IS_NODE], needed_for: "run the Azure server", package: "nodejs" };
 const NPM: Tool = Tool { name: "npm", ask: &["npm", "--version"], needed_for: "install the Azure server", package: "npm" };
 const APT: Tool = Tool { name: "apt-get", ask: &["apt-get", "--version"], needed_for: "fetch ready-built programs", package: "apt" };
@@ -32,7 +39,7 @@ const DPKG: Tool = Tool { name: "dpkg", ask: &["dpkg", "--version"], needed_for:
 const UNSHARE: Tool = Tool { name: "unshare", ask: &["unshare", "--version"], needed_for: "test with a disk that is full", package: "util-linux" };
 
 /// What the real lane starts from.
-pub(crate) const FOR_TESTS: [Tool; 11] = [CC, CURL, GIT, GO, PYTHON, VENV, NODE, NPM, APT, DPKG, UNSHARE];
+pub(crate) const FOR_TESTS: [Tool; 12] = [CC, CURL, GIT, GO, PYTHON, VENV, LIBPYTHON, NODE, NPM, APT, DPKG, UNSHARE];
 /// What the download bench starts from.
 pub(crate) const FOR_BENCHES: [Tool; 6] = [CC, GO, PYTHON, VENV, APT, DPKG];
 
@@ -69,7 +76,7 @@ mod tests {
         for tool in &FOR_TESTS {
             assert!(text.contains(tool.name) && text.contains(tool.package), "{} in {text}", tool.name);
         }
-        let all = "apt-get install apt curl dpkg gcc libc6-dev git golang-go nodejs npm python3 python3-venv util-linux";
+        let all = "apt-get install apt curl dpkg gcc libc6-dev git golang-go libpython3-dev nodejs npm python3 python3-venv util-linux";
         assert!(text.starts_with("tests need tools:\n") && text.ends_with(all), "{text}");
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use berth_types::ByteSize;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
 /// A budget and where it came from, for the line that `serve` prints.
@@ -47,6 +48,18 @@ pub(crate) fn disk(data: &Path, held: ByteSize) -> Result<Budget, String> {
     let stat = rustix::fs::statvfs(data).map_err(|fault| format!("cannot read the free space under {} ({fault}): set --disk", data.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     Ok(Budget { bytes: ByteSize(free / 2) + held, origin: "half of the free disk" })
+}
+
+/// Raises the number of files that this process may have open to the most that it is allowed: a connection is one, and
+/// the usual 1,024 are kept low only for programs that cannot count further.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(fault) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(error = %fault, limit = ?limit.current, "the limit of open files cannot be raised: connections beyond it are not accepted");
+    }
 }
 
 #[cfg(test)]

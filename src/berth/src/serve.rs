@@ -66,6 +66,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     let clock = Clock::system();
     let ui = Ui::new();
     start_logging(&config, &ui)?;
+    machine::raise_open_files();
     let mut signals = Signals::new()?;
     let mut running = tokio::select! {
         running = start(&config, clock.clone(), ui) => running?,
