@@ -608,6 +608,10 @@ mod tests {
         let answer = talk(&mut stream, &format!("{}connection: close\r\n\r\n{INPUT}", head(INPUT.len()))).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\"data\":[0.5,1e-7]}]}"), "{answer}");
 
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let answer = talk(&mut stream, "HEAD /v2 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\ncontent-length: ") && answer.ends_with("\r\n\r\n"), "{answer}");
+
         // The whole of a body far over the limit is sent before the answer is read.
         let mut stream = TcpStream::connect(addr).await.unwrap();
         let answer = talk(&mut stream, &format!("{}\r\n{}", head(8 << 20), " ".repeat(8 << 20))).await;
