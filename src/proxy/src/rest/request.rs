@@ -750,7 +750,7 @@ mod tests {
 
     fn element(datatype: &str, bits: u64) -> String {
         match datatype {
-            "BOOL" => (bits % 2 == 0).to_string(),
+            "BOOL" => bits.is_multiple_of(2).to_string(),
             "UINT8" => (bits as u8).to_string(),
             "INT16" => (bits as i16).to_string(),
             "INT64" => bits.cast_signed().to_string(),
