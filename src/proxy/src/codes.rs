@@ -140,7 +140,7 @@ pub enum Fault {
         allow: &'static str,
     },
     /// The body is encoded in a way that is not understood.
-    #[error("content-encoding {0} is not supported: send the body without it")]
+    #[error("content-encoding {0} is not supported: send the body as gzip, as deflate, or as it is")]
     Encoded(Quoted),
     /// The client stopped sending.
     #[error("the request ended early: {0}")]

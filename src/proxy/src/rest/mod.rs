@@ -1,18 +1,24 @@
 //! The REST port: the HTTP form of the Open Inference Protocol, with JSON tensors and the binary tensor extension.
 //!
-//! [`path`] says what a path means, [`request`] and [`tensor`] turn a body into raw tensors, [`response`] turns the
-//! answer back. The model comes from the path only; `mm-*` headers belong to gRPC.
+//! [`path`] says what a path means; [`coding`] takes the compression off a body, [`json`], [`request`] and [`tensor`] turn it
+//! into raw tensors, [`response`] and [`typed`] turn the answer back; [`headers`] says what goes on to the runtime. The model
+//! comes from the path only: ids in headers belong to gRPC.
 
+mod coding;
+mod headers;
+mod json;
 mod path;
 mod request;
 mod response;
 mod tensor;
+mod typed;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use berth_proto::inference::ModelInferResponse;
+use berth_proto::inference::{ModelInferRequest, ModelInferResponse};
 use berth_telemetry::Listener;
-use berth_types::ByteSize;
+use berth_types::{ByteSize, Deadline};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -20,6 +26,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+use self::coding::{COMPRESSED_FROM, Coding};
 use self::path::Target;
 use self::request::{Parsed, Wanted};
 use crate::body::{Answer, Incoming, Outgoing, Reader};
@@ -62,6 +69,11 @@ impl<M: Models> Handler for RestPort<M> {
 impl<M: Models> Frontend<M> {
     pub(crate) async fn rest(&self, request: Request<impl Incoming>) -> Response<Outgoing> {
         let (head, body) = request.into_parts();
+        let accepted = Coding::accepted(&head.headers);
+        compressed(self.rest_answer(head, body).await, accepted).await
+    }
+
+    async fn rest_answer(&self, head: Parts, body: impl Incoming) -> Response<Outgoing> {
         let target = match path::target(&head.method, head.uri.path(), head.uri.query()) {
             Ok(target) => target,
             Err(fault) => return error(&fault),
@@ -80,6 +92,12 @@ impl<M: Models> Frontend<M> {
             }
             Target::Model { model, version } => self.rest_metadata(&head.headers, &model, version.as_deref().unwrap_or("")).await,
             Target::Index => self.index(&head, body).await,
+            Target::Options(allow) => {
+                let mut response = Response::new(Outgoing::default());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response.headers_mut().insert(header::ALLOW, allow_header(allow));
+                Ok(response)
+            }
         };
         answer.unwrap_or_else(|fault| error(&fault))
     }
@@ -101,26 +119,40 @@ impl<M: Models> Frontend<M> {
     async fn rest_inferred(&self, head: &Parts, body: impl Incoming, model: &str, version: Option<String>) -> Result<Response<Outgoing>, Fault> {
         let deadline = self.deadline(&head.headers)?;
         let json_length = json_length(&head.headers)?;
-        let mut share = self.bodies.share();
-        let read = self.clock.until(deadline, self.read_body(&head.headers, body, self.config.max_message, &mut share)).await;
+        let coding = Coding::of_body(&head.headers)?;
+        let (mut share, limit) = (self.bodies.share(), self.config.max_message);
+        let read = self.clock.until(deadline, self.read_body(&head.headers, body, limit, &mut share)).await;
         let body = read.unwrap_or(Err(Fault::SlowRequest))?;
-        let size = body.len();
+        // A little that is compressed can become much.
+        let size = if coding == Coding::Identity { body.len() } else { usize::MAX };
         // The share goes with the body, which may outlive its caller on another thread, and stays until the answer.
-        let reading = move || request::read(&body, json_length, &mut share).map(|parsed| (parsed, share));
-        let (Parsed { mut request, wanted }, share) = off_thread(size, reading).await?;
+        let reading = move || {
+            let body = coding.decoded(body, limit, &mut share)?;
+            request::read(&body, json_length, &mut share).map(|parsed| (parsed, share))
+        };
+        let (Parsed { mut request, wanted, timeout_micros }, share) =
+            off_thread(size, reading).await.map_err(|fault| with_content_type(fault, &head.headers))?;
+        let deadline = timeout_micros.map_or(deadline, |micros| deadline.min(self.clock.deadline_in(Duration::from_micros(micros))));
         model.clone_into(&mut request.model_name);
         request.model_version = version.unwrap_or_default();
-        let answer = self.infer(&Asked::Name(model.into()), request, deadline).await?;
+        let answer = self.rest_asked(&Asked::Name(model.into()), request, headers::passed_on(&head.headers), deadline).await?;
         drop(share);
         let size = answer.raw_output_contents.iter().map(Bytes::len).sum();
         off_thread(size, move || written(answer, &wanted)).await
     }
 
+    /// `_metadata` is for runtimes behind a socket; the one in this process reads none.
+    async fn rest_asked(
+        &self,
+        asked: &Asked<'_>,
+        request: ModelInferRequest,
+        _metadata: HeaderMap,
+        deadline: Deadline,
+    ) -> Result<ModelInferResponse, Fault> {
+        self.infer(asked, request, deadline).await
+    }
+
     async fn read_body(&self, headers: &HeaderMap, body: impl Incoming, limit: ByteSize, share: &mut Share) -> Result<Bytes, Fault> {
-        let encodings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
-        if let Some(encoding) = encodings.into_iter().find(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
-            return Err(Fault::Encoded(Quoted::new(&String::from_utf8_lossy(encoding))));
-        }
         let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
         let mut reader = Reader::new(body, share);
         let read = reader.rest(announced, limit).await;
@@ -161,11 +193,12 @@ impl<M: Models> Frontend<M> {
             ready: bool,
         }
         let deadline = self.deadline(&head.headers)?;
+        let coding = Coding::of_body(&head.headers)?;
         let (mut share, limit) = (self.bodies.share(), SMALL_MESSAGE.min(self.config.max_message));
         let read = self.clock.until(deadline, self.read_body(&head.headers, body, limit, &mut share)).await;
-        let body = read.unwrap_or(Err(Fault::SlowRequest))?;
+        let body = coding.decoded(read.unwrap_or(Err(Fault::SlowRequest))?, limit, &mut share)?;
         let only_ready = match body.trim_ascii() {
-            [] => false,
+            [] => head.uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "ready=true")),
             text => serde_json::from_slice::<Filter>(text).map_err(|fault| Fault::BadRequest(format!("the body is not a filter: {fault}")))?.ready,
         };
         let rows = self.models.names().into_iter().filter_map(|name| {
@@ -179,6 +212,42 @@ impl<M: Models> Frontend<M> {
         });
         Ok(json_answer(&rows.collect()))
     }
+}
+
+/// A body that cannot be read, and says that it is something else, gets that said.
+fn with_content_type(fault: Fault, headers: &HeaderMap) -> Fault {
+    /// What others send for JSON: the first is what `curl -d` says.
+    const USUAL: [&str; 5] = ["application/x-www-form-urlencoded", "application/octet-stream", "application/json", "text/json", "text/plain"];
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return fault };
+    let kind = String::from_utf8_lossy(kind.as_bytes()).to_ascii_lowercase();
+    let bare = kind.split(';').next().unwrap_or_default().trim();
+    match fault {
+        Fault::BadRequest(text) if !USUAL.contains(&bare) && !bare.ends_with("+json") => {
+            Fault::BadRequest(format!("{text}; content-type is {}, inference takes application/json", Quoted::new(&kind)))
+        }
+        other => other,
+    }
+}
+
+/// Compresses an answer that is large enough for it. Its client has been asked.
+async fn compressed(response: Response<Outgoing>, coding: Coding) -> Response<Outgoing> {
+    let Outgoing::Ready { pieces, .. } = response.body() else { return response };
+    let size = pieces.iter().map(Bytes::len).sum();
+    if coding == Coding::Identity || size < COMPRESSED_FROM {
+        return response;
+    }
+    let pieces: Vec<Bytes> = pieces.iter().cloned().collect();
+    let encoded = off_thread(OFF_THREAD.max(size) + 1, move || coding.encoded(&pieces).map_err(|fault| Fault::Internal(fault.to_string()))).await;
+    let Ok(encoded) = encoded else { return response };
+    let mut response = response.map(|_| Outgoing::of([encoded]));
+    let headers = response.headers_mut();
+    headers.extend(coding.header().map(|name| (header::CONTENT_ENCODING, name)));
+    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    response
+}
+
+fn allow_header(allow: &str) -> HeaderValue {
+    HeaderValue::from_str(&format!("{allow}, OPTIONS")).unwrap_or_else(|_| HeaderValue::from_static("OPTIONS"))
 }
 
 /// Does `work` here when it is small, else on a thread that may block.
@@ -228,7 +297,10 @@ fn error(fault: &Fault) -> Response<Outgoing> {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
     }
     if let Fault::WrongMethod { allow, .. } = fault {
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        response.headers_mut().insert(header::ALLOW, allow_header(allow));
+    }
+    if let Fault::Encoded(_) = fault {
+        response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
     }
     if verdict.http == StatusCode::PAYLOAD_TOO_LARGE {
         // What the client still sends must not be read as the next request.
@@ -335,7 +407,10 @@ mod tests {
             ("POST", infer, &[], "{", 400, 3, "the body cannot be read"),
             ("POST", infer, &[], long.as_str(), 413, 8, "the request is larger than the limit of 200 bytes (200 B)"),
             ("POST", infer, &[("content-length", "201")], long.as_str(), 413, 8, "the request has 201 bytes, the limit is 200 (200 B)"),
-            ("POST", infer, &[("content-encoding", "gzip")], INPUT, 415, 12, "content-encoding \"gzip\" is not supported"),
+            ("POST", infer, &[("content-encoding", "br")], INPUT, 415, 12, "content-encoding \"br\" is not supported"),
+            ("POST", infer, &[("content-encoding", "gzip")], INPUT, 400, 3, "the body is not the gzip that content-encoding says"),
+            ("POST", infer, &[("content-type", "image/png")], "PNG", 400, 3, "; content-type is \"image/png\", inference takes application/json"),
+            ("PUT", "/v2/repository/index", &[], "", 405, 12, "PUT is not allowed here, GET, HEAD, POST is"),
             ("POST", infer, &[("grpc-timeout", "soon")], INPUT, 400, 3, "grpc-timeout is \"soon\""),
             ("POST", "/v2/models/digits/versions/9/infer", &[], INPUT, 404, 5, "no version \"9\""),
             ("GET", infer, &[], "", 405, 12, "GET is not allowed here"),
@@ -351,6 +426,7 @@ mod tests {
             assert_eq!(json["error"], json["message"]);
             assert_eq!(got.headers.contains_key(header::RETRY_AFTER), status == 503, "{method} {path}");
             assert_eq!(got.headers.get(header::ALLOW).is_some(), status == 405, "{method} {path}");
+            assert_eq!(got.headers.get(header::ACCEPT_ENCODING).is_some(), status == 415, "{method} {path}");
         }
         assert_eq!(ask(&rig, "POST", infer, &[("content-encoding", "identity")], INPUT).await.status, 200);
     }
@@ -393,6 +469,87 @@ mod tests {
         assert_eq!(rig.metrics.count(Counter::Requests, &[("protocol", "rest"), ("code", "DEADLINE_EXCEEDED")]), 1);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_shorter_of_timeout_and_grpc_timeout_counts() {
+        for (parameter, wanted) in [(2_500_000, Duration::from_millis(2500)), (60_000_000, Duration::from_secs(9)), (0, Duration::from_secs(9))] {
+            let rig = rig();
+            rig.models.load.lock().push_back(Load::Never);
+            let start = rig.frontend.clock.now();
+            let body = format!(r#"{{"parameters":{{"timeout":{parameter}}},"inputs":[]}}"#);
+            let got = ask(&rig, "POST", "/v2/models/digits/infer", &[("Grpc-Timeout", "9S")], body).await;
+            assert_eq!((got.status, rig.frontend.clock.now() - start), (504, wanted), "{parameter}");
+        }
+    }
+
+    #[tokio::test]
+    async fn compressed_requests_are_read_and_large_answers_compressed_where_the_client_takes_them() {
+        let rig = rig();
+        let infer = "/v2/models/digits/infer";
+        let raw = vec![7u8; COMPRESSED_FROM];
+        let json = format!(
+            r#"{{"inputs":[{{"name":"x","datatype":"UINT8","shape":[{0}],"parameters":{{"binary_data_size":{0}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+            raw.len()
+        );
+        let length = json.len().to_string();
+        let body = [Bytes::from(json), Bytes::from(raw.clone())];
+        for (coding, name) in [(Coding::Gzip, "gzip"), (Coding::Deflate, "deflate")] {
+            let headers = [("content-encoding", name), ("accept-encoding", name), (JSON_LENGTH, length.as_str())];
+            let got = ask(&rig, "POST", infer, &headers, coding.encoded(&body).unwrap()).await;
+            assert_eq!(
+                (got.status, &got.headers[header::CONTENT_ENCODING], &got.headers[header::VARY]),
+                (200, &HeaderValue::from_static(name), &HeaderValue::from_static("accept-encoding")),
+                "{:?}",
+                got.body
+            );
+            let split: usize = got.headers[JSON_LENGTH].to_str().unwrap().parse().unwrap();
+            let mut share = rig.frontend.bodies.share();
+            let plain = coding.decoded(got.body, ByteSize::mib(1), &mut share).unwrap();
+            assert_eq!(&plain[split..], &raw, "the length of the JSON is that without compression");
+        }
+        let small = ask(&rig, "POST", infer, &[("accept-encoding", "gzip")], INPUT).await;
+        assert!(!small.headers.contains_key(header::CONTENT_ENCODING));
+        let plain = ask(&rig, "POST", infer, &[(JSON_LENGTH, length.as_str())], body.concat()).await;
+        assert!(!plain.headers.contains_key(header::CONTENT_ENCODING) && plain.body.len() > raw.len());
+        assert_eq!(rig.frontend.bodies.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn options_say_what_a_path_takes() {
+        let rig = rig();
+        for (path, allow) in
+            [("/v2/models/digits/infer", "POST, OPTIONS"), ("/v2", "GET, HEAD, OPTIONS"), ("/v2/repository/index", "GET, HEAD, POST, OPTIONS")]
+        {
+            let got = ask(&rig, "OPTIONS", path, &[], "").await;
+            assert_eq!((got.status, got.headers[header::ALLOW].to_str().unwrap(), got.body.len()), (204, allow, 0), "{path}");
+        }
+        assert_eq!(ask(&rig, "OPTIONS", "/v1", &[], "").await.status, 404);
+    }
+
+    #[tokio::test]
+    async fn parameters_of_every_kind_go_both_ways() {
+        let rig = rig();
+        let given = json!({ "i": -1, "u": u64::MAX, "d": 0.5, "b": true, "s": "é" });
+        let body = json!({ "parameters": given, "inputs": [{ "name": "x", "datatype": "INT8", "shape": [1], "data": [1], "parameters": given }] });
+        ask(&rig, "POST", "/v2/models/digits/infer", &[], body.to_string()).await;
+        let request = rig.infer.requests.lock()[0].clone();
+        let echo = berth_proto::inference::model_infer_response::InferOutputTensor {
+            name: "y".to_owned(),
+            datatype: "INT8".to_owned(),
+            shape: vec![1],
+            parameters: request.inputs[0].parameters.clone(),
+            contents: None,
+        };
+        let answer = ModelInferResponse {
+            parameters: request.parameters,
+            outputs: vec![echo],
+            raw_output_contents: request.raw_input_contents,
+            ..ModelInferResponse::default()
+        };
+        rig.infer.answers.lock().push_back(Ok(answer));
+        let got = ask(&rig, "POST", "/v2/models/digits/infer", &[], body.to_string()).await.json();
+        assert_eq!((&got["parameters"], &got["outputs"][0]["parameters"]), (&given, &given));
+    }
+
     #[tokio::test]
     async fn server_and_models_describe_themselves() {
         let rig = rig();
@@ -411,6 +568,8 @@ mod tests {
         let index = ask(&rig, "POST", "/v2/repository/index", &[], "").await.json();
         assert_eq!((&index[1], &index[0]["state"]), (&ready, &json!("UNAVAILABLE")));
         assert_eq!(ask(&rig, "POST", "/v2/repository/index", &[], r#"{"ready":true}"#).await.json(), json!([ready]));
+        assert_eq!(ask(&rig, "GET", "/v2/repository/index", &[], "").await.json(), index);
+        assert_eq!(ask(&rig, "GET", "/v2/repository/index?ready=true", &[], "").await.json(), json!([ready]));
         assert_eq!(ask(&rig, "GET", "/v2/health/ready", &[], "").await.status, 200);
         *rig.down.lock() = Some("resources are being read".to_owned());
         let down = ask(&rig, "GET", "/v2/health/ready", &[], "").await;
@@ -448,6 +607,10 @@ mod tests {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         let answer = talk(&mut stream, &format!("{}connection: close\r\n\r\n{INPUT}", head(INPUT.len()))).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\"data\":[0.5,1e-7]}]}"), "{answer}");
+
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let answer = talk(&mut stream, "HEAD /v2 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\ncontent-length: ") && answer.ends_with("\r\n\r\n"), "{answer}");
 
         // The whole of a body far over the limit is sent before the answer is read.
         let mut stream = TcpStream::connect(addr).await.unwrap();

@@ -19,15 +19,19 @@ pub(super) enum Target {
     ModelReady { model: String, version: Option<String> },
     /// `POST /v2/models/{model}[/versions/{version}]/infer`
     Infer { model: String, version: Option<String> },
-    /// `POST /v2/repository/index`
+    /// `GET` or `POST /v2/repository/index`
     Index,
+    /// `OPTIONS` of any of these: what it takes besides.
+    Options(&'static str),
 }
 
 impl Target {
     const fn allow(&self) -> &'static str {
         match self {
             Target::Server | Target::Live | Target::Ready | Target::Model { .. } | Target::ModelReady { .. } => "GET, HEAD",
-            Target::Infer { .. } | Target::Index => "POST",
+            Target::Infer { .. } => "POST",
+            Target::Index => "GET, HEAD, POST",
+            Target::Options(allow) => allow,
         }
     }
 }
@@ -55,7 +59,9 @@ pub(super) fn target(method: &Method, path: &str, query: Option<&str>) -> Result
         _ => return Err(Fault::UnknownPath(Quoted::new(path))),
     };
     let allow = target.allow();
-    if allow.split(", ").any(|allowed| allowed == method.as_str()) {
+    if *method == Method::OPTIONS {
+        Ok(Target::Options(allow))
+    } else if allow.split(", ").any(|allowed| allowed == method.as_str()) {
         Ok(target)
     } else {
         Err(Fault::WrongMethod { method: method.to_string(), allow })
@@ -101,6 +107,8 @@ mod tests {
             ("POST", "/v2/models/m/versions/3/infer", None, infer("m", Some("3"))),
             ("POST", "/v2/models/a%2Fb%20c%c3%bc+/infer", None, infer("a/b cü+", None)),
             ("POST", "/v2/repository/index", None, Target::Index),
+            ("GET", "/v2/repository/index", Some("ready=true"), Target::Index),
+            ("OPTIONS", "/v2/models/m/infer", None, Target::Options("POST")),
         ] {
             assert_eq!(target(&method.parse().unwrap(), path, query), Ok(expected), "{method} {path}");
         }

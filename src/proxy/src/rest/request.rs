@@ -1,27 +1,28 @@
-//! An inference request's body to raw tensors.
+//! An inference request's body to raw tensors, in one go from its first byte to its last.
+//!
+//! Names of members are taken in any case, as Go's decoder takes them and clients of the original may write them; names of
+//! parameters are not. Unknown members are passed by, and no member may come twice.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt;
-use std::marker::PhantomData;
 
 use berth_proto::inference::infer_parameter::ParameterChoice;
 use berth_proto::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use berth_proto::inference::{InferParameter, ModelInferRequest};
 use bytes::Bytes;
-use serde::de::{self, Deserialize, Deserializer, Visitor};
-use serde_json::value::RawValue;
 
-use super::tensor::{self, Datatype, Text};
+use super::json::{Cursor, Stop};
+use super::tensor::{self, Datatype, Text, shown};
 use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
 use crate::weight::{self, MOST_TENSORS};
 
-/// A request with what it says about the form of its answer.
+/// A request with what it says about its answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Parsed {
     pub(super) request: ModelInferRequest,
     pub(super) wanted: Wanted,
+    /// The most microseconds that its client gives it: Triton's parameter `timeout`, which is passed on too.
+    pub(super) timeout_micros: Option<u64>,
 }
 
 /// Which outputs go after the JSON in binary form.
@@ -39,125 +40,10 @@ impl Wanted {
     }
 }
 
-#[derive(serde::Deserialize)]
-struct Body<'a> {
-    id: Option<Cow<'a, str>>,
-    #[serde(default, deserialize_with = "parameters")]
-    parameters: Option<Parameters>,
-    #[serde(borrow)]
-    inputs: Option<Few<Input<'a>>>,
-    outputs: Option<Few<Output>>,
-}
-
-/// Members are optional here and asked for below, where the message can name the tensor.
-#[derive(serde::Deserialize)]
-struct Input<'a> {
-    name: Option<String>,
-    #[serde(borrow)]
-    datatype: Option<Cow<'a, str>>,
-    shape: Option<Few<i64>>,
-    #[serde(default, deserialize_with = "parameters")]
-    parameters: Option<Parameters>,
-    /// Kept as text until shape, datatype and parameters are known, in whatever order they come.
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-}
-
-#[derive(serde::Deserialize)]
-struct Output {
-    name: Option<String>,
-    #[serde(default, deserialize_with = "parameters")]
-    parameters: Option<Parameters>,
-}
-
-/// A list that is refused as soon as it is too long, so that a body cannot ask for many times its size.
-struct Few<T>(Vec<T>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
-            type Value = Few<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a sequence")
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
-                let mut few = Vec::new();
-                while let Some(member) = list.next_element()? {
-                    if few.len() == MOST_TENSORS {
-                        return Err(de::Error::custom(format!("a list with more than {MOST_TENSORS} members")));
-                    }
-                    few.push(member);
-                }
-                Ok(Few(few))
-            }
-        }
-        deserializer.deserialize_seq(List(PhantomData))
-    }
-}
-
 /// The most parameters of a request, of an input and of an output.
 const MOST_PARAMETERS: usize = 128;
 
-fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Parameters>, D::Error> {
-    struct Members;
-    impl<'de> Visitor<'de> for Members {
-        type Value = Option<Parameters>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object of parameters")
-        }
-        fn visit_map<A: de::MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-            let mut few = Parameters::new();
-            while let Some((name, value)) = members.next_entry()? {
-                few.insert(name, value);
-                if few.len() > MOST_PARAMETERS {
-                    return Err(de::Error::custom(format!("more than {MOST_PARAMETERS} parameters")));
-                }
-            }
-            Ok(Some(few))
-        }
-        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-    }
-    deserializer.deserialize_any(Members)
-}
-
-type Parameters = HashMap<String, Parameter>;
-
-#[derive(Clone, Debug)]
-struct Parameter(Option<ParameterChoice>);
-
-impl<'de> Deserialize<'de> for Parameter {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Scalar;
-        impl Visitor<'_> for Scalar {
-            type Value = Parameter;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string, a boolean or a number as value of a parameter")
-            }
-            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Parameter, E> {
-                Ok(Parameter(Some(ParameterChoice::BoolParam(value))))
-            }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Parameter, E> {
-                Ok(Parameter(Some(ParameterChoice::Int64Param(value))))
-            }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Parameter, E> {
-                Ok(Parameter(Some(i64::try_from(value).map_or(ParameterChoice::Uint64Param(value), ParameterChoice::Int64Param))))
-            }
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Parameter, E> {
-                Ok(Parameter(Some(ParameterChoice::DoubleParam(value))))
-            }
-            fn visit_str<E: de::Error>(self, value: &str) -> Result<Parameter, E> {
-                Ok(Parameter(Some(ParameterChoice::StringParam(value.to_owned()))))
-            }
-            fn visit_unit<E: de::Error>(self) -> Result<Parameter, E> {
-                Ok(Parameter(None))
-            }
-        }
-        deserializer.deserialize_any(Scalar)
-    }
-}
+type Parameters = HashMap<String, InferParameter>;
 
 /// Reads a body: JSON, followed by binary tensors where `json_length` says how long the JSON is. `share` holds the body; it
 /// holds what becomes of it before that is made, and in the end only what is left.
@@ -165,94 +51,375 @@ impl<'de> Deserialize<'de> for Parameter {
 /// # Errors
 /// [`Fault::BadRequest`], naming the tensor and the element, or no room.
 pub(super) fn read(body: &Bytes, json_length: Option<usize>, share: &mut Share) -> Result<Parsed, Fault> {
-    let (document, binary) = document(body, json_length).map_err(Fault::BadRequest)?;
-    let weight = document.weight();
-    share.add(weight)?;
-    let parsed = tensors(document, binary).map_err(Fault::BadRequest)?;
+    let length = json_length.unwrap_or(body.len());
+    if length > body.len() {
+        return Err(Fault::BadRequest(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len())));
+    }
+    let text = std::str::from_utf8(&body[..length]).map_err(|fault| {
+        let at = fault.valid_up_to();
+        Fault::BadRequest(format!("the body cannot be read: byte {at} of its JSON is no UTF-8"))
+    })?;
+    if text.trim_ascii().is_empty() {
+        return Err(Fault::BadRequest("the body has no JSON: send an object with \"inputs\"".to_owned()));
+    }
+    let mut reading = Reading { share, weight: 0 };
+    let binary = BinaryPart { rest: body.slice(length..), allowed: json_length.is_some() };
+    let parsed = reading.request(&mut Cursor::new(text), binary).map_err(|stop| match stop {
+        Stop::Syntax { what, at } => {
+            let line = text[..at].bytes().filter(|byte| *byte == b'\n').count() + 1;
+            let column = at - text[..at].rfind('\n').map_or(0, |end| end + 1) + 1;
+            Fault::BadRequest(format!("the body cannot be read: expected {what} at line {line} column {column}"))
+        }
+        Stop::Wrong(text) => Fault::BadRequest(text),
+        Stop::NoRoom(fault) => fault,
+    })?;
     if json_length.is_none() {
+        let weight = reading.weight;
         share.hold(weight)?; // binary tensors are slices of the body, others are not
     }
     Ok(parsed)
 }
 
-/// The JSON of a body, with the elements of its tensors still as text, and what follows it.
-fn document(body: &Bytes, json_length: Option<usize>) -> Result<(Body<'_>, BinaryPart), String> {
-    let length = json_length.unwrap_or(body.len());
-    if length > body.len() {
-        return Err(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len()));
+/// Which of `names` this is, in whatever case. Marks it in `seen`; twice is wrong.
+fn member(names: &[&'static str], name: &str, seen: &mut u32) -> Result<&'static str, Stop> {
+    let Some(at) = names.iter().position(|known| known.eq_ignore_ascii_case(name)) else { return Ok("") };
+    if *seen & 1 << at != 0 {
+        return Err(Stop::Wrong(format!("{} is there twice", names[at])));
     }
-    let json = &body[..length];
-    if json.trim_ascii().is_empty() {
-        return Err("the body has no JSON: send an object with \"inputs\"".to_owned());
-    }
-    let document = serde_json::from_slice(json).map_err(|fault| format!("the body cannot be read: {fault}"))?;
-    Ok((document, BinaryPart { rest: body.slice(length..), allowed: json_length.is_some() }))
+    *seen |= 1 << at;
+    Ok(names[at])
 }
 
-impl Body<'_> {
-    /// Bytes that the request takes when its tensors are read, binary ones left out.
-    fn weight(&self) -> u64 {
-        let inputs = self.inputs.iter().flat_map(|inputs| &inputs.0).map(Input::weight);
-        let outputs = self.outputs.iter().flat_map(|outputs| &outputs.0).map(|output| {
-            let name = output.name.as_ref().map_or(0, String::len);
-            weight::OUTPUT + name as u64 + weight_of(output.parameters.as_ref())
-        });
-        inputs.chain(outputs).sum::<u64>() + weight_of(self.parameters.as_ref())
+/// Text; `None` for `null`. The fault lacks the path.
+fn text(cursor: &mut Cursor<'_>) -> Result<Option<String>, Stop> {
+    match cursor.peek() {
+        b'n' => cursor.null().map(|_| None),
+        b'"' => cursor.string().map(|text| Some(text.into_owned())),
+        _ => Err(Stop::Wrong(format!(" is {}, it must be a string", shown(cursor.skip()?)))),
     }
+}
+
+/// An array of at most [`MOST_TENSORS`] members, refused as soon as it is longer, so that a body cannot ask for many times
+/// its size. `null` has none. Returns whether it was there.
+fn few<'a>(cursor: &mut Cursor<'a>, mut each: impl FnMut(&mut Cursor<'a>) -> Result<(), Stop>) -> Result<bool, Stop> {
+    match cursor.peek() {
+        b'n' => cursor.null().map(|_| false),
+        b'[' => {
+            cursor.array(|cursor, at| {
+                if at == MOST_TENSORS {
+                    return Err(Stop::Wrong(format!(" has more than {MOST_TENSORS} members")));
+                }
+                each(cursor).map_err(|stop| stop.within(format_args!("[{at}]")))
+            })?;
+            Ok(true)
+        }
+        _ => Err(Stop::Wrong(format!(" is {}, it must be an array", shown(cursor.skip()?)))),
+    }
+}
+
+/// Says which input it is about, where its name is known by then. The path goes before what is wrong, so this follows.
+fn of_input(stop: Stop, name: Option<&str>) -> Stop {
+    match (stop, name) {
+        (Stop::Wrong(text), Some(name)) => Stop::Wrong(format!("{text} (input {})", Quoted::new(name))),
+        (stop, _) => stop,
+    }
+}
+
+/// Checks that an object comes next.
+fn object_ahead(cursor: &mut Cursor<'_>) -> Result<(), Stop> {
+    if cursor.peek() == b'{' { Ok(()) } else { Err(Stop::Wrong(format!(" is {}, it must be an object", shown(cursor.skip()?)))) }
+}
+
+fn parameter(cursor: &mut Cursor<'_>) -> Result<InferParameter, Stop> {
+    let parameter_choice = match cursor.peek() {
+        b'n' => {
+            cursor.null()?;
+            None
+        }
+        b't' | b'f' => Some(ParameterChoice::BoolParam(cursor.boolean()?)),
+        b'"' => Some(ParameterChoice::StringParam(cursor.string()?.into_owned())),
+        b'{' | b'[' => {
+            return Err(Stop::Wrong(format!(" is {}, a parameter is a string, a boolean or a number", shown(cursor.skip()?))));
+        }
+        _ => {
+            let number = cursor.number()?;
+            let integer = number.integer();
+            let int64 = integer.and_then(|integer| i64::try_from(integer).ok()).map(ParameterChoice::Int64Param);
+            let uint64 = || integer.and_then(|integer| u64::try_from(integer).ok()).map(ParameterChoice::Uint64Param);
+            let double = || number.f64().map(ParameterChoice::DoubleParam);
+            match int64.or_else(uint64).or_else(double) {
+                Some(number) => Some(number),
+                None => return Err(Stop::Wrong(format!(" is {}, that is too large for a number", shown(number.text)))),
+            }
+        }
+    };
+    Ok(InferParameter { parameter_choice })
+}
+
+/// One body being read, with what its parts take so far.
+struct Reading<'s> {
+    share: &'s mut Share,
+    weight: u64,
+}
+
+impl Reading<'_> {
+    /// To be called before memory is taken.
+    fn charge(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.share.add(bytes)?;
+        self.weight += bytes;
+        Ok(())
+    }
+
+    fn request(&mut self, cursor: &mut Cursor<'_>, mut binary: BinaryPart) -> Result<Parsed, Stop> {
+        if cursor.peek() != b'{' {
+            return Err(Stop::Wrong(format!("the body is {}, it must be an object with \"inputs\"", shown(cursor.skip()?))));
+        }
+        let mut parsed = Parsed::default();
+        let Parsed { request, wanted, .. } = &mut parsed;
+        let (mut seen, mut parameters) = (0, Parameters::new());
+        // BYTES inputs are read when it is known whether the request says that they are base64.
+        let (mut texts, mut has_inputs) = (Vec::new(), false);
+        let mut sizes: Vec<Option<usize>> = Vec::new();
+        cursor.object(|cursor, name| {
+            match member(&["id", "parameters", "inputs", "outputs"], &name, &mut seen)? {
+                "id" => request.id = text(cursor).map_err(|stop| stop.within("id"))?.unwrap_or_default(),
+                "parameters" => parameters = self.parameters(cursor)?,
+                "inputs" => {
+                    let inputs = few(cursor, |cursor| {
+                        let Read { tensor, raw, binary_size, later } = self.input(cursor)?;
+                        if let Some(later) = later {
+                            texts.push((request.inputs.len(), later));
+                        }
+                        request.inputs.push(tensor);
+                        request.raw_input_contents.push(raw);
+                        sizes.push(binary_size);
+                        Ok(())
+                    });
+                    has_inputs = inputs.map_err(|stop| stop.within("inputs"))?;
+                }
+                "outputs" => {
+                    let outputs = few(cursor, |cursor| {
+                        let (output, is_binary) = self.output(cursor)?;
+                        if let Some(is_binary) = is_binary {
+                            wanted.binary.insert(output.name.clone(), is_binary);
+                        }
+                        request.outputs.push(output);
+                        Ok(())
+                    });
+                    outputs.map_err(|stop| stop.within("outputs"))?;
+                }
+                _ => drop(cursor.skip()?),
+            }
+            Ok(())
+        })?;
+        cursor.end()?;
+        if !has_inputs {
+            return Err(Stop::Wrong("inputs is missing".to_owned()));
+        }
+        let base64_by_default = is_base64(&parameters);
+        for (at, (count, mut data)) in texts {
+            let input = &request.inputs[at];
+            let text = if base64_by_default || is_base64(&input.parameters) { Text::Base64 } else { Text::Plain };
+            self.charge(tensor::room(Datatype::Bytes, count, data.left()) as u64)?;
+            let raw = tensor::read(&mut data, Datatype::Bytes, &input.shape, count, text);
+            let raw = raw.map_err(|stop| of_input(stop.within(format_args!("inputs[{at}].data")), Some(&input.name)))?;
+            request.raw_input_contents[at] = raw.into();
+        }
+        for (at, size) in sizes.into_iter().enumerate() {
+            let Some(size) = size else { continue };
+            let taken = binary.take(size).map_err(Stop::Wrong);
+            let taken = taken.map_err(|stop| of_input(stop.within(format_args!("inputs[{at}]")), Some(&request.inputs[at].name)));
+            request.raw_input_contents[at] = taken?;
+        }
+        if !binary.rest.is_empty() {
+            return Err(Stop::Wrong(format!("{} bytes follow the last binary input: its binary_data_size is too small", binary.rest.len())));
+        }
+        let within = |stop: Stop| stop.within("parameters");
+        wanted.binary_by_default = flag(&mut parameters, "binary_data_output").map_err(within)?.unwrap_or(false);
+        let timeout_micros = timeout(&parameters).map_err(within)?;
+        request.parameters = parameters;
+        Ok(Parsed { timeout_micros, ..parsed })
+    }
+
+    fn parameters(&mut self, cursor: &mut Cursor<'_>) -> Result<Parameters, Stop> {
+        let mut parameters = Parameters::new();
+        if cursor.null()? {
+            return Ok(parameters);
+        }
+        let read = object_ahead(cursor).and_then(|()| {
+            cursor.object(|cursor, name| {
+                if parameters.len() == MOST_PARAMETERS {
+                    return Err(Stop::Wrong(format!(" has more than {MOST_PARAMETERS} members")));
+                }
+                let value = parameter(cursor).map_err(|stop| stop.within(format_args!("[{}]", Quoted::new(&name))))?;
+                let text = if let Some(ParameterChoice::StringParam(text)) = &value.parameter_choice { text.len() } else { 0 };
+                self.charge(weight::PARAMETER + (name.len() + text) as u64)?;
+                if parameters.contains_key(&*name) {
+                    return Err(Stop::Wrong(format!("[{}] is there twice", Quoted::new(&name))));
+                }
+                parameters.insert(name.into_owned(), value);
+                Ok(())
+            })
+        });
+        read.map(|()| parameters).map_err(|stop| stop.within("parameters"))
+    }
+
+    fn output(&mut self, cursor: &mut Cursor<'_>) -> Result<(InferRequestedOutputTensor, Option<bool>), Stop> {
+        object_ahead(cursor)?;
+        let (mut seen, mut name, mut parameters) = (0, None, Parameters::new());
+        let read = cursor.object(|cursor, member_name| {
+            match member(&["name", "parameters"], &member_name, &mut seen)? {
+                "name" => name = text(cursor).map_err(|stop| stop.within("name"))?,
+                "parameters" => parameters = self.parameters(cursor)?,
+                _ => drop(cursor.skip()?),
+            }
+            Ok(())
+        });
+        let checked = read.and_then(|()| {
+            let name = name.ok_or_else(|| "name is missing".to_owned())?;
+            self.charge(weight::OUTPUT + name.len() as u64)?;
+            let is_binary = flag(&mut parameters, "binary_data").and_then(|flag| supported(&parameters).map(|()| flag));
+            let is_binary = is_binary.map_err(|stop| stop.within("parameters"))?;
+            Ok((InferRequestedOutputTensor { name, parameters }, is_binary))
+        });
+        checked.map_err(|stop| stop.within("."))
+    }
+
+    /// Reads an input. Its raw bytes are empty where they come later.
+    fn input<'a>(&mut self, cursor: &mut Cursor<'a>) -> Result<Read<'a>, Stop> {
+        object_ahead(cursor)?;
+        self.charge(weight::INPUT)?;
+        let mut input = Input::default();
+        let mut read = cursor.object(|cursor, name| self.input_member(cursor, &name, &mut input));
+        let mut later = None;
+        if read.is_ok() {
+            read = self.finished(&mut input, &mut later);
+        }
+        let Input { name, datatype_name, shape, parameters, raw, binary_size, .. } = input;
+        if let Err(stop) = read {
+            return Err(of_input(stop.within("."), name.as_deref()));
+        }
+        let tensor = InferInputTensor {
+            name: name.unwrap_or_default(),
+            datatype: datatype_name.unwrap_or_default(),
+            shape: shape.unwrap_or_default(),
+            parameters,
+            contents: None,
+        };
+        Ok(Read { tensor, raw: raw.unwrap_or_default(), binary_size, later })
+    }
+
+    fn input_member<'a>(&mut self, cursor: &mut Cursor<'a>, name: &str, input: &mut Input<'a>) -> Result<(), Stop> {
+        match member(&["name", "datatype", "shape", "parameters", "data"], name, &mut input.seen)? {
+            "name" => {
+                input.name = text(cursor).map_err(|stop| stop.within("name"))?;
+                self.charge(input.name.as_ref().map_or(0, String::len) as u64)?;
+            }
+            "datatype" => input.datatype_name = text(cursor).map_err(|stop| stop.within("datatype"))?,
+            "shape" => {
+                let mut shape = Vec::new();
+                let there = few(cursor, |cursor| {
+                    let mut shows = cursor.clone();
+                    let dimension = if matches!(cursor.peek(), b'-' | b'0'..=b'9') { cursor.number()?.integer() } else { None };
+                    match dimension.and_then(|dimension| i64::try_from(dimension).ok()) {
+                        Some(dimension) => shape.push(dimension),
+                        None => return Err(Stop::Wrong(format!(" is {}, a dimension is a whole number", shown(shows.skip()?)))),
+                    }
+                    Ok(())
+                });
+                if there.map_err(|stop| stop.within("shape"))? {
+                    self.charge(weight::DIMENSION * shape.len() as u64)?;
+                    input.shape = Some(shape);
+                }
+            }
+            "parameters" => input.parameters = self.parameters(cursor)?,
+            "data" if cursor.peek() == b'n' => drop(cursor.null()?),
+            "data" => {
+                // At once where the members before it say what it is, else when they all have been read.
+                match input.numbers() {
+                    Some((datatype, shape)) => input.raw = Some(self.numbers(cursor, datatype, shape)?),
+                    None => {
+                        let start = cursor.clone();
+                        let text = cursor.skip()?;
+                        input.data = Some((start, text));
+                    }
+                }
+            }
+            _ => drop(cursor.skip()?),
+        }
+        Ok(())
+    }
+
+    fn numbers(&mut self, cursor: &mut Cursor<'_>, datatype: Datatype, shape: &[i64]) -> Result<Bytes, Stop> {
+        let count = tensor::elements(shape)?;
+        self.charge(tensor::room(datatype, count, cursor.left()) as u64)?;
+        let raw = tensor::read(cursor, datatype, shape, count, Text::Plain).map_err(|stop| stop.within("data"))?;
+        Ok(raw.into())
+    }
+
+    /// What is left to do when all members of an input are known.
+    fn finished<'a>(&mut self, input: &mut Input<'a>, later: &mut Option<(usize, Cursor<'a>)>) -> Result<(), Stop> {
+        let missing = |member: &str| Stop::Wrong(format!("{member} is missing"));
+        if input.name.is_none() {
+            return Err(missing("name"));
+        }
+        let shape = input.shape.as_deref().ok_or_else(|| missing("shape"))?;
+        let datatype_name = input.datatype_name.as_deref().ok_or_else(|| missing("datatype"))?;
+        let Some(datatype) = Datatype::named(datatype_name) else {
+            let known: Vec<&str> = Datatype::ALL.iter().map(|datatype| datatype.as_str()).collect();
+            return Err(Stop::Wrong(format!("datatype is {}, it must be one of {}", Quoted::new(datatype_name), known.join(", "))));
+        };
+        supported(&input.parameters).map_err(|stop| stop.within("parameters"))?;
+        let has_data = input.raw.is_some() || input.data.is_some();
+        input.binary_size = match input.parameters.remove("binary_data_size").map(|size| size.parameter_choice) {
+            None => None,
+            Some(_) if has_data => return Err(Stop::Wrong("data is there, and the parameter binary_data_size too: send one of them".to_owned())),
+            Some(Some(ParameterChoice::Int64Param(size))) if size >= 0 => Some(usize::try_from(size).unwrap_or(usize::MAX)),
+            Some(_) => return Err(Stop::Wrong("parameters[\"binary_data_size\"] must be a number of bytes".to_owned())),
+        };
+        match (input.data.take(), input.binary_size) {
+            (None, Some(_)) => drop(tensor::elements(shape)?),
+            (None, None) if input.raw.is_none() => return Err(missing("data")),
+            (None, None) => {}
+            // On its own, so that what is left is the text of this tensor.
+            (Some((_, text)), _) if datatype == Datatype::Bytes => *later = Some((tensor::elements(shape)?, Cursor::new(text))),
+            (Some((mut start, _)), _) => input.raw = Some(self.numbers(&mut start, datatype, shape)?),
+        }
+        Ok(())
+    }
+}
+
+/// An input as far as it has been read.
+#[derive(Default)]
+struct Input<'a> {
+    seen: u32,
+    name: Option<String>,
+    datatype_name: Option<String>,
+    shape: Option<Vec<i64>>,
+    parameters: Parameters,
+    /// Where the data begins, and all of it.
+    data: Option<(Cursor<'a>, &'a str)>,
+    raw: Option<Bytes>,
+    binary_size: Option<usize>,
 }
 
 impl Input<'_> {
-    fn weight(&self) -> u64 {
-        let shape = self.shape.as_ref().map_or(&[][..], |shape| &shape.0);
-        let datatype = self.datatype.as_deref().and_then(Datatype::named);
-        let raw = match (datatype, self.data) {
-            // A shape that cannot be counted is refused before anything is made of it.
-            (Some(datatype), Some(data)) => tensor::elements(shape).map_or(0, |count| tensor::room(datatype, count, data.get())),
-            _ => 0,
-        };
-        let name = self.name.as_ref().map_or(0, String::len);
-        weight::INPUT + (name + raw) as u64 + weight::DIMENSION * shape.len() as u64 + weight_of(self.parameters.as_ref())
+    /// What is needed to read the data, where it is known and the data has numbers.
+    fn numbers(&self) -> Option<(Datatype, &[i64])> {
+        let datatype = Datatype::named(self.datatype_name.as_deref()?)?;
+        datatype.width()?;
+        Some((datatype, self.shape.as_deref()?))
     }
 }
 
-fn weight_of(parameters: Option<&Parameters>) -> u64 {
-    let each = |(name, value): (&String, &Parameter)| {
-        let text = if let Parameter(Some(ParameterChoice::StringParam(text))) = value { text.len() } else { 0 };
-        weight::PARAMETER + (name.len() + text) as u64
-    };
-    parameters.into_iter().flatten().map(each).sum()
-}
-
-/// What `document` asks for, its tensors raw.
-fn tensors(document: Body<'_>, mut binary: BinaryPart) -> Result<Parsed, String> {
-    let Body { id, parameters, inputs, outputs } = document;
-    let mut parameters = parameters.unwrap_or_default();
-    let binary_by_default = flag(&mut parameters, "binary_data_output")?.unwrap_or(false);
-    let base64_by_default = is_base64(&parameters);
-
-    let mut request = ModelInferRequest { id: id.map(Cow::into_owned).unwrap_or_default(), ..ModelInferRequest::default() };
-    for (at, input) in inputs.ok_or("member \"inputs\" is missing")?.0.into_iter().enumerate() {
-        let name = input.name.clone().ok_or_else(|| format!("input {at} has no member \"name\""))?;
-        let (tensor, raw) = read_input(input, base64_by_default, &mut binary).map_err(|fault| format!("input {}: {fault}", Quoted::new(&name)))?;
-        request.inputs.push(InferInputTensor { name, ..tensor });
-        request.raw_input_contents.push(raw);
-    }
-    if !binary.rest.is_empty() {
-        return Err(format!("{} bytes follow the last binary input: its binary_data_size is too small", binary.rest.len()));
-    }
-    let mut wanted = Wanted { binary_by_default, ..Wanted::default() };
-    for (at, output) in outputs.map_or_else(Vec::new, |outputs| outputs.0).into_iter().enumerate() {
-        let name = output.name.ok_or_else(|| format!("output {at} has no member \"name\""))?;
-        let mut parameters = output.parameters.unwrap_or_default();
-        let within = |fault| format!("output {}: {fault}", Quoted::new(&name));
-        if let Some(is_binary) = flag(&mut parameters, "binary_data").map_err(within)? {
-            wanted.binary.insert(name.clone(), is_binary);
-        }
-        unsupported(&parameters).map_err(within)?;
-        request.outputs.push(InferRequestedOutputTensor { name, parameters: wire(parameters) });
-    }
-    request.parameters = wire(parameters);
-    Ok(Parsed { request, wanted })
+/// An input, and what is still to be done about its bytes.
+struct Read<'a> {
+    tensor: InferInputTensor,
+    raw: Bytes,
+    /// They are so many of those after the JSON.
+    binary_size: Option<usize>,
+    /// They are made of so many elements of this text.
+    later: Option<(usize, Cursor<'a>)>,
 }
 
 /// What follows the JSON and is not taken yet.
@@ -261,80 +428,69 @@ struct BinaryPart {
     allowed: bool,
 }
 
-fn read_input(input: Input<'_>, base64_by_default: bool, binary: &mut BinaryPart) -> Result<(InferInputTensor, Bytes), String> {
-    let Few(shape) = input.shape.ok_or("member \"shape\" is missing")?;
-    let datatype_name = input.datatype.ok_or("member \"datatype\" is missing")?;
-    let datatype = Datatype::named(&datatype_name).ok_or_else(|| {
-        let known: Vec<&str> = Datatype::ALL.iter().map(|datatype| datatype.as_str()).collect();
-        format!("datatype {} is not one of {}", Quoted::new(&datatype_name), known.join(", "))
-    })?;
-    let mut parameters = input.parameters.unwrap_or_default();
-    unsupported(&parameters)?;
-    let size = match parameters.remove("binary_data_size") {
-        None => None,
-        Some(Parameter(Some(ParameterChoice::Int64Param(size)))) if size >= 0 => Some(usize::try_from(size).unwrap_or(usize::MAX)),
-        Some(_) => return Err("parameter \"binary_data_size\" must be a number of bytes".to_owned()),
-    };
-    let raw = match (size, input.data) {
-        (Some(_), Some(_)) => return Err("has both \"data\" and the parameter \"binary_data_size\": send one of them".to_owned()),
-        (None, None) => return Err("member \"data\" is missing".to_owned()),
-        (Some(_), None) if !binary.allowed => {
-            return Err("has the parameter \"binary_data_size\", and the header Inference-Header-Content-Length is missing".to_owned());
+impl BinaryPart {
+    fn take(&mut self, size: usize) -> Result<Bytes, String> {
+        if !self.allowed {
+            return Err(" has the parameter binary_data_size, and the header Inference-Header-Content-Length is missing".to_owned());
         }
-        (Some(size), None) => {
-            if size > binary.rest.len() {
-                return Err(format!("parameter \"binary_data_size\" is {size}, the body has {} bytes left", binary.rest.len()));
-            }
-            tensor::elements(&shape)?;
-            binary.rest.split_to(size)
+        if size > self.rest.len() {
+            return Err(format!(".parameters[\"binary_data_size\"] is {size}, the body has {} bytes left", self.rest.len()));
         }
-        (None, Some(data)) => {
-            let text = if base64_by_default || is_base64(&parameters) { Text::Base64 } else { Text::Plain };
-            tensor::read(datatype, &shape, text, data.get())?.into()
-        }
-    };
-    let tensor = InferInputTensor { datatype: datatype_name.into_owned(), shape, parameters: wire(parameters), ..InferInputTensor::default() };
-    Ok((tensor, raw))
+        Ok(self.rest.split_to(size))
+    }
 }
 
 /// `content_type` in the spellings that upstream takes; any other value means plain text.
 fn is_base64(parameters: &Parameters) -> bool {
-    match parameters.get("content_type") {
-        Some(Parameter(Some(ParameterChoice::StringParam(kind)))) => ["base64", "b64"].iter().any(|name| kind.eq_ignore_ascii_case(name)),
+    match parameters.get("content_type").and_then(|value| value.parameter_choice.as_ref()) {
+        Some(ParameterChoice::StringParam(kind)) => ["base64", "b64"].iter().any(|name| kind.eq_ignore_ascii_case(name)),
         _ => false,
     }
 }
 
-fn flag(parameters: &mut Parameters, name: &str) -> Result<Option<bool>, String> {
-    match parameters.remove(name) {
+fn flag(parameters: &mut Parameters, name: &str) -> Result<Option<bool>, Stop> {
+    match parameters.remove(name).map(|value| value.parameter_choice) {
         None => Ok(None),
-        Some(Parameter(Some(ParameterChoice::BoolParam(value)))) => Ok(Some(value)),
-        Some(_) => Err(format!("parameter {name:?} must be true or false")),
+        Some(Some(ParameterChoice::BoolParam(value))) => Ok(Some(value)),
+        Some(_) => Err(Stop::Wrong(format!("[{name:?}] must be true or false"))),
+    }
+}
+
+/// Zero is Triton's "none".
+fn timeout(parameters: &Parameters) -> Result<Option<u64>, Stop> {
+    match parameters.get("timeout").map(|value| &value.parameter_choice) {
+        None => Ok(None),
+        Some(Some(ParameterChoice::Int64Param(0))) => Ok(None),
+        Some(Some(ParameterChoice::Int64Param(micros))) if *micros > 0 => Ok(Some(micros.unsigned_abs())),
+        Some(_) => Err(Stop::Wrong("[\"timeout\"] must be a number of microseconds".to_owned())),
     }
 }
 
 /// Extensions that change what the data means: passing them by would give wrong answers.
-fn unsupported(parameters: &Parameters) -> Result<(), String> {
+fn supported(parameters: &Parameters) -> Result<(), Stop> {
     match ["classification", "shared_memory_region"].into_iter().find(|name| parameters.contains_key(*name)) {
-        Some(name) => Err(format!("parameter {name:?} is not supported")),
+        Some(name) => Err(Stop::Wrong(format!("[{name:?}] is not supported"))),
         None => Ok(()),
     }
-}
-
-fn wire(parameters: Parameters) -> HashMap<String, InferParameter> {
-    parameters.into_iter().map(|(name, Parameter(parameter_choice))| (name, InferParameter { parameter_choice })).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use berth_types::ByteSize;
+    use half::f16;
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+    use serde_json::Value;
 
     use super::*;
     use crate::budget::Budget;
 
     fn parse(body: &Bytes, json_length: Option<usize>) -> Result<Parsed, String> {
-        let (document, binary) = document(body, json_length)?;
-        tensors(document, binary)
+        match read(body, json_length, &mut Budget::of(ByteSize::mib(64)).share()) {
+            Ok(parsed) => Ok(parsed),
+            Err(Fault::BadRequest(text)) => Err(text),
+            Err(other) => panic!("{other}"),
+        }
     }
 
     #[test]
@@ -347,7 +503,7 @@ mod tests {
         {
             assert!(json(&most).is_ok(), "{case}");
             let fault = json(&more).expect_err(case);
-            assert!(fault.starts_with("the body cannot be read: a list with more than 1024 members at line 1 column "), "{case}: {fault}");
+            assert!(fault.contains(" has more than 1024 members"), "{case}: {fault}");
         }
         let parameters = |count: usize| {
             let members: Vec<String> = (0..count).map(|at| format!("\"p{at}\":1")).collect();
@@ -355,7 +511,7 @@ mod tests {
         };
         assert!(json(&parameters(128)).is_ok());
         let fault = json(&parameters(129)).unwrap_err();
-        assert!(fault.starts_with("the body cannot be read: more than 128 parameters at line 1 column "), "{fault}");
+        assert_eq!(fault, "parameters has more than 128 members");
     }
 
     #[test]
@@ -392,7 +548,7 @@ mod tests {
                 "id":"r\u00e9 \ud83d\udea2"}"#,
         )
         .unwrap();
-        let Parsed { request, wanted } = parsed;
+        let Parsed { request, wanted, .. } = parsed;
         assert_eq!(request.id, "ré 🚢");
         assert_eq!(request.raw_input_contents[0], [1.5f32, -2.0, 3.0, f32::NAN].map(f32::to_le_bytes).concat());
         assert_eq!(&request.raw_input_contents[1][..], b"\x03\0\0\0hej");
@@ -423,50 +579,112 @@ mod tests {
     }
 
     #[test]
+    fn data_is_read_wherever_it_stands_and_names_in_any_case() {
+        let members = [r#""name":"x""#, r#""datatype":"FP32""#, r#""shape":[2]"#, r#""data":[1,NaN]"#, r#""parameters":{"a":1}"#];
+        let usual = json(&format!(r#"{{"inputs":[{{{}}}]}}"#, members.join(","))).unwrap();
+        for first in 0..members.len() {
+            let mut turned = members;
+            turned.rotate_left(first);
+            let body = format!(r#"{{"inputs":[{{{}}}]}}"#, turned.join(","));
+            let parsed = json(&body).unwrap();
+            assert_eq!(parsed.request.raw_input_contents, [[1.0f32, f32::NAN].map(f32::to_le_bytes).concat()], "{body}");
+            assert_eq!((parsed.request.inputs, &parsed.wanted), (usual.request.inputs.clone(), &usual.wanted), "{body}");
+        }
+        let go = r#"{"Id":"7","INPUTS":[{"Name":"x","Datatype":"INT8","Shape":[1],"Data":[5],"Parameters":{"A":1,"a":2}}],"Outputs":[{"Name":"y"}]}"#;
+        let request = json(go).unwrap().request;
+        assert_eq!((request.id.as_str(), request.raw_input_contents[0].as_ref()), ("7", &[5u8][..]));
+        assert_eq!((request.inputs[0].parameters.len(), request.outputs[0].name.as_str()), (2, "y"), "parameters have the case they have");
+    }
+
+    #[test]
+    fn the_timeout_of_triton_is_read_and_passed_on() {
+        for (parameters, wanted) in [
+            (r#"{"timeout":250000}"#, Ok(Some(250_000))),
+            (r#"{"timeout":0}"#, Ok(None)),
+            ("{}", Ok(None)),
+            ("null", Ok(None)),
+            (r#"{"timeout":-1}"#, Err("parameters[\"timeout\"] must be a number of microseconds".to_owned())),
+            (r#"{"timeout":"1s"}"#, Err("parameters[\"timeout\"] must be a number of microseconds".to_owned())),
+        ] {
+            let parsed = json(&format!(r#"{{"parameters":{parameters},"inputs":[]}}"#));
+            if let Ok(parsed) = &parsed {
+                assert_eq!(parsed.request.parameters.contains_key("timeout"), parameters.contains("timeout"));
+            }
+            assert_eq!(parsed.map(|parsed| parsed.timeout_micros), wanted, "{parameters}");
+        }
+    }
+
+    #[test]
     fn malformed_bodies_are_refused_with_what_is_wrong_and_where() {
         let input = |rest: &str| format!(r#"{{"inputs":[{{"name":"x",{rest}}}]}}"#);
         for (body, expected) in [
             (String::new(), "the body has no JSON: send an object with \"inputs\""),
             (" \n".to_owned(), "the body has no JSON"),
-            ("{".to_owned(), "the body cannot be read: EOF while parsing an object at line 1 column 1"),
-            ("[1]".to_owned(), "the body cannot be read: "),
-            ("{}".to_owned(), "member \"inputs\" is missing"),
-            ("{\"inputs\":[]} {}".to_owned(), "the body cannot be read: trailing characters at line 1 column 15"),
-            ("{\"inputs\":[],\"inputs\":[]}".to_owned(), "the body cannot be read: duplicate field `inputs`"),
-            ("{\"inputs\":[{}]}".to_owned(), "input 0 has no member \"name\""),
-            ("{\"inputs\":{}}".to_owned(), "the body cannot be read: invalid type: map, expected a sequence at line 1 column 10"),
-            ("{\"inputs\":[],\"id\":7}".to_owned(), "the body cannot be read: invalid type: integer `7`, expected a string"),
-            ("{\"inputs\":[],\"parameters\":{\"a\":[1]}}".to_owned(), "expected a string, a boolean or a number as value of a parameter"),
-            ("{\"inputs\":[],\"parameters\":{\"binary_data_output\":1}}".to_owned(), "parameter \"binary_data_output\" must be true or false"),
-            ("{\"inputs\":[],\"outputs\":[{}]}".to_owned(), "output 0 has no member \"name\""),
+            ("{".to_owned(), "the body cannot be read: expected the name of a member in quotes at line 1 column 2"),
+            ("[1]".to_owned(), "the body is [1], it must be an object with \"inputs\""),
+            ("{}".to_owned(), "inputs is missing"),
+            ("{\"inputs\":null}".to_owned(), "inputs is missing"),
+            ("{\"inputs\":[]} {}".to_owned(), "the body cannot be read: expected nothing after the value at line 1 column 15"),
+            ("{\"inputs\":[],\n \"id\":+1}".to_owned(), "the body cannot be read: expected a value at line 2 column 7"),
+            ("{\"inputs\":[],\"inputs\":[]}".to_owned(), "inputs is there twice"),
+            ("{\"inputs\":[],\"Inputs\":[]}".to_owned(), "inputs is there twice"),
+            ("{\"inputs\":[{}]}".to_owned(), "inputs[0].name is missing"),
+            ("{\"inputs\":[3]}".to_owned(), "inputs[0] is 3, it must be an object"),
+            ("{\"inputs\":{}}".to_owned(), "inputs is {}, it must be an array"),
+            ("{\"inputs\":[],\"id\":7}".to_owned(), "id is 7, it must be a string"),
+            ("{\"inputs\":[],\"parameters\":7}".to_owned(), "parameters is 7, it must be an object"),
+            ("{\"inputs\":[],\"parameters\":{\"a\":[1]}}".to_owned(), "parameters[\"a\"] is [1], a parameter is a string, a boolean or a number"),
+            ("{\"inputs\":[],\"parameters\":{\"a\":1e999}}".to_owned(), "parameters[\"a\"] is 1e999, that is too large for a number"),
+            ("{\"inputs\":[],\"parameters\":{\"a\":1,\"a\":1}}".to_owned(), "parameters[\"a\"] is there twice"),
+            ("{\"inputs\":[],\"parameters\":{\"binary_data_output\":1}}".to_owned(), "parameters[\"binary_data_output\"] must be true or false"),
+            ("{\"inputs\":[],\"outputs\":[{}]}".to_owned(), "outputs[0].name is missing"),
             (
                 "{\"inputs\":[],\"outputs\":[{\"name\":\"y\",\"parameters\":{\"classification\":3}}]}".to_owned(),
-                "output \"y\": parameter \"classification\" is not supported",
+                "outputs[0].parameters[\"classification\"] is not supported",
             ),
-            (input(r#""datatype":"FP32","data":[1]"#), "input \"x\": member \"shape\" is missing"),
-            (input(r#""shape":[1],"data":[1]"#), "input \"x\": member \"datatype\" is missing"),
-            (input(r#""datatype":"FP32","shape":[1]"#), "input \"x\": member \"data\" is missing"),
-            (input(r#""datatype":"FP32","shape":[1],"data":null"#), "input \"x\": member \"data\" is missing"),
-            (input(r#""datatype":"FLOAT","shape":[1],"data":[1]"#), "input \"x\": datatype \"FLOAT\" is not one of BOOL, UINT8,"),
-            (input(r#""datatype":"FP32","shape":[1.5],"data":[1]"#), "invalid type: floating point `1.5`, expected i64"),
-            (input(r#""datatype":"INT8","shape":[1],"data":[300]"#), "input \"x\": element 0 is 300, INT8 takes whole numbers from -128 to 127"),
-            (input(r#""datatype":"FP32","shape":[1],"data":[NaN]"#), "the body cannot be read: expected value at line 1"),
+            (input(r#""datatype":"FP32","data":[1]"#), "inputs[0].shape is missing (input \"x\")"),
+            (input(r#""shape":[1],"data":[1]"#), "inputs[0].datatype is missing (input \"x\")"),
+            (input(r#""datatype":"FP32","shape":[1]"#), "inputs[0].data is missing (input \"x\")"),
+            (input(r#""datatype":"FP32","shape":[1],"data":null"#), "inputs[0].data is missing"),
+            (input(r#""datatype":"FP32","shape":[1],"data":[1],"data":[1]"#), "inputs[0].data is there twice"),
+            (input(r#""datatype":"FLOAT","shape":[1],"data":[1]"#), "inputs[0].datatype is \"FLOAT\", it must be one of BOOL, UINT8,"),
+            (input(r#""datatype":7,"shape":[1],"data":[1]"#), "inputs[0].datatype is 7, it must be a string"),
+            (input(r#""datatype":"FP32","shape":[2,1.5],"data":[1]"#), "inputs[0].shape[1] is 1.5, a dimension is a whole number"),
+            (input(r#""datatype":"FP32","shape":[-1],"data":[1]"#), "inputs[0].shape [-1] has the dimension -1, it must not be negative"),
+            (
+                input(r#""datatype":"INT8","shape":[1],"data":[300]"#),
+                "inputs[0].data[0] is 300, INT8 takes whole numbers from -128 to 127 (input \"x\")",
+            ),
+            (input(r#""data":[[1,2,3],[4,"a",6]],"datatype":"FP32","shape":[2,3]"#), "inputs[0].data[1][1] is \"a\", FP32 takes numbers"),
+            (
+                input(r#""datatype":"FP32","shape":[2,3],"data":[[1,2,3],[4,5]]"#),
+                "inputs[0].data[1] has 2 members, shape [2, 3] takes 3 (input \"x\")",
+            ),
+            (
+                input(r#""datatype":"BYTES","shape":[2],"data":["a",1]"#),
+                "inputs[0].data[1] is 1, BYTES takes strings and arrays of bytes (input \"x\")",
+            ),
+            (input(r#""datatype":"FP32","shape":[1],"data":[nan]"#), "the body cannot be read: expected a value at line 1"),
+            (input(r#""datatype":"FP32","shape":[1],"data":[.5]"#), "the body cannot be read: expected a value at line 1"),
             (
                 input(r#""datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}"#),
-                "input \"x\": has the parameter \"binary_data_size\", and the header Inference-Header-Content-Length is missing",
+                "inputs[0] has the parameter binary_data_size, and the header Inference-Header-Content-Length is missing (input \"x\")",
             ),
             (
                 input(r#""datatype":"FP32","shape":[1],"data":[1],"parameters":{"binary_data_size":4}"#),
-                "input \"x\": has both \"data\" and the parameter \"binary_data_size\"",
+                "inputs[0].data is there, and the parameter binary_data_size too: send one of them",
             ),
             (
                 input(r#""datatype":"FP32","shape":[1],"parameters":{"shared_memory_region":"r"}"#),
-                "input \"x\": parameter \"shared_memory_region\" is not supported",
+                "inputs[0].parameters[\"shared_memory_region\"] is not supported",
             ),
+            (format!(r#"{{"more":{}}}"#, "[".repeat(100_000)), "expected at most 128 arrays and objects within each other at line 1 column "),
         ] {
             let fault = json(&body).expect_err(&body);
             assert!(fault.contains(expected), "{body}: {fault}");
         }
+        let fault = parse(&Bytes::from_static(b"{\"id\":\"\xff\"}"), None).unwrap_err();
+        assert_eq!(fault, "the body cannot be read: byte 7 of its JSON is no UTF-8");
     }
 
     #[test]
@@ -480,7 +698,7 @@ mod tests {
         assert_eq!(parsed.request.raw_input_contents, [&[1u8, 2, 3, 4][..], &[7], &[5, 6]]);
         assert!(parsed.request.inputs.iter().all(|input| input.parameters.is_empty()));
         for (body, length, expected) in [
-            (whole(&[0; 5]), json.len(), "input \"c\": parameter \"binary_data_size\" is 2, the body has 1 bytes left"),
+            (whole(&[0; 5]), json.len(), "inputs[2].parameters[\"binary_data_size\"] is 2, the body has 1 bytes left (input \"c\")"),
             (whole(&[0; 7]), json.len(), "1 bytes follow the last binary input"),
             (whole(&[0; 6]), json.len() + 7, "Inference-Header-Content-Length is "),
             (whole(&[0; 6]), 0, "the body has no JSON"),
@@ -491,6 +709,146 @@ mod tests {
         }
         let negative = r#"{"inputs":[{"name":"a","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":-4}}]}"#;
         let fault = parse(&Bytes::from_static(negative.as_bytes()), Some(negative.len())).unwrap_err();
-        assert_eq!(fault, "input \"a\": parameter \"binary_data_size\" must be a number of bytes");
+        assert_eq!(fault, "inputs[0].parameters[\"binary_data_size\"] must be a number of bytes (input \"a\")");
+    }
+
+    /// An input in JSON, its members in some order, and its raw bytes as a reader of `Value` makes them.
+    #[derive(Clone, Debug)]
+    struct Sample {
+        text: String,
+        /// Bytes after the JSON.
+        binary: Option<Vec<u8>>,
+    }
+
+    /// What a reader makes of an input that knows nothing but `Value`s.
+    fn naive(input: &Value) -> Vec<u8> {
+        fn flat(value: &Value) -> Vec<Value> {
+            match value {
+                Value::Array(members) => members.iter().flat_map(flat).collect(),
+                other => vec![other.clone()],
+            }
+        }
+        let bytes = |value: Value| -> Vec<u8> {
+            match input["datatype"].as_str().unwrap() {
+                "BOOL" => vec![u8::from(value.as_bool().unwrap())],
+                "UINT8" => u8::try_from(value.as_u64().unwrap()).unwrap().to_le_bytes().into(),
+                "INT16" => i16::try_from(value.as_i64().unwrap()).unwrap().to_le_bytes().into(),
+                "INT64" => value.as_i64().unwrap().to_le_bytes().into(),
+                "UINT64" => value.as_u64().unwrap().to_le_bytes().into(),
+                "FP16" => f16::from_f64(value.as_f64().unwrap()).to_le_bytes().into(),
+                "FP32" => (value.as_f64().unwrap() as f32).to_le_bytes().into(),
+                "FP64" => value.as_f64().unwrap().to_le_bytes().into(),
+                "BYTES" => {
+                    let text = value.as_str().unwrap().as_bytes();
+                    [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text].concat()
+                }
+                other => panic!("{other}"),
+            }
+        };
+        flat(&input["data"]).into_iter().flat_map(bytes).collect()
+    }
+
+    fn element(datatype: &str, bits: u64) -> String {
+        match datatype {
+            "BOOL" => bits.is_multiple_of(2).to_string(),
+            "UINT8" => (bits as u8).to_string(),
+            "INT16" => (bits as i16).to_string(),
+            "INT64" => bits.cast_signed().to_string(),
+            "UINT64" => bits.to_string(),
+            "FP16" => format!("{}e-{}", bits as u8, bits >> 8 & 3),
+            "FP32" => [f64::from(bits as u16) / 3e2, f64::from(bits as u32) / 7e9, bits as f64][bits as usize % 3].to_string(),
+            "FP64" => format!("{:?}", bits as f64 / 1e5),
+            _ => serde_json::to_string(&["", "a", "é\n", "\u{1}\"", "🚢"][bits as usize % 5]).unwrap(),
+        }
+    }
+
+    fn samples() -> impl Strategy<Value = Sample> {
+        let datatypes = vec!["BOOL", "UINT8", "INT16", "INT64", "UINT64", "FP16", "FP32", "FP64", "BYTES"];
+        let numbers = prop::collection::vec(any::<u64>(), 12);
+        (prop::sample::select(datatypes), 0usize..4, 0usize..4, numbers, any::<(bool, bool, usize)>()).prop_map(
+            |(datatype, rows, columns, bits, (is_nested, is_binary, turn))| {
+                let elements: Vec<String> = bits[..rows * columns].iter().map(|bits| element(datatype, *bits)).collect();
+                let is_binary = is_binary && datatype == "UINT8";
+                let data = match is_nested && rows * columns > 0 {
+                    true => format!("[{}]", elements.chunks(columns).map(|row| format!("[ {} ]", row.join(" ,"))).collect::<Vec<_>>().join(",\n")),
+                    false => format!("[{}]", elements.join(", ")),
+                };
+                let data = if is_binary { format!(r#""parameters":{{"binary_data_size":{}}}"#, rows * columns) } else { format!("\"data\":{data}") };
+                let mut members = [
+                    "\"name\":\"x\"".to_owned(),
+                    format!("\"datatype\":\"{datatype}\""),
+                    format!("\"shape\":[{rows},{columns}]"),
+                    data,
+                    "\"else\":[{\"a\":[null,1e400]}]".to_owned(),
+                ];
+                members.rotate_left(turn % 5);
+                let binary = is_binary.then(|| bits[..rows * columns].iter().map(|bits| *bits as u8).collect());
+                Sample { text: format!("{{{}}}", members.join(" , ")), binary }
+            },
+        )
+    }
+
+    fn body(samples: &[Sample]) -> (String, Vec<u8>) {
+        let inputs: Vec<&str> = samples.iter().map(|sample| sample.text.as_str()).collect();
+        let binary = samples.iter().flat_map(|sample| sample.binary.clone().unwrap_or_default()).collect();
+        (format!("{{\"id\":\"1\",\"inputs\":[{}]}}", inputs.join(",")), binary)
+    }
+
+    fn config(cases: u32) -> ProptestConfig {
+        ProptestConfig { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(17), ..ProptestConfig::default() }
+    }
+
+    proptest! {
+        #![proptest_config(config(4000))]
+
+        #[test]
+        fn a_request_is_what_a_reader_of_values_makes_of_it(samples in prop::collection::vec(samples(), 0..4)) {
+            let (json, binary) = body(&samples);
+            let parsed = parse(&Bytes::from([json.as_bytes(), &binary].concat()), Some(json.len()));
+            let values: Value = serde_json::from_str(&json.replace("1e400", "1")).unwrap();
+            let inputs = values["inputs"].as_array().unwrap();
+            let wanted: Vec<Vec<u8>> =
+                inputs.iter().zip(&samples).map(|(input, sample)| sample.binary.clone().unwrap_or_else(|| naive(input))).collect();
+            let request = parsed.map_err(|fault| TestCaseError::fail(format!("{json}: {fault}")))?.request;
+            prop_assert_eq!(request.raw_input_contents, wanted, "{}", json);
+            for (tensor, input) in request.inputs.iter().zip(inputs) {
+                let shape: Vec<i64> = input["shape"].as_array().unwrap().iter().map(|dimension| dimension.as_i64().unwrap()).collect();
+                prop_assert_eq!((tensor.datatype.as_str(), &tensor.shape), (input["datatype"].as_str().unwrap(), &shape));
+            }
+        }
+
+        #[test]
+        fn what_is_broken_is_refused_and_never_worse(
+            samples in prop::collection::vec(samples(), 1..3),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), 0u8..4, prop::sample::select(&b"[]{},:\"\\0-.eE5 \xc3ntf"[..])), 1..5),
+        ) {
+            let (json, binary) = body(&samples);
+            let mut text = json.into_bytes();
+            for (at, kind, byte) in edits {
+                if text.is_empty() {
+                    break;
+                }
+                let at = at.index(text.len());
+                match kind {
+                    0 => drop(text.remove(at)),
+                    1 => text.insert(at, byte),
+                    2 => text[at] = byte,
+                    _ => text.truncate(at),
+                }
+            }
+            let length = text.len();
+            let is_json = serde_json::from_slice::<&serde_json::value::RawValue>(&text).is_ok();
+            text.extend_from_slice(&binary);
+            let read = parse(&Bytes::from(text), Some(length));
+            prop_assert!(read.is_err() || is_json);
+        }
+
+        #[test]
+        fn no_length_of_the_json_panics(samples in prop::collection::vec(samples(), 0..3), length in 0usize..2000) {
+            let (json, binary) = body(&samples);
+            let whole = Bytes::from([json.as_bytes(), &binary].concat());
+            let read = parse(&whole, Some(length));
+            prop_assert_eq!(read.is_ok(), length == json.len(), "{}", json);
+        }
     }
 }
