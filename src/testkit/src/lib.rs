@@ -30,7 +30,7 @@ pub use curl::curl;
 pub use endpoint::{Asked, Endpoint};
 pub use gcs::Gcs;
 pub use held::Held;
-pub use identity::Identity as TlsIdentity;
+pub use identity::{Authority, Identity as TlsIdentity};
 pub use parts::Parts;
 pub use ports::free_port;
 pub use process::{Exit, Process};
