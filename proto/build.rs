@@ -1,8 +1,13 @@
 //! Generates the Rust code of `proto/*.proto` with a compiler written in Rust: no `protoc` is needed.
 
+const FILES: [&str; 2] = ["proto/inference.proto", "proto/rpc_errors.proto"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/inference.proto", "proto/rpc_errors.proto"], ["proto"])?;
+    let files = protox::compile(FILES, ["proto"])?;
     tonic_prost_build::configure().bytes(".inference").compile_fds(files)?;
-    Ok(())
+    // The same without comments, for server reflection.
+    let descriptors = protox::Compiler::new(["proto"])?.include_imports(true).open_files(FILES)?.encode_file_descriptor_set();
+    let out = std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
+    Ok(std::fs::write(std::path::Path::new(&out).join("descriptors.bin"), descriptors)?)
 }

@@ -13,3 +13,6 @@ pub mod inference {
 pub mod rpc {
     tonic::include_proto!("google.rpc");
 }
+
+/// All of the above as an encoded `google.protobuf.FileDescriptorSet`: what server reflection tells.
+pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("descriptors");

@@ -21,4 +21,5 @@ mod resources_doc;
 mod restarts;
 mod settings;
 mod stores;
+mod tls;
 mod trying;

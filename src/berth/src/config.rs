@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_api::Token;
+use berth_proxy::TlsSettings;
 use berth_types::ByteSize;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
 
+use crate::tls;
 use crate::token::{self, ApiToken};
 
 /// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
@@ -40,6 +42,19 @@ pub(crate) struct ServeArgs {
     /// REST inference, or `off` [default: 127.0.0.1:8008]
     #[arg(long, env = "BERTH_REST", value_name = "ADDR|off")]
     rest: Option<String>,
+    /// Certificate of the inference ports, PEM, with those that lead to its authority; it is followed as it changes. ModelMesh's
+    /// MM_TLS_... variables count as well [default: plain text]
+    #[arg(long, env = "BERTH_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// Private key to it, PEM; the passphrase of an encrypted one is in the variable BERTH_TLS_KEY_PASSPHRASE
+    #[arg(long, env = "BERTH_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Certificates of clients: NONE, OPTIONAL or REQUIRE [default: NONE]
+    #[arg(long, env = "BERTH_TLS_CLIENT_AUTH", value_name = "MODE")]
+    tls_client_auth: Option<String>,
+    /// Files of the certificates that clients are trusted by, PEM, separated by commas
+    #[arg(long, env = "BERTH_TLS_CLIENT_CA", value_name = "FILES")]
+    tls_client_ca: Option<String>,
     /// Resource API; other than loopback addresses need a token [default: 127.0.0.1:8088]
     #[arg(long, env = "BERTH_API", value_name = "ADDR")]
     api: Option<String>,
@@ -102,6 +117,8 @@ pub(crate) struct Config {
     pub(crate) grpc: SocketAddr,
     /// REST inference; `None` is off.
     pub(crate) rest: Option<SocketAddr>,
+    /// TLS of gRPC and REST; `None` is plain text.
+    pub(crate) tls: Option<TlsSettings>,
     /// Resource API.
     pub(crate) api: SocketAddr,
     /// What the resource API asks for; `None` lets in everybody on this machine.
@@ -163,13 +180,17 @@ struct Reading {
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 24] = [
     "manifests",
     "data",
     "storage-config",
     "pvc-mounts",
     "grpc",
     "rest",
+    "tls-cert",
+    "tls-key",
+    "tls-client-auth",
+    "tls-client-ca",
     "api",
     "api-token-file",
     "metrics",
@@ -195,6 +216,10 @@ impl ServeArgs {
             "pvc-mounts" => self.pvc_mounts.as_ref(),
             "grpc" => self.grpc.as_ref(),
             "rest" => self.rest.as_ref(),
+            "tls-cert" => self.tls_cert.as_ref(),
+            "tls-key" => self.tls_key.as_ref(),
+            "tls-client-auth" => self.tls_client_auth.as_ref(),
+            "tls-client-ca" => self.tls_client_ca.as_ref(),
             "api" => self.api.as_ref(),
             "api-token-file" => self.api_token_file.as_ref(),
             "metrics" => self.metrics.as_ref(),
@@ -248,15 +273,15 @@ impl Reading {
 /// # Errors
 /// [`ConfigFaults`]: every fault, each with the flag, variable or file key that it came from.
 pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
-    read_with(matches, std::env::var_os(TOKEN))
+    read_with(matches, &|name| std::env::var_os(name))
 }
 
 /// The one setting that is a variable only: a command line can be seen by everybody on the machine, and a file of settings
 /// is no place for secrets.
 const TOKEN: &str = "BERTH_API_TOKEN";
 
-/// `token` is the content of that variable.
-fn read_with(matches: &ArgMatches, token: Option<OsString>) -> Result<Config, ConfigFaults> {
+/// `variable` is the content of an environment variable.
+fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
     let args = ServeArgs::from_arg_matches(matches).map_err(|fault| ConfigFaults(vec![fault.to_string()]))?;
     let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
     for key in KEYS {
@@ -268,6 +293,13 @@ fn read_with(matches: &ArgMatches, token: Option<OsString>) -> Result<Config, Co
             reading.given.insert(key, Given { text: text.clone(), origin });
         }
     }
+    // After our own names, before the file.
+    for (key, names) in tls::UPSTREAM {
+        let given = names.iter().find_map(|name| Some((name, variable(name).filter(|text| !text.is_empty())?)));
+        if let Some((name, text)) = given {
+            reading.given.entry(key).or_insert(Given { text: text.to_string_lossy().into_owned(), origin: (*name).to_owned() });
+        }
+    }
     let named = args.config.as_ref().map(PathBuf::from);
     let file = named.clone().or_else(|| {
         let beside = Path::new(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS)).join("berth.toml");
@@ -276,7 +308,7 @@ fn read_with(matches: &ArgMatches, token: Option<OsString>) -> Result<Config, Co
     if let Some(path) = &file {
         read_file(path, &mut reading);
     }
-    let config = check(&mut reading, file, token);
+    let config = check(&mut reading, file, variable);
     if reading.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(reading.faults)) }
 }
 
@@ -306,8 +338,12 @@ fn read_file(path: &Path, reading: &mut Reading) {
                 continue;
             }
         };
-        let is_path = matches!(*known, "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file");
-        let text = if is_path { path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned() } else { text };
+        let beside = |text: &str| path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned();
+        let text = match *known {
+            "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file" | "tls-cert" | "tls-key" => beside(&text),
+            "tls-client-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
+            _ => text,
+        };
         reading.given.entry(known).or_insert(Given { text, origin: format!("{shown}: {key}") });
     }
 }
@@ -334,7 +370,21 @@ fn api_token(reading: &mut Reading, variable: Option<OsString>) -> Option<ApiTok
     }
 }
 
-fn check(reading: &mut Reading, file: Option<PathBuf>, token: Option<OsString>) -> Config {
+/// TLS of the inference ports. Faults are told here.
+fn tls_settings(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) -> Option<TlsSettings> {
+    let setting = |key: &str| reading.given.get(key).filter(|given| !given.text.is_empty()).map(|given| (given.text.clone(), given.origin.clone()));
+    let (certificate, key) = (setting("tls-cert"), setting("tls-key"));
+    let given = tls::Given { certificate, key, client_auth: setting("tls-client-auth"), client_ca: setting("tls-client-ca") };
+    match tls::settings(given, tls::passphrase(variable)) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            reading.faults.extend(faults);
+            None
+        }
+    }
+}
+
+fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -> Option<OsString>) -> Config {
     let manifests = PathBuf::from(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS));
     if !manifests.is_dir() {
         let what = if manifests.exists() { "is not a folder" } else { "there is no such folder" };
@@ -362,7 +412,9 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, token: Option<OsString>) 
     }
     let grpc = reading.address("grpc", 8033);
     let rest = if reading.text("rest") == Some("off") { None } else { Some(reading.address("rest", 8008)) };
+    let tls = tls_settings(reading, variable);
     let api = reading.address("api", 8088);
+    let token = variable(TOKEN);
     let token_given = token.is_some() || reading.text("api-token-file").is_some();
     let api_token = api_token(reading, token);
     if !api.ip().is_loopback() && !token_given {
@@ -422,6 +474,7 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, token: Option<OsString>) 
         pvc_mounts,
         grpc,
         rest,
+        tls,
         api,
         api_token,
         metrics,
@@ -447,12 +500,18 @@ mod tests {
 
     fn read_flags(flags: &[&str]) -> Result<Config, ConfigFaults> {
         let command = ServeArgs::augment_args(Command::new("serve"));
-        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), None)
+        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), &|_name| None)
     }
 
     fn read_with_token(flags: &[&str], token: &str) -> Result<Config, ConfigFaults> {
+        read_in(flags, &[(TOKEN, token)])
+    }
+
+    /// In an environment with those variables.
+    fn read_in(flags: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
         let command = ServeArgs::augment_args(Command::new("serve"));
-        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), Some(token.into()))
+        let matches = command.get_matches_from(std::iter::once(&"serve").chain(flags));
+        read_with(&matches, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
     }
 
     fn folder_with(file: &str) -> tempfile::TempDir {
@@ -531,6 +590,26 @@ mod tests {
             let faults = read_with_token(&open, wrong).expect_err("no token").0;
             assert_eq!(faults, ["BERTH_API_TOKEN: the token must be visible ASCII characters without blanks, at least one"]);
         }
+    }
+
+    #[test]
+    fn our_names_for_tls_count_before_those_of_modelmesh_and_its_old_ones_last() {
+        let folder = folder_with("tls-key = \"from-file.key\"\ntls-client-ca = \"a.crt, b.crt\"\n");
+        let manifests = ["--manifests", folder.path().to_str().expect("text")];
+        let faults = |flags: &[&str], variables: &[(&str, &str)]| {
+            let flags: Vec<&str> = manifests.iter().chain(flags).copied().collect();
+            read_in(&flags, variables).expect_err("there are no such files").0
+        };
+        let mut variables = vec![("MM_SVC_GRPC_CA_CERT_PATH", "/old.crt"), ("MM_TLS_CLIENT_AUTH", "Require"), ("MM_TLS_KEY_CERT_PATH", "")];
+        let key = format!("{0}/berth.toml: tls-key: {0}/from-file.key: No such file", folder.path().display());
+        let of_file = |faults: &[String]| faults[1].starts_with(&key) && faults.len() == 4 && faults[3].contains("/b.crt: No such");
+        let told = faults(&[], &variables);
+        assert!(told[0].starts_with("MM_SVC_GRPC_CA_CERT_PATH: /old.crt: No such file") && of_file(&told), "{told:?}");
+        variables[2].1 = "/new.crt";
+        let told = faults(&[], &variables);
+        assert!(told[0].starts_with("MM_TLS_KEY_CERT_PATH: /new.crt: ") && of_file(&told), "{told:?}");
+        let told = faults(&["--tls-cert", "/ours.crt", "--tls-client-auth", "NONE"], &variables);
+        assert!(told[0].starts_with("--tls-cert: /ours.crt: ") && told.len() == 2, "{told:?}");
     }
 
     #[test]

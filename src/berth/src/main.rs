@@ -9,6 +9,7 @@ mod machine;
 mod narrator;
 mod ports;
 mod serve;
+mod tls;
 mod token;
 mod ui;
 

@@ -1,13 +1,13 @@
 //! Tells the person who started `berth serve` what happens: follows statuses and downloads and prints what is news.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use berth_adapters::RuntimeInfo;
 use berth_plan::resource::is_ours;
+use berth_proxy::Tls;
 use berth_puller::Progress;
 use berth_registry::{Changes, Json, Kind, Object, ObjectKey, Resolved, Views};
 use berth_residency::Residency;
@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::machine::Budget;
 use crate::ports::Ports;
 use crate::serve::shown;
+use crate::tls::{self, Reached};
 use crate::token::ApiToken;
 use crate::ui::{Standing, Ui};
 
@@ -35,8 +36,8 @@ pub(crate) struct Sources {
     pub(crate) caught_up: watch::Receiver<bool>,
     /// The folder of resources.
     pub(crate) manifests: PathBuf,
-    /// Where REST listens, unless it is off.
-    pub(crate) rest: Option<SocketAddr>,
+    /// How REST is reached, unless it is off.
+    pub(crate) rest: Option<Reached>,
 }
 
 /// Prints; owns what has been printed.
@@ -72,11 +73,14 @@ impl Narrator {
     }
 
     /// Where it listens, and who is answered there.
-    pub(crate) fn listening(&self, ports: &Ports, token: Option<&ApiToken>) {
+    pub(crate) fn listening(&self, ports: &Ports, tls: Option<&Tls>, token: Option<&ApiToken>) {
         self.ui.line("gRPC", &ports.grpc.addr.to_string());
         match &ports.rest {
-            Some(port) => self.ui.line("REST", &format!("http://{}", port.addr)),
+            Some(port) => self.ui.line("REST", &format!("{}://{}", if tls.is_some() { "https" } else { "http" }, port.addr)),
             None => self.ui.line("REST", "off"),
+        }
+        if let Some(tls) = tls {
+            self.ui.line("TLS", &tls::line(tls));
         }
         self.ui.line("resources", &format!("http://{}/apis/serving.kserve.io", ports.api.addr));
         self.ui.line("token", &access(token));
@@ -117,7 +121,7 @@ impl Narrator {
                 for (key, object) in std::mem::take(&mut unsaid) {
                     self.resource(&key, object.as_deref());
                 }
-                self.maybe_ready(&manifests, rest);
+                self.maybe_ready(&manifests, rest.as_ref());
             }
         }
     }
@@ -158,7 +162,7 @@ impl Narrator {
     }
 
     /// Says once that everything has been loaded that could be, with a line to paste.
-    fn maybe_ready(&mut self, manifests: &Path, rest: Option<SocketAddr>) {
+    fn maybe_ready(&mut self, manifests: &Path, rest: Option<&Reached>) {
         if self.said_ready || !self.unsettled.is_empty() {
             return;
         }
@@ -170,7 +174,7 @@ impl Narrator {
     }
 
     /// A line that gets a prediction where the folder has a recorded request, else one that shows a model's interface.
-    fn try_it(&self, manifests: &Path, rest: SocketAddr) -> Option<String> {
+    fn try_it(&self, manifests: &Path, rest: &Reached) -> Option<String> {
         let (view, requests) = (self.views.current(), manifests.join("requests"));
         let mut recorded: Vec<String> = std::fs::read_dir(&requests)
             .into_iter()
@@ -180,12 +184,13 @@ impl Narrator {
             .collect();
         // Digits first: the reader can check the answer against the drawing in the request.
         recorded.sort_by_key(|name| (name != "digits-mlp", name.clone()));
+        let Reached { curl, url } = rest;
         match recorded.first() {
             Some(name) => {
                 let file = shown(&requests.join(format!("{name}.json")));
-                Some(format!("curl -s http://{rest}/v2/models/{name}/infer -d @{file}"))
+                Some(format!("{curl} {url}/v2/models/{name}/infer -d @{file}"))
             }
-            None => view.names().map(|(name, _)| name).min().map(|name| format!("curl -s http://{rest}/v2/models/{name}")),
+            None => view.names().map(|(name, _)| name).min().map(|name| format!("{curl} {url}/v2/models/{name}")),
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, Runtime};
 use berth_api::{Access, Api, Downloads, Limits};
 use berth_controller::{Controller, Endpoints};
-use berth_proxy::{Frontend, Here, ProxyConfig, Ready};
+use berth_proxy::{Door, Frontend, Here, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
 use berth_registry::{EMBEDDED_RUNTIME, Folder, RedbStore, Store, Views, bundled};
 use berth_residency::Residency;
@@ -28,6 +28,7 @@ use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
 use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
+use crate::tls::Reached;
 use crate::token;
 use crate::ui::Ui;
 
@@ -107,7 +108,8 @@ struct Running {
 }
 
 async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
-    let Held { ports, store, engine } = hold(config, &clock).await?;
+    let metrics = Metrics::default();
+    let Held { ports, store, engine, tls } = hold(config, &clock, &metrics).await?;
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },
         None => machine::host_memory().map_err(anyhow::Error::msg)?,
@@ -122,7 +124,6 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         }
     };
 
-    let metrics = Metrics::default();
     let mut puller_config = PullerConfig::new(&cache, disk.bytes);
     puller_config.storage_config.clone_from(&config.storage_config);
     puller_config.pvc_mounts.clone_from(&config.pvc_mounts);
@@ -152,8 +153,9 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let views = Views::in_epoch(store.epoch());
     let pod = PodId::new("local").expect("a constant that is an id");
     let agent = LocalAgent::new(residency.clone(), pod.clone(), Arc::clone(&info.name), budget, at_a_time(info.load_concurrency));
-    let endpoints =
-        Endpoints { grpc: Some(format!("grpc://{}", ports.grpc.addr)), rest: ports.rest.as_ref().map(|port| format!("http://{}", port.addr)) };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let rest = ports.rest.as_ref().map(|port| format!("{scheme}://{}", port.addr));
+    let endpoints = Endpoints { grpc: Some(format!("grpc://{}", ports.grpc.addr)), rest };
     let (controller, leader) = Controller::new(berth_controller::Deps {
         store: store.clone(),
         views: views.clone(),
@@ -175,13 +177,13 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
 
     let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
     narrator.starting(config, &memory, &disk, &info);
-    narrator.listening(&ports, config.api_token.as_ref());
+    narrator.listening(&ports, tls.as_ref(), config.api_token.as_ref());
     let sources = Sources {
         changes: store.subscribe(),
         downloads: puller.progress(),
         caught_up,
         manifests: config.manifests.clone(),
-        rest: ports.rest.as_ref().map(|port| port.addr),
+        rest: ports.rest.as_ref().map(|port| Reached::at(port.addr, tls.as_ref())),
     };
     let narrator = tokio::spawn(narrator.run(sources, stop_inference.clone()));
 
@@ -199,11 +201,18 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
     let frontend = Frontend::new(Here::new(views.clone(), residency.clone()), engine, clock.clone(), &metrics, proxy_config, ready.clone());
     let mut inference = JoinSet::new();
-    spawn(&mut inference, "the gRPC port", berth_proxy::serve_grpc(Arc::clone(&frontend), ports.grpc.listener, stop_inference.clone()));
+    spawn(
+        &mut inference,
+        "the gRPC port",
+        berth_proxy::serve_grpc(Arc::clone(&frontend), Door::new(ports.grpc.listener, tls.clone()), stop_inference.clone()),
+    );
     if let Some(Port { listener, .. }) = ports.rest {
-        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, listener, stop_inference.clone()));
+        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls.clone()), stop_inference.clone()));
     }
     let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
+    if let Some(tls) = tls {
+        spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
+    }
     let access = match &config.api_token {
         None => Access::Loopback,
         Some(given) => {
@@ -331,15 +340,18 @@ struct Held {
     ports: Ports,
     store: Arc<RedbStore>,
     engine: Arc<OnnxRuntime>,
+    tls: Option<Tls>,
 }
 
-async fn hold(config: &Config, clock: &Clock) -> Result<Held, ServeError> {
+async fn hold(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Held, ServeError> {
     let mut faults = Vec::new();
     let ports = Ports::bind(config, &HostNet).await.map_err(|taken| faults.extend(taken));
     let store = RedbStore::open(&config.data, clock.clone()).map_err(|fault| faults.push(format!("--data: {fault}")));
     let engine = start_engine(config, clock).map_err(|fault| faults.push(format!("--onnx-library: {fault}")));
-    match (ports, store, engine) {
-        (Ok(ports), Ok(store), Ok(engine)) => Ok(Held { ports, store: Arc::new(store), engine: Arc::new(engine) }),
+    // Its files were checked with the configuration; they may have changed since.
+    let tls = config.tls.clone().map(|settings| Tls::open(settings, clock, metrics)).transpose().map_err(|more| faults.extend(more));
+    match (ports, store, engine, tls) {
+        (Ok(ports), Ok(store), Ok(engine), Ok(tls)) => Ok(Held { ports, store: Arc::new(store), engine: Arc::new(engine), tls }),
         _ => Err(ServeError::Usage(ConfigFaults(faults))),
     }
 }

@@ -1,16 +1,21 @@
 //! Accepting connections and ending them: the same for every port.
 //!
-//! A connection is worth its descriptor while it asks for something: one that does not bring a whole head (or the preface
-//! of HTTP/2) in time is cut off, an HTTP/1 connection may rest between requests for a while, and an HTTP/2 connection
+//! A connection is worth its descriptor while it asks for something: one that does not bring its handshake and a whole head
+//! (or the preface of HTTP/2) in time is cut off, an HTTP/1 connection may rest between requests for a while, and an HTTP/2 connection
 //! stays while it answers pings. A port has so many connections and no more; further ones are closed as they come, so that
-//! their clients turn elsewhere at once instead of waiting in the system's queue.
+//! their clients turn elsewhere at once instead of waiting in the system's queue. A client that speaks TLS where there is
+//! none, or none where there is, is cut off as soon as its first bytes are there; the log says so now and then.
 //!
 //! A port stops in order: it accepts no more, tells each connection, and ends when the last answer is out. Dropping the
 //! future of [`serve`] cuts what is left.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::pin::pin;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Listener};
@@ -24,12 +29,41 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProxyConfig;
-use crate::first::{self, Heads, Protocol};
+use crate::first::{self, Glimpse, Heads, Protocol, Replay};
+use crate::tls::{ClientIdentity, Refusal, Speaks, Tls};
+
+/// Where connections come in: a socket, and the TLS that its clients speak.
+pub struct Door {
+    listener: Listener,
+    tls: Option<Tls>,
+    speaks: Speaks,
+}
+
+impl Door {
+    /// A port; `None` speaks no TLS.
+    #[must_use]
+    pub fn new(listener: Listener, tls: Option<Tls>) -> Self {
+        Door { listener, tls, speaks: Speaks::Rest }
+    }
+
+    /// The same for gRPC only.
+    pub(crate) fn for_grpc(self) -> Self {
+        Door { speaks: Speaks::Grpc, ..self }
+    }
+}
+
+impl From<Listener> for Door {
+    fn from(listener: Listener) -> Self {
+        Door::new(listener, None)
+    }
+}
 
 /// A body that goes out.
 pub(crate) trait Outbound: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static {}
@@ -51,13 +85,13 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves HTTP/1 and HTTP/2 with `answer`, under the connection limits of `config`, until `shutdown`, then until the last
 /// request has been answered. For ports beside those of this crate.
-pub async fn serve_http<F, R, B>(listener: Listener, answer: F, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken)
+pub async fn serve_http<F, R, B>(door: impl Into<Door>, answer: F, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken)
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
 {
-    serve(listener, Answers(answer), config, clock, shutdown).await;
+    serve(door, Answers(answer), config, clock, shutdown).await;
 }
 
 #[derive(Clone)]
@@ -76,8 +110,9 @@ where
 }
 
 /// Serves until `shutdown`, then until the last request has been answered.
-pub(crate) async fn serve(listener: Listener, handler: impl Handler, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken) {
-    let terms = Arc::new(Terms::new(config, clock));
+pub(crate) async fn serve(door: impl Into<Door>, handler: impl Handler, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken) {
+    let Door { listener, tls, speaks } = door.into();
+    let terms = Arc::new(Terms::new(config, clock, tls.map(|tls| (tls, speaks))));
     let mut turned_away = TurnedAway::default();
     let mut connections = JoinSet::new();
     loop {
@@ -86,8 +121,8 @@ pub(crate) async fn serve(listener: Listener, handler: impl Handler, config: &Pr
             () = shutdown.cancelled() => break,
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _peer)) if connections.len() < config.max_connections => {
-                    connections.spawn(connection(stream, handler.clone(), Arc::clone(&terms), shutdown.clone()));
+                Ok((stream, peer)) if connections.len() < config.max_connections => {
+                    connections.spawn(connection(stream, Some(peer), handler.clone(), Arc::clone(&terms), shutdown.clone()));
                 }
                 Ok(_closed) => {
                     if let Some(count) = turned_away.one_more(clock.now()) {
@@ -103,14 +138,14 @@ pub(crate) async fn serve(listener: Listener, handler: impl Handler, config: &Pr
         }
     }
     // Clients whose connections the system has made for us already count as served: they are not reset.
-    while let Some(Ok((stream, _peer))) = listener.accept().now_or_never() {
-        connections.spawn(connection(stream, handler.clone(), Arc::clone(&terms), shutdown.clone()));
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        connections.spawn(connection(stream, Some(peer), handler.clone(), Arc::clone(&terms), shutdown.clone()));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-/// Connections that were closed as they came, since that was last said.
+/// Connections of one kind that were closed, since that was last said.
 #[derive(Default)]
 struct TurnedAway {
     count: u64,
@@ -135,10 +170,13 @@ struct Terms {
     http2: http2::Builder<TokioExecutor>,
     head_timeout: Duration,
     clock: Clock,
+    tls: Option<(Tls, Speaks)>,
+    /// Clients that spoke something else, by what it was.
+    strangers: Mutex<BTreeMap<&'static str, TurnedAway>>,
 }
 
 impl Terms {
-    fn new(config: &ProxyConfig, clock: &Clock) -> Self {
+    fn new(config: &ProxyConfig, clock: &Clock, tls: Option<(Tls, Speaks)>) -> Self {
         let window = |size: ByteSize| u32::try_from(size.0).unwrap_or(u32::MAX >> 1);
         let mut http1 = http1::Builder::new();
         // Counted from the last answer to the end of the next head: how long a connection may rest. `Heads` cuts off sooner
@@ -153,29 +191,150 @@ impl Terms {
             .initial_connection_window_size(window(config.connection_window))
             .max_concurrent_streams(config.max_streams)
             .max_frame_size(64 * 1024);
-        Terms { http1, http2, head_timeout: config.head_timeout, clock: clock.clone() }
+        Terms { http1, http2, head_timeout: config.head_timeout, clock: clock.clone(), tls, strangers: Mutex::default() }
+    }
+
+    /// Finds out what the client speaks, who it is, and that it is one for this port.
+    async fn open<S>(&self, stream: S) -> Result<Opened<S>, Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let gone = |_fault: io::Error| Refusal::Gone;
+        let (transport, client) = match &self.tls {
+            None => (Transport::Plain(stream), None),
+            Some((tls, speaks)) => {
+                let (glimpse, mut stream) = first::glimpse(stream).await.map_err(gone)?;
+                match glimpse {
+                    Glimpse::Tls => {}
+                    Glimpse::Http => {
+                        tell(&mut stream).await;
+                        return Err(Refusal::PlainText);
+                    }
+                    Glimpse::Unknown => return Err(Refusal::Garbage("its first byte is of another protocol".to_owned())),
+                }
+                let (stream, client) = tls.accept(stream, *speaks).await?;
+                (Transport::Tls(Box::new(stream)), client)
+            }
+        };
+        let (protocol, stream) = first::protocol(transport).await.map_err(gone)?;
+        Ok(Opened { protocol, stream, client })
+    }
+
+    /// Says that a client was cut off before it could ask anything, unless that was said not long ago.
+    fn cut_off(&self, peer: Option<SocketAddr>, refusal: &Refusal) {
+        if let Some((tls, _)) = &self.tls {
+            tls.refused(refusal);
+        }
+        match refusal.why() {
+            Some(why) if self.tls.is_some() => self.say(refusal.label(), peer, &why),
+            told => tracing::debug!(error = told, "connection ended before it said what it speaks"),
+        }
+    }
+
+    fn say(&self, kind: &'static str, peer: Option<SocketAddr>, why: &str) {
+        let peer = peer.map(|peer| peer.to_string());
+        match self.strangers.lock().entry(kind).or_default().one_more(self.clock.now()) {
+            Some(count) => tracing::warn!(peer, error = why, count, "client cut off"),
+            None => tracing::debug!(peer, error = why, "client cut off"),
+        }
     }
 }
 
-async fn connection<S>(stream: S, handler: impl Handler, terms: Arc<Terms>, shutdown: CancellationToken)
+/// A client that has begun to speak.
+struct Opened<S> {
+    protocol: Protocol,
+    stream: Replay<Transport<S>>,
+    client: Option<ClientIdentity>,
+}
+
+/// What a client hears that speaks HTTP/1 without TLS where TLS is spoken; one of HTTP/2 understands as little of it as of
+/// nothing.
+const USE_TLS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 37\r\nconnection: close\r\n\r\nthis port speaks TLS only: use https\n";
+/// As much of what it sends is read before the connection ends: ended with bytes unread, it would lose the answer.
+const READ_ON: u64 = 64 * 1024;
+
+async fn tell<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    if stream.write_all(USE_TLS).await.is_ok() && stream.shutdown().await.is_ok() {
+        let _ = tokio::io::copy(&mut stream.take(READ_ON), &mut tokio::io::sink()).await;
+    }
+}
+
+/// A connection with or without TLS.
+enum Transport<S> {
+    Plain(S),
+    Tls(Box<TlsStream<Replay<S>>>),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Transport::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Transport::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Transport::Plain(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+async fn connection<S>(stream: S, peer: Option<SocketAddr>, handler: impl Handler, terms: Arc<Terms>, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // One deadline for the handshake and the first head.
     let first_head = terms.clock.deadline_in(terms.head_timeout);
-    let told = tokio::select! {
-        told = terms.clock.until(first_head, first::protocol(stream)) => told,
+    let opened = tokio::select! {
+        opened = terms.clock.until(first_head, terms.open(stream)) => opened.unwrap_or(Err(Refusal::Slow)),
         () = async { shutdown.cancelled().await; terms.clock.sleep(LAST_HEAD).await } => return, // it asks for nothing
     };
-    let Some(Ok((protocol, stream))) = told else {
-        tracing::debug!(late = told.is_none(), "connection ended before it said what it speaks");
-        return;
+    let Opened { protocol, stream, client } = match opened {
+        Ok(opened) => opened,
+        Err(refusal) => return terms.cut_off(peer, &refusal),
+    };
+    let known = move |mut request: Request<Incoming>| {
+        if let Some(client) = &client {
+            request.extensions_mut().insert(client.clone());
+        }
+        request
     };
     let ended = match protocol {
+        Protocol::Tls => return terms.say("tls", peer, "it spoke TLS to a port that speaks none: use http, or give the server a certificate"),
         Protocol::Http1 => {
             let (stream, requests) = Heads::new(stream, first_head, terms.head_timeout, &terms.clock);
             let stopping = shutdown.clone();
             let service = service_fn(move |request| {
-                let (handler, begun, stopping) = (handler.clone(), requests.begun(), stopping.clone());
+                let (handler, begun, stopping, request) = (handler.clone(), requests.begun(), stopping.clone(), known(request));
                 async move {
                     let mut response = handler.answer(request).await?.map(|body| begun.answered(body));
                     if stopping.is_cancelled() {
@@ -196,7 +355,7 @@ where
         }
         Protocol::Http2 => {
             let service = service_fn(move |request| {
-                let handler = handler.clone();
+                let (handler, request) = (handler.clone(), known(request));
                 async move { handler.answer(request).await }
             });
             let mut connection = pin!(terms.http2.serve_connection(TokioIo::new(stream), service));
@@ -210,8 +369,11 @@ where
         }
     };
     if let Err(fault) = ended {
-        // Clients that go away, come late, or speak something else: their business.
-        tracing::debug!(error = %fault, "connection ended");
+        // Clients that go away or come late: their business.
+        match fault.is_parse() && !fault.is_parse_too_large() {
+            true => terms.say("garbage", peer, &format!("what it sent is no HTTP: {fault}")),
+            false => tracing::debug!(error = %fault, "connection ended"),
+        }
     }
 }
 
@@ -223,6 +385,8 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::tls::ClientAuth;
+    use crate::tls::testing::{Authority, Secret};
 
     const SECOND: Duration = Duration::from_secs(1);
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -241,10 +405,14 @@ mod tests {
     }
 
     fn connect() -> Connected {
+        connect_to(None)
+    }
+
+    fn connect_to(tls: Option<(Tls, Speaks)>) -> Connected {
         let (client, server) = tokio::io::duplex(64 * 1024);
         let (clock, shutdown) = (Clock::system(), CancellationToken::new());
-        let terms = Arc::new(Terms::new(&ProxyConfig::default(), &clock));
-        tokio::spawn(connection(server, Answers(echo), terms, shutdown.clone()));
+        let terms = Arc::new(Terms::new(&ProxyConfig::default(), &clock, tls));
+        tokio::spawn(connection(server, None, Answers(echo), terms, shutdown.clone()));
         Connected { client, since: clock.now(), clock, shutdown }
     }
 
@@ -284,6 +452,42 @@ mod tests {
             connected.send(sent.as_bytes()).await;
             assert_eq!(connected.rest().await, (vec![], 10), "{sent:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_has_the_time_of_a_head_and_shares_it_with_the_first_one() {
+        let ours = Authority::new("ours");
+        let (tls, metrics) = Secret::new(&ours.server(), "").open(ClientAuth::None);
+        for sent in [&[][..], &[22], &[22, 3, 1], &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]] {
+            let mut connected = connect_to(Some((tls.clone(), Speaks::Rest)));
+            connected.send(sent).await;
+            assert_eq!(connected.rest().await, (vec![], 10), "{sent:?}");
+        }
+        assert_eq!(metrics.count(berth_telemetry::Counter::TlsRefused, &[("reason", "slow")]), 4);
+        // A byte a second gains nothing.
+        let mut connected = connect_to(Some((tls.clone(), Speaks::Rest)));
+        for byte in [22, 3, 1, 2, 0].into_iter().chain([1; 100]) {
+            if connected.client.write_all(&[byte]).await.is_err() {
+                break;
+            }
+            connected.clock.sleep(SECOND).await;
+        }
+        let (_, seconds) = connected.rest().await;
+        assert!((10..=12).contains(&seconds), "{seconds}");
+        // Nor does a handshake that comes about late.
+        let Connected { client, clock, since, .. } = connect_to(Some((tls, Speaks::Rest)));
+        clock.sleep(6 * SECOND).await;
+        let mut secured = crate::tls::testing::connect(client, &ours.pem, None, &["http/1.1"]).await.unwrap();
+        secured.write_all(b"GET / HT").await.unwrap();
+        let _ = secured.read_to_end(&mut Vec::new()).await;
+        assert_eq!((clock.now() - since).as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tls_on_a_port_without_it_is_cut_off_at_once() {
+        let mut connected = connect();
+        connected.send(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).await;
+        assert_eq!(connected.rest().await, (vec![], 0));
     }
 
     #[tokio::test(start_paused = true)]

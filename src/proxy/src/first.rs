@@ -1,5 +1,8 @@
 //! The first bytes of a connection: which protocol its client speaks, and that it says anything at all.
 //!
+//! On a port that speaks TLS, [`glimpse`] tells a client that does from one that does not before the handshake; within it,
+//! as on a plain port, [`protocol`] tells the versions of HTTP apart, whatever was agreed on: what comes is what counts.
+//!
 //! The builder in `hyper-util` that tells the protocols apart waits for ever for a client that says nothing, and so does
 //! the handshake of HTTP/2. Here the first bytes are read by us, under the caller's deadline, and [`Replay`] hands them on.
 //! [`Heads`] then bounds the time that each further head of HTTP/1 takes. It does not bound idleness between requests,
@@ -25,6 +28,37 @@ const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) enum Protocol {
     Http1,
     Http2,
+    /// A handshake of TLS, which has nothing to do where this is asked.
+    Tls,
+}
+
+/// The first byte of a client that speaks TLS: the kind of record in which a handshake comes. No request begins with it.
+const HANDSHAKE: u8 = 22;
+
+/// What a client seems to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Glimpse {
+    Tls,
+    /// HTTP, of either version, without TLS.
+    Http,
+    Unknown,
+}
+
+/// Reads something, and tells what it looks like.
+///
+/// # Errors
+/// What the stream says; `UnexpectedEof` when the client hung up first.
+pub(crate) async fn glimpse<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Glimpse, Replay<S>)> {
+    let mut first = [0; PREFACE.len()];
+    let read = stream.read(&mut first).await?;
+    let glimpse = match first[..read] {
+        [] => return Err(io::ErrorKind::UnexpectedEof.into()),
+        [HANDSHAKE, ..] => Glimpse::Tls,
+        // Methods are written in capitals.
+        [b'A'..=b'Z', ..] => Glimpse::Http,
+        _ => Glimpse::Unknown,
+    };
+    Ok((glimpse, Replay { first, given: 0, read, stream }))
 }
 
 /// Reads until the protocol is clear: the whole preface of HTTP/2, or the first byte that is not of it.
@@ -37,6 +71,9 @@ pub(crate) async fn protocol<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<
         match stream.read(&mut first[read..]).await? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             more => read += more,
+        }
+        if first[0] == HANDSHAKE {
+            break Protocol::Tls;
         }
         if first[..read] != PREFACE[..read] {
             break Protocol::Http1;
@@ -212,6 +249,7 @@ mod tests {
             (&PREFACE[..23], None),
             (&PREFACE, Some(Protocol::Http2)),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore", Some(Protocol::Http2)),
+            (&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3], Some(Protocol::Tls)),
             (b"", None),
         ] {
             for piece in [1, 7, 100] {
@@ -231,6 +269,30 @@ mod tests {
                     }
                     Err(fault) => assert_eq!((fault.kind(), expected), (io::ErrorKind::UnexpectedEof, None), "{sent:?}"),
                 }
+            }
+        }
+    }
+    #[tokio::test]
+    async fn a_glimpse_tells_tls_from_http_and_loses_no_byte() {
+        for (sent, expected) in [
+            (&[22, 3, 1, 0][..], Some(Glimpse::Tls)),
+            (&[22], Some(Glimpse::Tls)),
+            (b"GET / HTTP/1.1\r\n\r\n", Some(Glimpse::Http)),
+            (&PREFACE, Some(Glimpse::Http)),
+            (b"get", Some(Glimpse::Unknown)),
+            (&[0, 0, 0], Some(Glimpse::Unknown)),
+            (b"", None),
+        ] {
+            let (mut client, server) = tokio::io::duplex(4096);
+            client.write_all(sent).await.unwrap();
+            drop(client);
+            match glimpse(server).await {
+                Ok((glimpse, mut stream)) => {
+                    let mut bytes = Vec::new();
+                    stream.read_to_end(&mut bytes).await.unwrap();
+                    assert_eq!((Some(glimpse), &bytes[..]), (expected, sent));
+                }
+                Err(fault) => assert_eq!((fault.kind(), expected), (io::ErrorKind::UnexpectedEof, None)),
             }
         }
     }

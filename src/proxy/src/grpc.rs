@@ -1,4 +1,4 @@
-//! The gRPC port: `inference.GRPCInferenceService` and `grpc.health.v1.Health`.
+//! The gRPC port: `inference.GRPCInferenceService`, `grpc.health.v1.Health` and server reflection.
 
 use std::sync::Arc;
 
@@ -6,7 +6,6 @@ use berth_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ServerLiveRequest,
     ServerLiveResponse, ServerMetadataRequest, ServerReadyRequest, ServerReadyResponse,
 };
-use berth_telemetry::Listener;
 use berth_types::ByteSize;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version, header};
@@ -18,10 +17,11 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::body::{Answer, Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
-use crate::connections::{self, Handler};
+use crate::connections::{self, Door, Handler};
 use crate::frontend::Frontend;
 use crate::health::HealthService;
 use crate::id::asked;
+use crate::reflection::Reflection;
 use crate::route::Models;
 use crate::wire::Messages;
 use crate::{streaming, weight, wire};
@@ -33,21 +33,23 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 pub(crate) const SMALL_MESSAGE: ByteSize = ByteSize::kib(64);
 
 /// Serves gRPC on `listener` until `shutdown`, then until the last request has been answered.
-pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, listener: Listener, shutdown: CancellationToken) {
+pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<Door>, shutdown: CancellationToken) {
     let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone()));
     let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
-    connections::serve(listener, GrpcPort { frontend, health }, &config, &clock, shutdown).await;
+    let reflection = Reflection::new(shutdown.clone());
+    connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection }, &config, &clock, shutdown).await;
 }
 
 struct GrpcPort<M> {
     frontend: Arc<Frontend<M>>,
     health: HealthServer<HealthService>,
+    reflection: Reflection,
 }
 
 impl<M> Clone for GrpcPort<M> {
     fn clone(&self) -> Self {
-        GrpcPort { frontend: Arc::clone(&self.frontend), health: self.health.clone() }
+        GrpcPort { frontend: Arc::clone(&self.frontend), health: self.health.clone(), reflection: self.reflection.clone() }
     }
 }
 
@@ -59,6 +61,9 @@ impl<M: Models> Handler for GrpcPort<M> {
         }
         if request.uri().path().starts_with(HEALTH) {
             return self.health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic));
+        }
+        if let Some(reflection) = self.reflection.at(request.uri().path()) {
+            return Ok(reflection.answer(request).await);
         }
         let (head, body) = request.into_parts();
         let method = head.uri.path().strip_prefix(SERVICE);

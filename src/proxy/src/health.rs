@@ -13,14 +13,18 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use crate::reflection::SERVICES;
+
 /// Says whether requests should come here: `Err` holds the reason why not. Asked often, so it must be cheap.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// How often a watcher's answer is looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The services that a client may ask about; the empty one is the server as a whole.
-const SERVICES: [&str; 2] = ["", "inference.GRPCInferenceService"];
+/// Whether a client may ask about that service: the empty name is the server as a whole.
+fn is_known(service: &str) -> bool {
+    service.is_empty() || SERVICES.contains(&service)
+}
 
 /// `grpc.health.v1.Health`.
 #[derive(Clone)]
@@ -44,7 +48,7 @@ impl HealthService {
 impl Health for HealthService {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
-        if !SERVICES.contains(&service.as_str()) {
+        if !is_known(&service) {
             return Err(Status::not_found(format!("service {} is not served here", crate::codes::Quoted::new(&service))));
         }
         Ok(Response::new(HealthCheckResponse { status: self.status().into() }))
@@ -54,7 +58,7 @@ impl Health for HealthService {
 
     /// The status now and whenever it changes. Ends when the server shuts down, so that no watcher holds it open.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let known = SERVICES.contains(&request.into_inner().service.as_str());
+        let known = is_known(&request.into_inner().service);
         let states = stream::unfold((self.clone(), None, false), move |(health, last, ended)| async move {
             if ended {
                 return None;
@@ -111,5 +115,26 @@ mod tests {
         assert_eq!(next().await, None);
         assert_eq!(health.check(asking("")).await.unwrap().into_inner().status(), ServingStatus::NotServing);
         assert_eq!(health.check(asking("other")).await.unwrap_err().code(), tonic::Code::NotFound);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn each_service_of_the_port_has_a_status_and_an_unknown_one_is_not_found_or_watched_as_unknown() {
+        let shutdown = CancellationToken::new();
+        let health = HealthService::new(Arc::new(|| Ok(())), Clock::system(), shutdown.clone());
+        for service in SERVICES.into_iter().chain([""]) {
+            assert_eq!(health.check(asking(service)).await.unwrap().into_inner().status(), ServingStatus::Serving, "{service}");
+            let mut watch = health.watch(asking(service)).await.unwrap().into_inner();
+            assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::Serving, "{service}");
+        }
+        for service in ["inference", "/inference.GRPCInferenceService", "inference.GRPCInferenceService ", "mmesh.Other"] {
+            assert_eq!(health.check(asking(service)).await.unwrap_err().code(), tonic::Code::NotFound, "{service}");
+            let mut watch = health.watch(asking(service)).await.unwrap().into_inner();
+            assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown, "{service}");
+            // The stream stays, as the service might come.
+            assert!(futures::poll!(watch.next()).is_pending(), "{service}");
+        }
+        shutdown.cancel();
+        let mut watch = health.watch(asking("inference")).await.unwrap().into_inner();
+        assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+        assert!(watch.next().await.is_none());
     }
 }

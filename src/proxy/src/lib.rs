@@ -25,20 +25,23 @@ mod meters;
 pub mod methods;
 mod opaque;
 mod ops;
+mod reflection;
 mod rest;
 pub mod route;
 #[cfg(test)]
 mod scripted;
 mod streaming;
+mod tls;
 mod weight;
 mod wire;
 
 pub use codes::{Fault, Verdict};
 pub use config::ProxyConfig;
-pub use connections::serve_http;
+pub use connections::{Door, serve_http};
 pub use frontend::{Frontend, RuntimeServer};
 pub use grpc::serve_grpc;
 pub use health::Ready;
 pub use ops::{serve_metrics, serve_probes};
 pub use rest::serve_rest;
 pub use route::{Here, Models};
+pub use tls::{ClientAuth, ClientIdentity, Passphrase, Tls, TlsFile, TlsSettings};

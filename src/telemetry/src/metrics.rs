@@ -40,6 +40,10 @@ pub enum Counter {
     StatusWrites,
     /// Copies loaded from other bytes than the first good copy of their model.
     ContentDrift,
+    /// Looks at changed TLS files, by outcome.
+    TlsReloads,
+    /// Clients with which no TLS came about, by reason.
+    TlsRefused,
 }
 
 /// Gauges.
@@ -81,6 +85,10 @@ pub enum Gauge {
     StoreRequestsQueued,
     /// How many requests to stores may be under way at a time.
     StoreRequestsLimit,
+    /// When the certificate of the inference ports expires, Unix time.
+    TlsCertificateExpiry,
+    /// 1 while the TLS files cannot be used as they are.
+    TlsFilesFaulty,
 }
 
 /// Histograms, all in seconds.
@@ -125,6 +133,8 @@ impl Counter {
             Counter::ContentDrift => {
                 Family { name: "berth_content_drift_total", help: "Copies loaded from other bytes than the first good copy of their model." }
             }
+            Counter::TlsReloads => Family { name: "berth_tls_reloads_total", help: "TLS files that changed and were taken over or refused." },
+            Counter::TlsRefused => Family { name: "berth_tls_refused_total", help: "Clients with which no TLS came about, by reason." },
         }
     }
 }
@@ -159,6 +169,12 @@ impl Gauge {
             }
             Gauge::StoreRequestsLimit => {
                 Family { name: "berth_store_requests_limit", help: "Requests to model stores that may be under way at a time." }
+            }
+            Gauge::TlsCertificateExpiry => {
+                Family { name: "berth_tls_certificate_expiry_seconds", help: "When the certificate of the inference ports expires, Unix time." }
+            }
+            Gauge::TlsFilesFaulty => {
+                Family { name: "berth_tls_files_faulty", help: "1 while the TLS files cannot be used as they are and the last good ones count." }
             }
         }
     }

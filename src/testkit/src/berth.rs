@@ -32,7 +32,8 @@ impl Serve {
     pub fn new(parts: &Parts, manifests: &Path, data: &Path) -> Self {
         let mut command = Command::new(&parts.bin);
         // The environment of the test run is not the environment of the program.
-        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BERTH_") || name == "ORT_DYLIB_PATH") {
+        let ours = |name: &str| name.starts_with("BERTH_") || name.starts_with("MM_") || name == "ORT_DYLIB_PATH";
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| ours(&name.to_string_lossy())) {
             command.env_remove(variable);
         }
         let mut serve = Serve { command, flags: BTreeMap::new() }.flag("--manifests", manifests).flag("--data", data);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// An authority with a key of its own.
-pub(crate) struct Authority {
+pub struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -25,7 +25,11 @@ pub struct Identity {
 const SERVERS: [&str; 2] = ["127.0.0.1", "localhost"];
 
 impl Authority {
-    pub(crate) fn make() -> Result<Self> {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn make() -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -36,18 +40,25 @@ impl Authority {
     }
 
     /// Its own certificate, PEM.
-    pub(crate) fn pem(&self) -> &str {
+    #[must_use]
+    pub fn pem(&self) -> &str {
         &self.pem
     }
 
     /// For a server on the loopback address that is also reached by `names`.
-    pub(crate) fn server(&self, names: &[&str]) -> Result<Identity> {
+    ///
+    /// # Errors
+    /// When a name is none.
+    pub fn server(&self, names: &[&str]) -> Result<Identity> {
         let names: Vec<String> = SERVERS.iter().chain(names).map(|name| (*name).to_owned()).collect();
         self.sign(CertificateParams::new(names)?, "a server for tests", ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// For a client.
-    pub(crate) fn client(&self) -> Result<Identity> {
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn client(&self) -> Result<Identity> {
         self.sign(CertificateParams::new(Vec::new())?, "a client for tests", ExtendedKeyUsagePurpose::ClientAuth)
     }
 
@@ -61,7 +72,10 @@ impl Authority {
 
 impl Identity {
     /// Writes certificate and key into `folder` and returns both paths.
-    pub(crate) fn write(&self, folder: &Path) -> Result<(PathBuf, PathBuf)> {
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(PathBuf, PathBuf)> {
         let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
         fs::write(&certificate, &self.certificate)?;
         fs::write(&key, &self.key)?;

@@ -38,7 +38,7 @@ pub use echo::{Call, GoEcho};
 pub use endpoint::{Asked, Endpoint};
 pub use gcs::Gcs;
 pub use held::Held;
-pub use identity::Identity as TlsIdentity;
+pub use identity::{Authority, Identity as TlsIdentity};
 pub use mlserver::MlServer;
 pub use parts::Parts;
 pub use peers::{Manner, Peers};

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::fault::Fault;
+use super::tls::TlsArgs;
 use super::wait::Awaited;
 
 /// Where `berth serve` listens unless it is told otherwise.
@@ -257,6 +258,8 @@ pub(crate) struct Infer {
     /// How long to wait for the answer, a cold load included
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     #[command(flatten)]
     pub(crate) namespace: NamespaceArgs,
     #[command(flatten)]

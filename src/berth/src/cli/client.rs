@@ -1,6 +1,6 @@
 //! The client side of the resource API: plain HTTP, a deadline on every request, faults in words.
 //!
-//! There is no TLS yet: the API listens on a loopback address or behind something that ends TLS.
+//! The API has no TLS yet: it listens on a loopback address or behind something that ends TLS. REST endpoints may have it.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT, WARNING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 use super::fault::Fault;
 use super::output::{note, plain};
+use super::tls::TlsArgs;
 
 /// How long a request of the resource API may take, its answer included.
 const REQUEST: Duration = Duration::from_secs(30);
@@ -49,13 +51,26 @@ impl Server {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn parse(url: &str, option: &str) -> Result<Self, Fault> {
+        let server = Server::parse_any(url, option)?;
+        match server.is_secured() {
+            false => Ok(server),
+            true => {
+                Err(Fault::local(format!("{option}: {url:?} is https, which is not spoken yet: use http, through something local that ends TLS")))
+            }
+        }
+    }
+
+    /// The same, with https as well.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn parse_any(url: &str, option: &str) -> Result<Self, Fault> {
         let bad = |why: &str| Fault::local(format!("{option}: {url:?} {why}"));
         let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let whole = whole.trim_end_matches('/');
         let uri: Uri = whole.parse().map_err(|fault| bad(&format!("is no URL: {fault}")))?;
         match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(bad("is https, which is not spoken yet: use http, through something local that ends TLS")),
+            Some("http" | "https") => {}
             _ => return Err(bad("is no URL such as http://127.0.0.1:8088")),
         }
         let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or_else(|| bad("names no host"))?;
@@ -65,7 +80,8 @@ impl Server {
         if uri.query().is_some() {
             return Err(bad("has a query: give host and port only"));
         }
-        let shown = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let shown = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(usual));
         Ok(Server { base: whole.to_owned(), shown, token: None })
     }
 
@@ -81,6 +97,11 @@ impl Server {
             self.token = Some(value);
         }
         Ok(self)
+    }
+
+    /// True when it speaks https.
+    pub(crate) fn is_secured(&self) -> bool {
+        self.base.starts_with("https:")
     }
 
     /// `host:port`.
@@ -144,9 +165,20 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE));
+    connector.set_nodelay(true);
+    connector
+}
+
 /// Talks to servers.
 pub(crate) struct Client {
     http: Http<HttpConnector, Full<Bytes>>,
+    /// Where https is spoken too.
+    secured: Option<Http<HttpsConnector<HttpConnector>, Full<Bytes>>>,
     api: Server,
     clock: Clock,
 }
@@ -154,12 +186,18 @@ pub(crate) struct Client {
 impl Client {
     /// A client of the resource API at `api`.
     pub(crate) fn new(api: Server, clock: Clock) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_keepalive(Some(KEEPALIVE));
-        connector.set_keepalive_interval(Some(KEEPALIVE));
-        connector.set_nodelay(true);
-        Client { http: Http::builder(TokioExecutor::new()).build(connector), api, clock }
+        Client { http: Http::builder(TokioExecutor::new()).build(connector()), secured: None, api, clock }
+    }
+
+    /// The same, which speaks https as `tls` says.
+    ///
+    /// # Errors
+    /// What is wrong with what `tls` names.
+    pub(crate) fn with_tls(&self, tls: &TlsArgs) -> Result<Self, Fault> {
+        let mut connector = connector();
+        connector.enforce_http(false);
+        let secured = Http::builder(TokioExecutor::new()).build(tls.connector(connector)?);
+        Ok(Client { http: self.http.clone(), secured: Some(secured), api: self.api.clone(), clock: self.clock.clone() })
     }
 
     /// Time.
@@ -310,7 +348,11 @@ impl Client {
             request = request.header(AUTHORIZATION, token.clone());
         }
         let request = request.body(Full::new(body)).map_err(|fault| Fault::local(format!("cannot ask {}: {fault}", server.shown)))?;
-        match self.clock.until(deadline, self.http.request(request)).await {
+        let sent = match &self.secured {
+            Some(secured) => secured.request(request),
+            None => self.http.request(request),
+        };
+        match self.clock.until(deadline, sent).await {
             Some(Ok(response)) => Ok(response),
             Some(Err(fault)) => Err(Fault::of_connection(&server.shown, &fault)),
             None => Err(Fault::Silent { server: server.shown.clone(), after: within }),
@@ -361,6 +403,13 @@ mod tests {
             let server = Server::parse(text, "--server").unwrap_or_else(|fault| panic!("{text}: {fault}"));
             assert_eq!((server.base.as_str(), server.shown.as_str()), (base, shown), "{text}");
         }
+    }
+
+    #[test]
+    fn a_rest_endpoint_may_be_https() {
+        let server = Server::parse_any("https://h/", "--rest").expect("a server");
+        assert_eq!((server.base.as_str(), server.shown(), server.is_secured()), ("https://h", "h:443", true));
+        assert!(Server::parse_any("h:8008", "--rest").is_ok_and(|server| !server.is_secured()));
     }
 
     #[test]

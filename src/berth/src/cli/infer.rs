@@ -22,11 +22,12 @@ use super::resource::{Standing, is_managed, text};
 pub(crate) async fn infer(client: &Client, args: &args::Infer, out: &mut Out) -> Result<(), Fault> {
     let request = request(&args.input)?;
     let rest = match &args.rest {
-        Some(url) => Server::parse(url, "--rest")?,
+        Some(url) => Server::parse_any(url, "--rest")?,
         None => endpoint(client, &args.name, &args.namespace.namespace).await?,
     };
     let path = format!("/v2/models/{}/infer", encoded(&args.name));
-    let answer = client.whole(&rest, Method::POST, &path, request, args.timeout).await?;
+    let secured = if rest.is_secured() { Some(client.with_tls(&args.tls)?) } else { None };
+    let answer = secured.as_ref().unwrap_or(client).whole(&rest, Method::POST, &path, request, args.timeout).await?;
     if !answer.status.is_success() {
         return Err(Fault::local(refusal(&args.name, &answer)));
     }
@@ -62,7 +63,7 @@ async fn endpoint(client: &Client, name: &str, namespace: &str) -> Result<Server
         }
         let standing = Standing::of(*kind, &resource);
         if let Some(url) = standing.rest {
-            return Server::parse(url, "the REST endpoint in the status");
+            return Server::parse_any(url, "the REST endpoint in the status");
         }
         let why = standing.failure_line().map(|failure| format!(", {}", plain(&failure))).unwrap_or_default();
         let state = standing.state.unwrap_or("not looked at yet");

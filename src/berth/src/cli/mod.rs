@@ -21,6 +21,7 @@ mod resource;
 mod table;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod wait;
 mod watch;
 

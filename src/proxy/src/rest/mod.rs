@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse};
-use berth_telemetry::Listener;
 use berth_types::{ByteSize, Deadline};
 use bytes::Bytes;
 use http::request::Parts;
@@ -32,7 +31,7 @@ use self::request::{Parsed, Wanted};
 use crate::body::{Answer, Incoming, Outgoing, Reader};
 use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
-use crate::connections::{self, Handler};
+use crate::connections::{self, Door, Handler};
 use crate::frontend::Frontend;
 use crate::grpc::SMALL_MESSAGE;
 use crate::id::Asked;
@@ -46,9 +45,9 @@ const OFF_THREAD: usize = 256 * 1024;
 const LINGER: ByteSize = ByteSize::mib(64);
 
 /// Serves REST on `listener` until `shutdown`, then until the last request has been answered.
-pub async fn serve_rest<M: Models>(frontend: Arc<Frontend<M>>, listener: Listener, shutdown: CancellationToken) {
+pub async fn serve_rest<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<Door>, shutdown: CancellationToken) {
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
-    connections::serve(listener, RestPort(frontend), &config, &clock, shutdown).await;
+    connections::serve(door, RestPort(frontend), &config, &clock, shutdown).await;
 }
 
 struct RestPort<M>(Arc<Frontend<M>>);
