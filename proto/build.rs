@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/inference.proto", "proto/rpc_errors.proto"], ["proto"])?;
+    let files = protox::compile(["proto/inference.proto", "proto/modelmesh.proto", "proto/rpc_errors.proto"], ["proto"])?;
     tonic_prost_build::configure().bytes(".inference").compile_fds(files)?;
     Ok(())
 }

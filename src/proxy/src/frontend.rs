@@ -1,6 +1,6 @@
 //! What both protocols do with a request once they have read it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use berth_adapters::{Infer, InferError};
@@ -17,6 +17,7 @@ use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
 use crate::health::Ready;
 use crate::id::Asked;
+use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::route::{self, Here, Models};
 use crate::{ProxyConfig, codes};
@@ -40,13 +41,15 @@ pub struct Frontend<M = Here> {
     pub(crate) ready: Ready,
     /// What the requests of both ports may hold.
     pub(crate) bodies: Budget,
+    /// Who carries out calls of `mmesh.ModelMesh`.
+    pub(crate) managing: OnceLock<Managing>,
 }
 
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies })
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, managing: OnceLock::new() })
     }
 
     /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the

@@ -22,6 +22,7 @@ use crate::connections::{self, Handler};
 use crate::frontend::Frontend;
 use crate::health::HealthService;
 use crate::id::asked;
+use crate::mesh;
 use crate::route::Models;
 use crate::{weight, wire};
 
@@ -60,6 +61,9 @@ impl<M: Models> Handler for GrpcPort<M> {
             return self.health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic));
         }
         let (head, body) = request.into_parts();
+        if let Some(method) = mesh::method(head.uri.path()) {
+            return Ok(self.frontend.mesh(method, &head, body).await);
+        }
         Ok(match head.uri.path().strip_prefix(SERVICE) {
             Some("ModelInfer") => self.frontend.grpc_infer(&head, body).await,
             Some("ModelMetadata") => answered(self.frontend.grpc_metadata(&head, body).await),
