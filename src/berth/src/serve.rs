@@ -228,7 +228,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
             Some(receiver)
         }
     };
-    frontend.manage(Arc::new(management::Managing(manager)), management::writes(config.management, token.clone()));
+    frontend.manage(Arc::new(manager), management::writes(config.management, token.clone()));
     let access = token.map_or(Access::Loopback, Access::Token);
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
     let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };

@@ -19,11 +19,12 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use berth_plan::MayEvict;
 use berth_plan::background::{self, LoadFacts, Refused as NoRoom};
 use berth_plan::managed::{self, Doing, ModelStanding, NameDoing, NameStanding, NewModel, Refused, SetName, TakeOver};
 use berth_plan::runtime::{self, NoRuntime, RuntimeSpec};
-use berth_registry::{Kind, Managed, NameEntry, Store, View, Views};
+use berth_registry::{Kind, Managed, Management, NameEntry, Store, View, Views};
 use berth_telemetry::Clock;
 use berth_types::{Location, ManagedModel, ManagedPut, ManagedRecords, ModelId, Name, PodId, Registration, UnixMillis};
 use parking_lot::Mutex;
@@ -115,11 +116,27 @@ impl Manager {
         Manager(Arc::new(shared))
     }
 
-    /// Registers a model; the same again changes nothing.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn register(&self, model: NewModel) -> Result<(), Refused> {
+    /// Looks after names on their way, until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut journeys = Journeys { shared: self.0, under_way: BTreeMap::new(), alarms: BTreeSet::new() };
+        loop {
+            let alarm = journeys.next_alarm();
+            let (copies, clock) = (Arc::clone(&journeys.shared.copies), journeys.shared.clock.clone());
+            let touched = tokio::select! {
+                () = shutdown.cancelled() => return,
+                touched = copies.touched() => touched,
+                () = clock.sleep(alarm) => journeys.due(),
+            };
+            for name in touched {
+                journeys.look_at(&name).await;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Management for Manager {
+    async fn register(&self, model: NewModel) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
         in_a_task(async move {
             let view = shared.view()?;
@@ -136,11 +153,7 @@ impl Manager {
         .await
     }
 
-    /// Removes a model that no name refers to.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn unregister(&self, id: ModelId) -> Result<(), Refused> {
+    async fn unregister(&self, id: ModelId) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
         in_a_task(async move {
             let view = shared.view()?;
@@ -152,11 +165,7 @@ impl Manager {
         .await
     }
 
-    /// How a model stands, whoever registered it.
-    ///
-    /// # Errors
-    /// [`Refused::NotReady`].
-    pub fn model(&self, id: &str) -> Result<ModelStanding, Refused> {
+    fn model(&self, id: &str) -> Result<ModelStanding, Refused> {
         let view = self.0.views.current();
         match view.model(id) {
             Some(registration) => Ok(self.0.standing(registration)),
@@ -165,8 +174,7 @@ impl Manager {
         }
     }
 
-    /// Completes with how the model stands as soon as that is as `wanted`, or it is gone. Without a deadline of its own.
-    pub async fn model_is(&self, id: &str, wanted: &(dyn Fn(&ModelStanding) -> bool + Send + Sync)) -> ModelStanding {
+    async fn model_is(&self, id: &str, wanted: &(dyn Fn(&ModelStanding) -> bool + Send + Sync)) -> ModelStanding {
         let shared = &self.0;
         let look = || match shared.views.current().model(id) {
             Some(registration) => Some(shared.standing(registration)).filter(wanted),
@@ -175,8 +183,7 @@ impl Manager {
         shared.copies.bells.found(id, look).await
     }
 
-    /// Counts a model as used (at this time; `None`: now) and has it loaded, where nobody has it or is at it.
-    pub async fn load(&self, id: &str, used: Option<UnixMillis>) {
+    async fn load(&self, id: &str, used: Option<UnixMillis>) {
         let shared = &self.0;
         let Some(registration) = shared.views.current().model(id).cloned() else { return };
         let now = shared.clock.wall();
@@ -195,11 +202,7 @@ impl Manager {
         }
     }
 
-    /// Makes a name, or gives it another target.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn set_name(&self, mut ask: SetName) -> Result<(), Refused> {
+    async fn set_name(&self, mut ask: SetName) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
         ask.owner = ask.owner.or_else(|| shared.default_owner.clone());
         in_a_task(async move {
@@ -227,11 +230,7 @@ impl Manager {
         .await
     }
 
-    /// Removes a name, if it is this owner's (`None`: the default one). What is not there is gone already.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn delete_name(&self, name: Name, owner: Option<Arc<str>>) -> Result<(), Refused> {
+    async fn delete_name(&self, name: Name, owner: Option<Arc<str>>) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
         in_a_task(async move {
             let view = shared.view()?;
@@ -249,11 +248,7 @@ impl Manager {
         .await
     }
 
-    /// How a name stands, whoever made it; `None` when there is none of this owner (`None`: of anybody).
-    ///
-    /// # Errors
-    /// [`Refused::NotReady`].
-    pub fn name(&self, name: &str, owner: Option<&str>) -> Result<Option<NameStanding>, Refused> {
+    fn name(&self, name: &str, owner: Option<&str>) -> Result<Option<NameStanding>, Refused> {
         let view = self.0.views.current();
         let Some(entry) = view.name(name) else {
             return if view.is_ready() { Ok(None) } else { Err(not_ready()) };
@@ -273,31 +268,13 @@ impl Manager {
         Ok(Some(NameStanding { doing, active, target, owner: theirs }))
     }
 
-    /// Completes when the name is not on its way to this model any more. Without a deadline of its own.
-    pub async fn name_settles(&self, name: &str, target: &ModelId) {
+    async fn name_settles(&self, name: &str, target: &ModelId) {
         let look = || {
             let moving = self.0.records.managed_name(name).is_some_and(|name| name.is_moving() && name.target == *target);
             let shown = self.0.views.current().name(name).and_then(|entry| entry.target.clone()).is_some_and(|shown| shown.id == *target);
             (!moving && !shown).then_some(())
         };
         self.0.names.found(name, look).await;
-    }
-
-    /// Looks after names on their way, until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let mut journeys = Journeys { shared: self.0, under_way: BTreeMap::new(), alarms: BTreeSet::new() };
-        loop {
-            let alarm = journeys.next_alarm();
-            let (copies, clock) = (Arc::clone(&journeys.shared.copies), journeys.shared.clock.clone());
-            let touched = tokio::select! {
-                () = shutdown.cancelled() => return,
-                touched = copies.touched() => touched,
-                () = clock.sleep(alarm) => journeys.due(),
-            };
-            for name in touched {
-                journeys.look_at(&name).await;
-            }
-        }
     }
 }
 

@@ -331,7 +331,9 @@ pub fn set_name(there: &dyn ManagedRecords, ask: &SetName, held: &dyn Fn(&ModelI
         None if ask.update_only => return Err(Refused::NotFound(format!("vmodel {shown:?} does not exist"))),
         None if ask.expected.as_ref().is_some_and(|expected| *expected != ask.target) => return Err(mismatch("it does not exist".to_owned())),
         None => {}
-        Some(name) if name.owner != ask.owner => return Err(Refused::Exists(format!("vmodel {shown:?} belongs to {}", whose(name.owner.as_deref())))),
+        Some(name) if name.owner != ask.owner => {
+            return Err(Refused::Exists(format!("vmodel {shown:?} belongs to {}", whose(name.owner.as_deref()))));
+        }
         Some(name) if ask.expected.as_ref().is_some_and(|expected| *expected != name.target) => {
             return Err(mismatch(format!("it has {:?}", name.target.as_str())));
         }
@@ -350,7 +352,9 @@ pub fn set_name(there: &dyn ManagedRecords, ask: &SetName, held: &dyn Fn(&ModelI
             let model = NewModel { id: ask.target.clone(), info: info.clone(), last_used: ask.last_used };
             changed.put(model.record(false));
         }
-        (None, None) => return Err(Refused::NotFound(format!("model {:?} is not registered: give modelInfo, or register it first", ask.target.as_str()))),
+        (None, None) => {
+            return Err(Refused::NotFound(format!("model {:?} is not registered: give modelInfo, or register it first", ask.target.as_str())));
+        }
     }
     changed.edit(&ask.target, |model| model.auto_delete |= ask.auto_delete);
     let active = match &before {

@@ -37,7 +37,7 @@ pub use connections::serve_http;
 pub use frontend::Frontend;
 pub use grpc::serve_grpc;
 pub use health::Ready;
-pub use mesh::{IsToken, Management, Writes};
+pub use mesh::{IsToken, Writes};
 pub use ops::{serve_metrics, serve_probes};
 pub use rest::serve_rest;
 pub use route::{Here, Models};

@@ -7,16 +7,16 @@
 //! Who may change something is [`Writes`]; reading, and having a model loaded, is as free as inference is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
-use berth_plan::managed::{Doing, ModelInfo, ModelStanding, NameDoing, NameStanding, NewModel, Refused, SetName};
+use berth_plan::managed::{Doing, ModelInfo, ModelStanding, NameDoing, NameStanding, NewModel, SetName};
 use berth_proto::mmesh;
+use berth_registry::Management;
 use berth_residency::WaitError;
 use berth_types::{Deadline, ModelId, Name, Registration, UnixMillis};
 use http::request::Parts;
 use http::{HeaderMap, Response, header};
 use prost::Message;
-use std::time::Duration;
 
 use crate::body::{Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
@@ -34,37 +34,6 @@ const USED_BEFORE: Duration = Duration::from_secs(6 * 3600);
 const USED_BEFORE_LOADING: Duration = Duration::from_secs(3600);
 /// Keys and paths are stored and kept in memory: a call is refused that brings more.
 const LONGEST_TEXT: usize = 16 * 1024;
-
-/// Carries out what calls ask for.
-#[async_trait]
-pub trait Management: Send + Sync + 'static {
-    /// Registers a model: durable, and known to requests, when this returns.
-    async fn register(&self, model: NewModel) -> Result<(), Refused>;
-
-    /// Removes a model that no name refers to.
-    async fn unregister(&self, id: ModelId) -> Result<(), Refused>;
-
-    /// How a model stands.
-    fn model(&self, id: &str) -> Result<ModelStanding, Refused>;
-
-    /// Completes when the model stands as `wanted`, or is gone. Without a deadline of its own.
-    async fn model_is(&self, id: &str, wanted: &(dyn Fn(&ModelStanding) -> bool + Send + Sync)) -> ModelStanding;
-
-    /// Counts a model as used (at this time; `None`: now), and has it loaded where nobody has it. Waits for no load.
-    async fn load(&self, id: &str, used: Option<UnixMillis>);
-
-    /// Makes a name, or gives it another target.
-    async fn set_name(&self, ask: SetName) -> Result<(), Refused>;
-
-    /// Removes a name of this owner (`None`: the default one).
-    async fn delete_name(&self, name: Name, owner: Option<Arc<str>>) -> Result<(), Refused>;
-
-    /// How a name stands; `None` when there is none of this owner (`None`: of anybody).
-    fn name(&self, name: &str, owner: Option<&str>) -> Result<Option<NameStanding>, Refused>;
-
-    /// Completes when the name is not on its way to this model any more. Without a deadline of its own.
-    async fn name_settles(&self, name: &str, target: &ModelId);
-}
 
 /// Says whether a text is the token that a change asks for.
 pub type IsToken = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;

@@ -4,6 +4,7 @@
 //!   on disk, [`MemoryStore`] for tests), one conformance suite. A write is durable when it returns and seen by nobody
 //!   before. [`Store::subscribe`] gives the newest state per key, [`Store::events_after`] every single state.
 //! - [`Managed`]: models and names that are made by calls, kept by the same two stores.
+//! - [`Management`]: the calls themselves, for whoever receives them and whoever carries them out.
 //! - [`Folder`]: a watched folder of manifests that feeds the store; [`Faults`] says what is wrong with it.
 //! - [`yaml_document`], [`resource_name`], [`namespace_name`]: the rules of manifests, for the resource API.
 //! - [`bundled`]: the objects that come with the program.
@@ -29,6 +30,7 @@ mod folder;
 mod json;
 mod lock;
 mod managed;
+mod management;
 mod manifest;
 mod map;
 mod memory_store;
@@ -48,6 +50,7 @@ pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
 pub use json::Json;
 pub use managed::{Managed, ManagedChange};
+pub use management::Management;
 pub use manifest::yaml_document;
 pub use memory_store::MemoryStore;
 pub use naming::{namespace_name, resource_name};
