@@ -12,6 +12,7 @@ mod eviction;
 mod fixture;
 mod lifecycle;
 mod logs;
+mod mesh;
 mod onnx_runtime;
 mod orders;
 mod refusals;
