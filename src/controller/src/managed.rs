@@ -174,10 +174,10 @@ impl Management for Manager {
         }
     }
 
-    async fn model_is(&self, id: &str, wanted: &(dyn Fn(&ModelStanding) -> bool + Send + Sync)) -> ModelStanding {
+    async fn model_is(&self, id: &str, wanted: &[Doing]) -> ModelStanding {
         let shared = &self.0;
         let look = || match shared.views.current().model(id) {
-            Some(registration) => Some(shared.standing(registration)).filter(wanted),
+            Some(registration) => Some(shared.standing(registration)).filter(|standing| wanted.contains(&standing.doing)),
             None => Some(ModelStanding::not_found()),
         };
         shared.copies.bells.found(id, look).await

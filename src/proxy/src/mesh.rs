@@ -199,7 +199,7 @@ impl<M: Models> Frontend<M> {
             let settles = async {
                 tokio::select! {
                     () = managing.by.name_settles(&v_model_id, &target) => {}
-                    _ = managing.by.model_is(target.as_str(), &|standing| standing.doing == Doing::LoadingFailed) => {}
+                    _ = managing.by.model_is(target.as_str(), &[Doing::LoadingFailed]) => {}
                 }
             };
             self.clock.until(deadline, settles).await.ok_or_else(|| late(&v_model_id))?;
@@ -256,13 +256,12 @@ impl<M: Models> Frontend<M> {
         match self.loaded(&registration, deadline).await {
             Ok(guard) => {
                 // While the guard lives the copy stays, so the pod's word that it is loaded is on its way.
-                let said = self.clock.until(deadline, managing.by.model_is(id.as_str(), &|standing| standing.doing == Doing::Loaded)).await;
+                let said = self.clock.until(deadline, managing.by.model_is(id.as_str(), &[Doing::Loaded])).await;
                 drop(guard);
                 Ok(model_message(said.ok_or_else(|| late(id.as_str()))?))
             }
             Err(Fault::Wait { error: WaitError::Failed(failure), .. }) => {
-                let told = |standing: &ModelStanding| standing.doing != Doing::NotLoaded && standing.doing != Doing::Loading;
-                let said = self.clock.until(deadline, managing.by.model_is(id.as_str(), &told)).await;
+                let said = self.clock.until(deadline, managing.by.model_is(id.as_str(), &[Doing::Loaded, Doing::LoadingFailed])).await;
                 Ok(said.map_or_else(|| failed_message(&failure.message), model_message))
             }
             Err(fault) => Err(fault),

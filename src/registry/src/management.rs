@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use berth_plan::managed::{ModelStanding, NameStanding, NewModel, Refused, SetName};
+use berth_plan::managed::{Doing, ModelStanding, NameStanding, NewModel, Refused, SetName};
 use berth_types::{ModelId, Name, UnixMillis};
 
 /// Carries out what calls ask for.
@@ -18,8 +18,8 @@ pub trait Management: Send + Sync + 'static {
     /// How a model stands.
     fn model(&self, id: &str) -> Result<ModelStanding, Refused>;
 
-    /// Completes when the model stands as `wanted`, or is gone. Without a deadline of its own.
-    async fn model_is(&self, id: &str, wanted: &(dyn Fn(&ModelStanding) -> bool + Send + Sync)) -> ModelStanding;
+    /// Completes when the model is doing one of these, or is gone. Without a deadline of its own.
+    async fn model_is(&self, id: &str, wanted: &[Doing]) -> ModelStanding;
 
     /// Counts a model as used (at this time; `None`: now), and has it loaded where nobody has it. Waits for no load.
     async fn load(&self, id: &str, used: Option<UnixMillis>);
