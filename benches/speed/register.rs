@@ -84,7 +84,11 @@ pub(crate) async fn run(blocks: usize) -> anyhow::Result<()> {
         waits.push(clock.now() - since);
     }
     waits.sort_unstable();
-    println!("first request for a registered model, nothing to load, 1 caller: p50 {:?}, p99 {:?}; the original: 3.5 ms, 14 ms", waits[COLD / 2], waits[COLD * 99 / 100]);
+    println!(
+        "first request for a registered model, nothing to load, 1 caller: p50 {:?}, p99 {:?}; the original: 3.5 ms, 14 ms",
+        waits[COLD / 2],
+        waits[COLD * 99 / 100]
+    );
     few.shutdown.cancel();
     many.shutdown.cancel();
     Ok(())
@@ -154,6 +158,7 @@ impl World {
             views: views.clone(),
             agents,
             clock: clock.clone(),
+            metrics: metrics.clone(),
             default_owner: None,
         });
         tokio::spawn(leader.run(shutdown.clone()));

@@ -10,7 +10,7 @@ use berth_proto::mmesh::{
     DeleteVModelRequest, EnsureLoadedRequest, GetStatusRequest, GetVModelStatusRequest, ModelInfo, ModelStatusInfo, RegisterModelRequest,
     SetVModelRequest, UnregisterModelRequest, VModelStatusInfo,
 };
-use berth_testkit::{Berth, Found, eventually};
+use berth_testkit::{Berth, Found, eventually, python, root};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -123,8 +123,18 @@ async fn a_model_is_registered_loaded_used_and_removed_by_calls() -> Result<()> 
         ("x", None, Code::InvalidArgument, "modelInfo is missing"),
         ("x", Some(ModelInfo::default()), Code::InvalidArgument, "modelInfo.type is empty"),
         ("x", Some(ModelInfo { r#type: "mt:tensorrt".to_owned(), ..ModelInfo::default() }), Code::FailedPrecondition, "berth-onnx lists onnx"),
-        ("x", Some(ModelInfo { r#type: "rt:gone".to_owned(), key: r#"{"model_type":"onnx"}"#.to_owned(), ..ModelInfo::default() }), Code::FailedPrecondition, "there are berth-onnx"),
-        ("x", Some(ModelInfo { r#type: "mt:onnx".to_owned(), key: "nonsense".to_owned(), ..ModelInfo::default() }), Code::InvalidArgument, "modelInfo.key is no JSON"),
+        (
+            "x",
+            Some(ModelInfo { r#type: "rt:gone".to_owned(), key: r#"{"model_type":"onnx"}"#.to_owned(), ..ModelInfo::default() }),
+            Code::FailedPrecondition,
+            "there are berth-onnx",
+        ),
+        (
+            "x",
+            Some(ModelInfo { r#type: "mt:onnx".to_owned(), key: "nonsense".to_owned(), ..ModelInfo::default() }),
+            Code::InvalidArgument,
+            "modelInfo.key is no JSON",
+        ),
         ("a\nb", digits("iris"), Code::InvalidArgument, "control character"),
         (&"x".repeat(1025), digits("iris"), Code::InvalidArgument, "at most 1024 bytes"),
     ] {
@@ -143,7 +153,11 @@ async fn a_model_is_registered_loaded_used_and_removed_by_calls() -> Result<()> 
     assert!(copy.time > 1_700_000_000_000, "milliseconds since the epoch, not {}", copy.time);
 
     assert_eq!(mesh.register("plain", digits("digits-mlp")).await?.status(), ModelStatus::NotLoaded);
-    berth.infer("plain", fixture.quickstart.request("digits-mlp")?).await?.good().and_then(|answer| fixture.quickstart.check("digits-mlp", &answer))?;
+    berth
+        .infer("plain", fixture.quickstart.request("digits-mlp")?)
+        .await?
+        .good()
+        .and_then(|answer| fixture.quickstart.check("digits-mlp", &answer))?;
     assert_eq!(mesh.status("plain").await?.status(), ModelStatus::Loaded, "a request had it loaded");
 
     for gone in [id, "plain", "x"] {
@@ -264,7 +278,8 @@ async fn of_ten_callers_who_expect_the_same_target_one_wins() -> Result<()> {
         let mut callers = JoinSet::new();
         for caller in 0..10 {
             let (mesh, name) = (mesh.clone(), name.clone());
-            let asked = SetVModelRequest { model_info: digits("iris"), expected_target_model_id: "from".to_owned(), ..set(&name, &format!("to-{caller}")) };
+            let asked =
+                SetVModelRequest { model_info: digits("iris"), expected_target_model_id: "from".to_owned(), ..set(&name, &format!("to-{caller}")) };
             callers.spawn(async move { mesh.set(asked).await.map(|standing| standing.target_model_id) });
         }
         let answers = callers.join_all().await;
@@ -411,5 +426,21 @@ async fn the_names_of_before_are_answered_as_well() -> Result<()> {
     let set = mesh.set(set("v", "b")).await?;
     assert_eq!(set.owner, "ksp");
     assert_eq!(mesh.name("v", "ksp").await?.status(), VModelStatus::Defined);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_python_client_made_from_the_published_fields_is_understood() -> Result<()> {
+    let fixture = of_models()?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    let said = python(&fixture.parts, &root().join("tests/system/mesh_client.py"), ["--grpc".to_owned(), berth.grpc()]).await?;
+    let expected = [
+        "registered: LOADED LOADED True True",
+        "set: DEFINED by/hand by/hand python LOADED",
+        "unregister: FAILED_PRECONDITION",
+        "moved: TRANSITION_FAILED by/hand bad LOADING_FAILED 1",
+        "hidden: NOT_FOUND 0",
+    ];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
     Ok(())
 }

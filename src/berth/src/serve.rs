@@ -172,6 +172,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         views: views.clone(),
         agents: agent,
         clock: clock.clone(),
+        metrics: metrics.clone(),
         default_owner: config.vmodel_owner.clone(),
     });
 

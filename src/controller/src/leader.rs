@@ -252,7 +252,8 @@ impl Leader {
             self.views.update(|view| view.with_names(shown));
         }
         self.views.cover(self.taken_in);
-        self.metrics.set(Gauge::RegisteredModels, &[], u64::try_from(self.models.len()).unwrap_or(u64::MAX));
+        let registered = u64::try_from(self.views.current().model_count()).unwrap_or(u64::MAX);
+        self.metrics.set(Gauge::RegisteredModels, &[], registered);
         for registration in std::mem::take(&mut self.to_retire) {
             if self.views.current().is_managed_model(registration.id.as_str()) {
                 continue; // A call stands for the same version.

@@ -1,7 +1,7 @@
 //! Models and names that are made by calls: kept in the store, shown in the view, loaded and moved by the agents.
 //!
 //! ```text
-//! let manager = Manager::open(ManagerDeps { controller, store, records, views, agents, clock, default_owner });
+//! let manager = Manager::open(ManagerDeps { controller, store, records, views, agents, clock, metrics, default_owner });
 //! tokio::spawn(manager.clone().run(shutdown));         // names on their way, until the token is cancelled
 //! manager.register(model).await?;                      // durable, and in the view
 //! ```
@@ -25,7 +25,7 @@ use berth_plan::background::{self, LoadFacts, Refused as NoRoom};
 use berth_plan::managed::{self, Doing, ModelStanding, NameDoing, NameStanding, NewModel, Refused, SetName, TakeOver};
 use berth_plan::runtime::{self, NoRuntime, RuntimeSpec};
 use berth_registry::{Kind, Managed, Management, NameEntry, Store, View, Views};
-use berth_telemetry::Clock;
+use berth_telemetry::{Clock, Gauge, Metrics};
 use berth_types::{Location, ManagedModel, ManagedPut, ManagedRecords, ModelId, Name, PodId, Registration, UnixMillis};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -56,6 +56,8 @@ pub struct ManagerDeps {
     pub agents: Arc<dyn Agents>,
     /// Time.
     pub clock: Clock,
+    /// Measurements.
+    pub metrics: Metrics,
     /// The owner of names whose call says none.
     pub default_owner: Option<Arc<str>>,
 }
@@ -71,6 +73,7 @@ struct Shared {
     views: Views,
     agents: Arc<dyn Agents>,
     clock: Clock,
+    metrics: Metrics,
     default_owner: Option<Arc<str>>,
     copies: Arc<Copies>,
     runtimes: watch::Receiver<Arc<[RuntimeSpec]>>,
@@ -88,7 +91,7 @@ impl Manager {
     /// Shows what the store keeps. Before the leader reads the resources, so that names are held by those who have them.
     #[must_use]
     pub fn open(deps: ManagerDeps) -> Self {
-        let ManagerDeps { controller, store, records, views, agents, clock, default_owner } = deps;
+        let ManagerDeps { controller, store, records, views, agents, clock, metrics, default_owner } = deps;
         let (copies, runtimes) = (Arc::clone(&controller.copies), controller.runtimes.clone());
         let shared = Shared {
             controller,
@@ -97,6 +100,7 @@ impl Manager {
             views,
             agents,
             clock,
+            metrics,
             default_owner,
             copies,
             runtimes,
@@ -194,9 +198,11 @@ impl Management for Manager {
         if shared.copies.is_held(&registration.id, &pods) {
             return;
         }
-        let Ok(runtimes) = shared.hosted(&registration) else { return };
+        let runtimes = shared.hosted(&registration);
+        // A resource may see runtimes of its namespace: where it seems to have none, whoever is asked says so.
+        let is_theirs = !shared.views.current().is_managed_model(id);
         // The one with the most room; where several have as much, always the same one.
-        let hosts = pods.iter().filter(|pod| runtimes.contains(&pod.runtime));
+        let hosts = pods.iter().filter(|pod| runtimes.as_ref().map_or(is_theirs, |runtimes| runtimes.contains(&pod.runtime)));
         if let Some(pod) = hosts.max_by_key(|pod| (pod.free.total(), background::spread(LONGEST_SLEEP, &registration.id, pod.id.as_str()))) {
             shared.agents.load(&pod.id, registration, MayEvict::AnyIdle).await;
         }
@@ -431,6 +437,8 @@ impl Shared {
             watched = names.iter().map(|name| (name, view.name(name.as_str()).cloned())).collect();
             view.with_managed(models, names.iter().map(|name| (name.clone(), entry(name))))
         });
+        let registered = u64::try_from(self.views.current().model_count()).unwrap_or(u64::MAX);
+        self.metrics.set(Gauge::RegisteredModels, &[], registered);
         for (name, before) in watched {
             let ids = |entry: &Option<NameEntry>| -> Vec<ModelId> {
                 let both = entry.iter().flat_map(|entry| [&entry.active, &entry.target]);

@@ -35,6 +35,9 @@ pub enum Refused {
     /// What exists is not known yet.
     #[error("{0}")]
     NotReady(String),
+    /// The caller's time is over; it may still be carried out.
+    #[error("the deadline passed before the call was answered: it may still be carried out")]
+    Late,
     /// It could not be kept.
     #[error("{0}")]
     Unkept(String),

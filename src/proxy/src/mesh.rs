@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_plan::managed::{Doing, ModelInfo, ModelStanding, NameDoing, NameStanding, NewModel, SetName};
+use berth_plan::managed::{Doing, ModelInfo, ModelStanding, NameDoing, NameStanding, NewModel, Refused, SetName};
 use berth_proto::mmesh;
 use berth_registry::Management;
 use berth_residency::WaitError;
@@ -123,7 +123,8 @@ impl<M: Models> Frontend<M> {
             let received = self.clock.until(deadline, wire::receive(body, SMALL_MESSAGE.min(self.config.max_message), &mut share)).await;
             wire::decode(received.unwrap_or(Err(Fault::SlowRequest))?)?
         };
-        Ok(wire::answer(&answer(self, managing, question, deadline).await?))
+        let answered = self.clock.until(deadline, answer(self, managing, question, deadline)).await;
+        Ok(wire::answer(&answered.unwrap_or(Err(Fault::Managed(Refused::Late)))?))
     }
 
     async fn register_model(
@@ -362,5 +363,57 @@ fn name_message(standing: NameStanding) -> mmesh::VModelStatusInfo {
         active_model_status: active_status,
         target_model_status: target_status,
         owner: standing.owner.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::rig;
+
+    #[test]
+    fn the_service_has_two_names_and_nothing_else_is_one_of_its_methods() {
+        for (path, expected) in [
+            ("/mmesh.ModelMesh/setVModel", Some("setVModel")),
+            ("/com.ibm.watson.tas.proto.TasRuntime/addModel", Some("addModel")),
+            ("/mmesh.ModelMesh", None),
+            ("/mmesh.ModelMeshes/setVModel", None),
+            ("/mmesh.ModelRuntime/loadModel", None),
+        ] {
+            assert_eq!(method(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn who_may_change_something_is_told_by_mode_and_token() {
+        let token = Writes::Token(Arc::new(|given| given == b"s3cret"));
+        for (writes, given, code) in [
+            (&Writes::Open, None, None),
+            (&Writes::Open, Some("Bearer other"), None),
+            (&token, None, Some(tonic::Code::Unauthenticated)),
+            (&token, Some("Bearer other"), Some(tonic::Code::Unauthenticated)),
+            (&token, Some("s3cret"), Some(tonic::Code::Unauthenticated)),
+            (&token, Some("Bearer"), Some(tonic::Code::Unauthenticated)),
+            (&token, Some("Basic s3cret"), Some(tonic::Code::Unauthenticated)),
+            (&token, Some("Bearer s3cret"), None),
+            (&token, Some("bearer s3cret"), None),
+            (&Writes::Off, Some("Bearer s3cret"), Some(tonic::Code::Unimplemented)),
+        ] {
+            let headers = given.map(|given| (header::AUTHORIZATION, given.parse().unwrap()));
+            let refused = writes.check(&headers.into_iter().collect()).err().map(|fault| fault.verdict().code);
+            assert_eq!(refused, code, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_model_counts_as_used_when_its_registration_says_and_never_in_the_future() {
+        let rig = rig();
+        let now = rig.frontend.clock.wall();
+        let hour = 3_600_000;
+        for (given, load_now, expected) in [(0, false, now.0 - 6 * hour), (0, true, now.0 - hour), (7, true, 7), (now.0 + hour * 1000, false, now.0)]
+        {
+            let used = rig.frontend.first_use(given, load_now).0;
+            assert!(used.abs_diff(expected) < hour / 60, "{given} {load_now}: {used}, not {expected}");
+        }
     }
 }

@@ -10,13 +10,13 @@ use async_trait::async_trait;
 use berth_plan::MayEvict;
 use berth_plan::resource::{DEPLOYMENT_MODE, MODEL_MESH};
 use berth_registry::{
-    Alias, Changes, Contents, Desired, Event, Expired, Json, Kind, Managed, ManagedChange, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError,
-    Uid, Views,
+    Alias, Changes, Contents, Desired, Event, Expired, Json, Kind, Managed, ManagedChange, MemoryStore, Object, ObjectKey, Origin, Resolved,
+    Snapshot, Store, StoreError, Uid, Views,
 };
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{
-    ByteSize, Content, ContentDigest, CopyReport, CopyState, Failure, Footprint, Location, ManagedModel, ManagedName, ModelId, Name, Namespace, PodId, Reason, Registration,
-    Retry, Step, UnixMillis,
+    ByteSize, Content, ContentDigest, CopyReport, CopyState, Failure, Footprint, Location, ManagedModel, ManagedName, ModelId, Name, Namespace,
+    PodId, Reason, Registration, Retry, Step, UnixMillis,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -305,6 +305,7 @@ impl World {
             views: self.views.clone(),
             agents: self.agents.clone(),
             clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
             default_owner: None,
         }
     }

@@ -111,6 +111,7 @@ fn word(refused: &Refused) -> &'static str {
         Refused::Exists(_) => "exists",
         Refused::Blocked(_) => "blocked",
         Refused::NotReady(_) => "not ready",
+        Refused::Late => "late",
         Refused::Unkept(_) => "unkept",
     }
 }

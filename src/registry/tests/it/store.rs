@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_registry::{Alias, Change, Contents, Desired, EventKind, Json, Managed, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid};
+use berth_registry::{
+    Alias, Change, Contents, Desired, EventKind, Json, Managed, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid,
+};
 use berth_telemetry::Clock;
 use berth_types::{ContentDigest, ManagedModel, ManagedName, ManagedPut, ModelId, Name, UnixMillis};
 use proptest::prelude::*;
