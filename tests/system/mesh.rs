@@ -378,7 +378,7 @@ async fn changes_need_the_token_or_are_off_where_that_was_asked_for_and_reads_ar
         ("off", Some("s3cret"), Code::Unimplemented),
         ("open", None, Code::Ok),
     ] {
-        let berth = serve(mode).start().await?;
+        let mut berth = serve(mode).start().await?;
         let mesh = Mesh { token: given.map(str::to_owned), ..Mesh::of(&berth).await? };
         let id = mesh.name("iris", "").await?.active_model_id;
         ensure!(id.starts_with("iris__isvc-"), "{mode}: reading is free, not {id:?}");
@@ -391,6 +391,7 @@ async fn changes_need_the_token_or_are_off_where_that_was_asked_for_and_reads_ar
         ] {
             assert_eq!(answer.0, code, "{mode} {given:?} {call}: {}", answer.1);
         }
+        berth.process().kill().await?;
     }
     Ok(())
 }
