@@ -487,6 +487,46 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..Default::default() })]
 
         #[test]
+        fn names_and_models_of_calls_and_of_resources_are_counted_once_and_keep_out_of_each_others_way(
+            steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..4), 0..60)
+        ) {
+            let mut view = View::default();
+            let (mut named, mut pinned) = (BTreeMap::new(), BTreeMap::new());
+            for (number, step, version) in steps {
+                let (name, made) = (name(&format!("name-{number}")), version_of(number, version));
+                let is_managed = named.get(&number).is_some_and(|(managed, _)| *managed);
+                let stands = || Some(entry(Some(Arc::clone(&made)), None));
+                view = match step {
+                    0 => view.with_name(&name, stands()),
+                    1 => view.with_name(&name, None),
+                    2 => view.with_managed([(made.id.clone(), Some(Arc::clone(&made)))], []),
+                    3 => view.with_managed([(made.id.clone(), None)], []),
+                    4 => view.with_managed([], [(name.clone(), stands())]),
+                    _ => view.with_managed([], [(name.clone(), None)]),
+                };
+                match step {
+                    0 if !is_managed => drop(named.insert(number, (false, made.id.clone()))),
+                    1 if !is_managed => drop(named.remove(&number)),
+                    2 => drop(pinned.insert(made.id.clone(), ())),
+                    3 => drop(pinned.remove(&made.id)),
+                    4 => drop(named.insert(number, (true, made.id.clone()))),
+                    5 if is_managed => drop(named.remove(&number)),
+                    _ => {}
+                }
+            }
+            let expected: BTreeSet<ModelId> = named.values().map(|(_, id)| id.clone()).chain(pinned.keys().cloned()).collect();
+            let listed: Vec<ModelId> = view.model_ids().cloned().collect();
+            prop_assert_eq!((view.model_count(), listed.len(), view.name_count()), (expected.len(), expected.len(), named.len()));
+            prop_assert!(expected.iter().all(|id| view.model(id.as_str()).is_some_and(|found| found.id == *id)));
+            prop_assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
+            for (number, (managed, id)) in &named {
+                let name = format!("name-{number}");
+                prop_assert_eq!(view.is_managed_name(&name), *managed);
+                prop_assert!(matches!(view.resolve(&name), Resolved::Model(found) if found.id == *id));
+            }
+        }
+
+        #[test]
         fn the_models_are_exactly_those_that_names_refer_to(
             steps in prop::collection::vec((0u8..6, prop::option::of((prop::option::of(0u32..4), prop::option::of(0u32..4)))), 0..60)
         ) {

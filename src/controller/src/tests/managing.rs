@@ -63,7 +63,8 @@ async fn a_name_switches_when_its_target_is_loaded_and_what_was_made_for_it_goes
     manager.set_name(to("n", "b")).await.expect("a change");
     world.pass(secs(29)).await;
     assert_eq!((standing(&manager, "n"), world.loads()), ("a>b transitioning".to_owned(), vec!["b".to_owned()]));
-    let settled = manager.name_settles("n", &id("b"));
+    let target = id("b");
+    let settled = manager.name_settles("n", &target);
     world.pass(secs(2)).await;
     settled.await;
     assert_eq!((standing(&manager, "n"), world.retired()), ("b> defined".to_owned(), vec!["a".to_owned()]));
