@@ -118,9 +118,11 @@ async fn a_name_that_is_on_its_way_goes_on_after_a_restart() {
     manager.set_name(to("n", "b")).await.expect("a change");
     assert_eq!(standing(&manager, "n"), "a>b transitioning");
     let world = world.restart().await;
+    world.answer_all(Answer::LoadsIn(secs(5)));
     let manager = world.manager().await;
-    assert!(matches!(world.resolve("a"), Resolved::Model(kept) if kept.id == id("a")));
-    world.pass(secs(1)).await;
+    assert!(matches!(world.resolve("n"), Resolved::Model(kept) if kept.id == id("a")));
+    assert_eq!((standing(&manager, "n").as_str(), world.loads()), ("a>b transitioning", vec!["b".to_owned()]));
+    world.pass(secs(6)).await;
     assert_eq!((standing(&manager, "n").as_str(), world.retired()), ("b> defined", vec!["a".to_owned()]));
     world.stop().await;
 }
