@@ -1,6 +1,6 @@
 //! Generates the Rust code of `proto/*.proto` with a compiler written in Rust: no `protoc` is needed.
 
-const FILES: [&str; 2] = ["proto/inference.proto", "proto/rpc_errors.proto"];
+const FILES: [&str; 3] = ["proto/inference.proto", "proto/modelmesh.proto", "proto/rpc_errors.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

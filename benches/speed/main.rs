@@ -2,11 +2,12 @@
 //!
 //! Ratios are what counts; absolute times are printed for orientation. `BERTH_BENCH_BLOCKS` sets the number of
 //! interleaved blocks (default 40; downloads: 6 to 20, as many as a minute and a half allows). Names after `--` choose
-//! among `reload`, `small_call`, `rest`, `growth`, `scale` and `download`, or of the last one case: `big`, `middle`, `small`,
+//! among `reload`, `small_call`, `rest`, `growth`, `scale`, `register` and `download`, or of the last one case: `big`, `middle`, `small`,
 //! `big-far`, `middle-far`, `small-far`. Downloads need an S3 server and other clients: `cargo xtask bench` installs them.
 
 mod download;
 mod growth;
+mod register;
 mod reload;
 mod rest;
 mod scale;
@@ -36,7 +37,7 @@ fn main() -> anyhow::Result<()> {
     }
     // Cargo adds flags of its own.
     let chosen: Vec<String> = words.into_iter().filter(|argument| !argument.starts_with('-')).collect();
-    let known = ["reload", "small_call", "rest", "growth", "scale", DOWNLOAD];
+    let known = ["reload", "small_call", "rest", "growth", "scale", "register", DOWNLOAD];
     let cases: Vec<String> = download::Case::all().map(download::Case::name).collect();
     if let Some(unknown) = chosen.iter().find(|name| !known.contains(&name.as_str()) && !cases.contains(name)) {
         bail!("there is no bench {unknown:?}, there are {}, {}", known.join(", "), cases.join(", "));
@@ -52,6 +53,7 @@ fn main() -> anyhow::Result<()> {
                 "rest" => rest::run(usual).await?,
                 "growth" => growth::run(usual),
                 "scale" => scale::run(usual).await?,
+                "register" => register::run(usual).await?,
                 _ => {}
             }
         }

@@ -9,6 +9,11 @@ pub mod inference {
     tonic::include_proto!("inference");
 }
 
+/// `mmesh`: registering models and names by calls.
+pub mod mmesh {
+    tonic::include_proto!("mmesh");
+}
+
 /// `google.rpc`: status details such as `RetryInfo`.
 pub mod rpc {
     tonic::include_proto!("google.rpc");

@@ -13,6 +13,7 @@ mod fixture;
 mod interop;
 mod lifecycle;
 mod logs;
+mod mesh;
 mod onnx_runtime;
 mod orders;
 mod peers;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::Token;
@@ -62,6 +63,13 @@ pub(crate) struct ServeArgs {
     /// [default: no token, and a loopback address only]
     #[arg(long, env = "BERTH_API_TOKEN_FILE", value_name = "FILE")]
     api_token_file: Option<String>,
+    /// Who may register models and set vmodels by calls of mmesh.ModelMesh: everybody (`open`), who has the API token
+    /// (`token`), or nobody (`off`) [default: open where --grpc is a loopback address, else token if there is one, else off]
+    #[arg(long, env = "BERTH_MANAGEMENT", value_name = "open|token|off")]
+    management: Option<String>,
+    /// Owner of vmodels whose call names none [default: MM_DEFAULT_VMODEL_OWNER, else none]
+    #[arg(long, env = "BERTH_VMODEL_OWNER", value_name = "OWNER")]
+    vmodel_owner: Option<String>,
     /// Prometheus metrics [default: 127.0.0.1:2112]
     #[arg(long, env = "BERTH_METRICS", value_name = "ADDR")]
     metrics: Option<String>,
@@ -123,6 +131,10 @@ pub(crate) struct Config {
     pub(crate) api: SocketAddr,
     /// What the resource API asks for; `None` lets in everybody on this machine.
     pub(crate) api_token: Option<ApiToken>,
+    /// Who may change what calls manage.
+    pub(crate) management: ManagementMode,
+    /// Owner of vmodels whose call names none.
+    pub(crate) vmodel_owner: Option<Arc<str>>,
     /// Metrics.
     pub(crate) metrics: SocketAddr,
     /// Probes.
@@ -147,6 +159,17 @@ pub(crate) struct Config {
     pub(crate) log: Option<String>,
     /// JSON logs.
     pub(crate) log_json: bool,
+}
+
+/// Who may change what calls of `mmesh.ModelMesh` manage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ManagementMode {
+    /// Everybody who reaches the gRPC port.
+    Open,
+    /// Who has the token of the resource API.
+    Token,
+    /// Nobody.
+    Off,
 }
 
 /// Everything that is wrong with a configuration.
@@ -180,7 +203,7 @@ struct Reading {
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 26] = [
     "manifests",
     "data",
     "storage-config",
@@ -193,6 +216,8 @@ const KEYS: [&str; 24] = [
     "tls-client-ca",
     "api",
     "api-token-file",
+    "management",
+    "vmodel-owner",
     "metrics",
     "probes",
     "host-memory",
@@ -222,6 +247,8 @@ impl ServeArgs {
             "tls-client-ca" => self.tls_client_ca.as_ref(),
             "api" => self.api.as_ref(),
             "api-token-file" => self.api_token_file.as_ref(),
+            "management" => self.management.as_ref(),
+            "vmodel-owner" => self.vmodel_owner.as_ref(),
             "metrics" => self.metrics.as_ref(),
             "probes" => self.probes.as_ref(),
             "host-memory" => self.host_memory.as_ref(),
@@ -273,12 +300,17 @@ impl Reading {
 /// # Errors
 /// [`ConfigFaults`]: every fault, each with the flag, variable or file key that it came from.
 pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
-    read_with(matches, &|name| std::env::var_os(name))
+    let mut config = read_with(matches, &|name| std::env::var_os(name))?;
+    config.vmodel_owner = config.vmodel_owner.or_else(|| std::env::var(DEFAULT_OWNER).ok().filter(|owner| !owner.is_empty()).map(Arc::from));
+    Ok(config)
 }
 
 /// The one setting that is a variable only: a command line can be seen by everybody on the machine, and a file of settings
 /// is no place for secrets.
 const TOKEN: &str = "BERTH_API_TOKEN";
+
+/// Where ModelMesh takes the owner of vmodels from.
+const DEFAULT_OWNER: &str = "MM_DEFAULT_VMODEL_OWNER";
 
 /// `variable` is the content of an environment variable.
 fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
@@ -423,6 +455,21 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
             format!("{api} can be reached from elsewhere: give the resource API a token with --api-token-file FILE, or use a loopback address"),
         );
     }
+    // A port that others reach is open to changes only where somebody said so.
+    let usual = match (grpc.ip().is_loopback(), token_given) {
+        (true, _) => ManagementMode::Open,
+        (false, true) => ManagementMode::Token,
+        (false, false) => ManagementMode::Off,
+    };
+    let asked = reading.parsed("management", |text| match text {
+        "open" => Ok(ManagementMode::Open),
+        "token" if !token_given => Err("there is no token: give one with --api-token-file FILE".to_owned()),
+        "token" => Ok(ManagementMode::Token),
+        "off" => Ok(ManagementMode::Off),
+        other => Err(format!("{other:?} is no mode: write open, token or off")),
+    });
+    let management = asked.unwrap_or(usual);
+    let vmodel_owner = reading.text("vmodel-owner").filter(|owner| !owner.is_empty()).map(Arc::from);
     let metrics = reading.address("metrics", 2112);
     let probes = reading.address("probes", 8089);
     let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
@@ -477,6 +524,8 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         tls,
         api,
         api_token,
+        management,
+        vmodel_owner,
         metrics,
         probes,
         host_memory,

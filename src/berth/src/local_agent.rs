@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use berth_controller::{Agents, Controller, Pod};
 use berth_plan::MayEvict;
 use berth_residency::Residency;
-use berth_types::{Footprint, PodId, Registration};
+use berth_types::{Footprint, Location, ModelId, PodId, Registration, UnixMillis};
 use tokio_util::sync::CancellationToken;
 
 /// The residency of this process.
 pub(crate) struct LocalAgent {
     residency: Residency,
     pod: PodId,
+    location: Location,
     runtime: Arc<str>,
     budget: Footprint,
     loads_at_a_time: NonZeroUsize,
@@ -22,7 +23,14 @@ pub(crate) struct LocalAgent {
 impl LocalAgent {
     /// `runtime` is the name of the ServingRuntime that describes the engine.
     pub(crate) fn new(residency: Residency, pod: PodId, runtime: Arc<str>, budget: Footprint, loads_at_a_time: NonZeroUsize) -> Self {
-        LocalAgent { residency, pod, runtime, budget, loads_at_a_time }
+        let location = Location::of_pod_name(pod.as_str());
+        LocalAgent { residency, pod, location, runtime, budget, loads_at_a_time }
+    }
+
+    /// The place that failures name as well.
+    pub(crate) fn at(mut self, location: Location) -> Self {
+        self.location = location;
+        self
     }
 }
 
@@ -45,6 +53,14 @@ impl Agents for LocalAgent {
 
     async fn retire(&self, _pod: &PodId, model: Arc<Registration>) {
         self.residency.retire(model).await;
+    }
+
+    async fn touch(&self, _pod: &PodId, model: &ModelId, at: UnixMillis) {
+        self.residency.touch(model, at);
+    }
+
+    fn location(&self, _pod: &PodId) -> Location {
+        self.location.clone()
     }
 }
 
@@ -80,7 +96,7 @@ mod tests {
     use berth_puller::fake::{FakeFetch, Scripted};
     use berth_registry::{Desired, EMBEDDED_RUNTIME, Kind, MemoryStore, ObjectKey, Origin, Store, Views, bundled};
     use berth_telemetry::{Clock, Metrics};
-    use berth_types::{ByteSize, Location, Name, Namespace};
+    use berth_types::{ByteSize, Name, Namespace};
     use serde_json::{Value, json};
     use tokio::task::JoinSet;
 

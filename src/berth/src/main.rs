@@ -6,6 +6,7 @@ mod config;
 mod fetching;
 mod local_agent;
 mod machine;
+mod management;
 mod narrator;
 mod ports;
 mod serve;

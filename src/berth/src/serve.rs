@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, Runtime};
 use berth_api::{Access, Api, Downloads, Limits};
-use berth_controller::{Controller, Endpoints};
+use berth_controller::{Controller, Endpoints, Manager, ManagerDeps};
 use berth_proxy::{Door, Frontend, Here, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
 use berth_registry::{EMBEDDED_RUNTIME, Folder, RedbStore, Store, Views, bundled};
@@ -26,6 +26,7 @@ use crate::config::{Config, ConfigFaults};
 use crate::fetching::Fetching;
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
+use crate::management;
 use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
 use crate::tls::Reached;
@@ -132,13 +133,14 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let puller = Puller::open(puller_config, clock.clone(), metrics.clone()).await.context("cannot open the disk tier")?;
 
     let info = engine.info().clone();
+    let location = Location::of_pod_name(&host_name());
     let budget = Footprint::host(memory.bytes);
     let (residency, owner) = Residency::start(berth_residency::Deps {
         runtime: engine.clone(),
         fetch: puller.clone(),
         clock: clock.clone(),
         metrics: metrics.clone(),
-        location: Location::of_pod_name(&host_name()),
+        location: location.clone(),
         budget: budget.clone(),
         config: berth_residency::Config { state: Some(config.data.join("agent")), ..berth_residency::Config::default() },
     });
@@ -153,22 +155,35 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let views = Views::in_epoch(store.epoch());
     let pod = PodId::new("local").expect("a constant that is an id");
     let agent = LocalAgent::new(residency.clone(), pod.clone(), Arc::clone(&info.name), budget, at_a_time(info.load_concurrency));
+    let agent = Arc::new(agent.at(location));
     let scheme = if tls.is_some() { "https" } else { "http" };
     let rest = ports.rest.as_ref().map(|port| format!("{scheme}://{}", port.addr));
     let endpoints = Endpoints { grpc: Some(format!("grpc://{}", ports.grpc.addr)), rest };
     let (controller, leader) = Controller::new(berth_controller::Deps {
         store: store.clone(),
         views: views.clone(),
-        agents: Arc::new(agent),
+        agents: agent.clone(),
         clock: clock.clone(),
         metrics: metrics.clone(),
         config: berth_controller::Config { endpoints, ..berth_controller::Config::default() },
+    });
+
+    let manager = Manager::open(ManagerDeps {
+        controller: controller.clone(),
+        store: store.clone(),
+        records: store.clone(),
+        views: views.clone(),
+        agents: agent,
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        default_owner: config.vmodel_owner.clone(),
     });
 
     let (stop_leading, stop_inference) = (CancellationToken::new(), CancellationToken::new());
     let caught_up = controller.caught_up();
     let mut leading = JoinSet::new();
     spawn(&mut leading, "the leader", leader.run(stop_leading.clone()));
+    spawn(&mut leading, "the manager of models", manager.clone().run(stop_leading.clone()));
     spawn(&mut leading, "the relay of reports", relay_reports(residency.clone(), controller, pod, stop_leading.clone()));
     spawn(&mut leading, "the folder of manifests", folder.run(stop_leading.clone()));
     if let Some(changes) = puller.storage_changes() {
@@ -207,23 +222,29 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         berth_proxy::serve_grpc(Arc::clone(&frontend), Door::new(ports.grpc.listener, tls.clone()), stop_inference.clone()),
     );
     if let Some(Port { listener, .. }) = ports.rest {
-        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls.clone()), stop_inference.clone()));
+        spawn(
+            &mut inference,
+            "the REST port",
+            berth_proxy::serve_rest(Arc::clone(&frontend), Door::new(listener, tls.clone()), stop_inference.clone()),
+        );
     }
     let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
     if let Some(tls) = tls {
         spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
     }
-    let access = match &config.api_token {
-        None => Access::Loopback,
+    let token = match &config.api_token {
+        None => None,
         Some(given) => {
             let (sender, receiver) = watch::channel(given.token.clone());
             if let Some(file) = &given.file {
                 token::warn_if_open(file);
                 spawn(&mut operations, "the watch of the token's file", token::follow(file.clone(), sender, clock.clone(), stop_operations.clone()));
             }
-            Access::Token(receiver)
+            Some(receiver)
         }
     };
+    frontend.manage(Arc::new(manager), management::writes(config.management, token.clone()));
+    let access = token.map_or(Access::Loopback, Access::Token);
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
     let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;

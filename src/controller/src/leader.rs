@@ -34,7 +34,7 @@ use crate::model::{Hosts, Model};
 use crate::names::Names;
 use crate::resource::{Resource, Shown, Writing, owner};
 use crate::timers::Timers;
-use crate::{Agents, Config, Deps, Pod, Report};
+use crate::{Agents, Config, Deps, News, Pod, Report};
 
 /// After the store failed, one resource's next write waits this long.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -61,12 +61,14 @@ pub struct Leader {
     clock: Clock,
     metrics: Metrics,
     config: Config,
-    incoming: mpsc::Receiver<Report>,
+    incoming: mpsc::Receiver<News>,
 
     resources: Table<Resource>,
     names: Names,
     models: Table<Model>,
     runtimes: BTreeMap<(Name, Option<Namespace>), RuntimeSpec>,
+    /// Whoever reads it is told of each change.
+    told_runtimes: watch::Sender<Arc<[RuntimeSpec]>>,
     /// The live pods as of this turn.
     pods: Vec<Pod>,
 
@@ -112,7 +114,13 @@ enum StatusStep {
 }
 
 impl Leader {
-    pub(crate) fn new(deps: Deps, incoming: mpsc::Receiver<Report>, caught_up: watch::Sender<bool>, drifts: watch::Sender<Drifts>) -> Self {
+    pub(crate) fn new(
+        deps: Deps,
+        incoming: mpsc::Receiver<News>,
+        caught_up: watch::Sender<bool>,
+        drifts: watch::Sender<Drifts>,
+        told_runtimes: watch::Sender<Arc<[RuntimeSpec]>>,
+    ) -> Self {
         let Deps { store, views, agents, clock, metrics, config } = deps;
         Leader {
             store,
@@ -126,6 +134,7 @@ impl Leader {
             names: Names::default(),
             models: Table::default(),
             runtimes: BTreeMap::new(),
+            told_runtimes,
             pods: Vec::new(),
             to_look_at: BTreeSet::new(),
             timers: Timers::default(),
@@ -197,7 +206,10 @@ impl Leader {
                 Some(changed) => changed.into_iter().for_each(|change| self.take_change(change, false)),
                 None => return false,
             },
-            Some(report) = self.incoming.recv() => self.take_report(report),
+            Some(news) = self.incoming.recv() => match news {
+                News::Report(report) => self.take_report(report),
+                News::Name(name) => self.to_look_at.extend(self.names.holder(&name)),
+            },
             Some(written) = self.writes.join_next() => match written {
                 Ok(written) => self.take_written(written),
                 Err(fault) => error!(error = %fault, "a store write was lost"),
@@ -240,8 +252,12 @@ impl Leader {
             self.views.update(|view| view.with_names(shown));
         }
         self.views.cover(self.taken_in);
-        self.metrics.set(Gauge::RegisteredModels, &[], u64::try_from(self.models.len()).unwrap_or(u64::MAX));
+        let registered = u64::try_from(self.views.current().model_count()).unwrap_or(u64::MAX);
+        self.metrics.set(Gauge::RegisteredModels, &[], registered);
         for registration in std::mem::take(&mut self.to_retire) {
+            if self.views.current().is_managed_model(registration.id.as_str()) {
+                continue; // A call stands for the same version.
+            }
             info!(model = %registration.id, "model retired");
             for pod in &self.pods {
                 self.agents.retire(&pod.id, registration.clone()).await;
@@ -349,7 +365,7 @@ impl Leader {
             look_again: None,
         };
         // An alias outlives a restart; a resource that was just made has none to go on from.
-        if let Some(Alias { active, target }) = resource.kept.as_deref().cloned().filter(|_| at_start && self.names.other_holder(key).is_none()) {
+        if let Some(Alias { active, target }) = resource.kept.as_deref().cloned().filter(|_| at_start && self.other_holder(key).is_none()) {
             resource.told_target = target.as_ref().filter(|_| published.target.is_some()).map(|target| Box::new(target.id.clone()));
             resource.of_earlier_run = !matches!(published.active, ModelState::Pending | ModelState::FailedToLoad);
             resource.versions = Versions { active: Some(active.clone()), target: target.clone() };
@@ -404,6 +420,7 @@ impl Leader {
             }
         };
         debug!(name = %key.name, known = before.is_some(), "runtimes changed");
+        self.told_runtimes.send_replace(self.runtimes.values().cloned().collect());
         // Which models a runtime takes is known only by asking for each of them.
         self.to_look_at.extend(self.resources.keys().cloned());
     }
@@ -465,6 +482,8 @@ impl Leader {
             CopyState::Absent | CopyState::Unloading => {}
             CopyState::Loading { .. } | CopyState::Loaded { .. } => match self.retired.iter().position(|retired| retired.id == report.model) {
                 Some(at) => self.to_retire.extend(self.retired.remove(at)),
+                // A call has registered it.
+                None if self.views.current().is_managed_model(report.model.as_str()) => {}
                 None => warn!(model = %report.model, "a pod holds a model that no resource asks for"),
             },
         }
@@ -534,7 +553,7 @@ impl Leader {
     fn step_versions(&mut self, key: &ObjectKey, now: UnixMillis) -> (Option<UnixMillis>, bool) {
         loop {
             let Some(resource) = self.resources.get(key) else { return (None, false) };
-            if self.names.other_holder(key).is_some() {
+            if self.other_holder(key).is_some() {
                 return (None, !self.paused.contains_key(key));
             }
             let copies = self.copies(key, resource, now);
@@ -715,7 +734,10 @@ impl Leader {
 
     /// Puts into the next view what it should say about a name.
     fn show_name(&mut self, key: &ObjectKey, now: UnixMillis) {
-        if self.names.other_holder(key).is_some() {
+        if self.other_holder(key).is_some() {
+            if let Some(resource) = self.resources.get_mut(key) {
+                resource.shown = None;
+            }
             return;
         }
         let Some(resource) = self.resources.get(key) else { return };
@@ -733,6 +755,12 @@ impl Leader {
                 resource.shown = Some(shown);
             }
         }
+    }
+
+    /// Who holds the name of `key`, if that is not its resource.
+    fn other_holder(&self, key: &ObjectKey) -> Option<String> {
+        let other = self.names.other_holder(key).map(|holder| holder.to_string());
+        other.or_else(|| self.views.current().is_managed_name(key.name.as_str()).then(|| format!("a vmodel {}", key.name)))
     }
 
     /// Why no request for the name can be served, if that is so.
@@ -788,7 +816,7 @@ impl Leader {
     }
 
     fn observed(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> Observed {
-        let spec = match (self.names.other_holder(key), &resource.wanted) {
+        let spec = match (self.other_holder(key), &resource.wanted) {
             (_, Err(fault)) => SpecState::Invalid(fault.message.clone()),
             (Some(holder), Ok(_)) => SpecState::NameTaken(format!("{holder} has it: give one of them another name")),
             (None, Ok(_)) => SpecState::Valid,

@@ -27,9 +27,12 @@
 //! kind and namespace; the others say who holds it and get it when it is free.
 
 mod asks;
+mod bells;
+mod copies;
 mod drift;
 mod keyed;
 mod leader;
+mod managed;
 mod model;
 mod names;
 mod resource;
@@ -44,14 +47,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_plan::MayEvict;
+use berth_plan::runtime::RuntimeSpec;
 use berth_registry::{Store, Views};
 use berth_telemetry::{Clock, Metrics};
-use berth_types::{CopyReport, Footprint, PodId, Registration};
+use berth_types::{CopyReport, Footprint, Location, ModelId, Name, PodId, Registration, UnixMillis};
 use tokio::sync::{mpsc, watch};
 
 pub use berth_plan::status::document::Endpoints;
 pub use drift::{Drift, Drifts};
 pub use leader::Leader;
+pub use managed::{Manager, ManagerDeps};
+
+use copies::Copies;
 
 /// Reports that may wait for the leader; a pod that sends more waits.
 const REPORTS_WAITING: usize = 64;
@@ -83,6 +90,14 @@ pub trait Agents: Send + Sync + 'static {
 
     /// No name refers to this version any more: drain, unload and forget it. A pod that never had it ignores this.
     async fn retire(&self, pod: &PodId, model: Arc<Registration>);
+
+    /// The model counts as used on this pod at this time. A pod that keeps no such account ignores this.
+    async fn touch(&self, _pod: &PodId, _model: &ModelId, _at: UnixMillis) {}
+
+    /// The pod as people see it.
+    fn location(&self, pod: &PodId) -> Location {
+        Location::of_pod_name(pod.as_str())
+    }
 }
 
 /// Settings of the leader.
@@ -119,6 +134,14 @@ pub struct Deps {
     pub config: Config,
 }
 
+/// What reaches the leader.
+enum News {
+    /// A pod says something.
+    Report(Report),
+    /// A name came to calls, or went from them.
+    Name(Name),
+}
+
 /// What a pod says.
 struct Report {
     pod: PodId,
@@ -128,9 +151,13 @@ struct Report {
 /// Handle to the leader. Cheap to clone.
 #[derive(Clone)]
 pub struct Controller {
-    reports: mpsc::Sender<Report>,
+    news: mpsc::Sender<News>,
     caught_up: watch::Receiver<bool>,
     drifts: watch::Receiver<Drifts>,
+    /// What pods hold, of every model.
+    copies: Arc<Copies>,
+    /// The runtimes that the leader knows.
+    runtimes: watch::Receiver<Arc<[RuntimeSpec]>>,
 }
 
 impl Controller {
@@ -140,7 +167,9 @@ impl Controller {
         let (sender, receiver) = mpsc::channel(REPORTS_WAITING);
         let (caught_up, followed) = watch::channel(false);
         let (drifts, known) = watch::channel(Drifts::default());
-        (Controller { reports: sender, caught_up: followed, drifts: known }, Leader::new(deps, receiver, caught_up, drifts))
+        let (tell, runtimes) = watch::channel(Arc::from([]));
+        let controller = Controller { news: sender, caught_up: followed, drifts: known, copies: Arc::default(), runtimes };
+        (controller, Leader::new(deps, receiver, caught_up, drifts, tell))
     }
 
     /// Turns true when, for the first time since the leader started, the statuses in the store say what is rather than
@@ -160,7 +189,13 @@ impl Controller {
     /// nothing; a later empty list says that memory may have become free. Waits while many reports are waiting; a leader
     /// that has ended ignores it.
     pub async fn report(&self, pod: &PodId, copies: Vec<CopyReport>) {
+        self.copies.take(pod, &copies);
         // Nothing to be done about an error: a leader that has ended needs no reports.
-        let _ = self.reports.send(Report { pod: pod.clone(), copies }).await;
+        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies })).await;
+    }
+
+    /// A name came to calls, or went from them: a resource of that name may lose or get it.
+    async fn name_changed(&self, name: &Name) {
+        let _ = self.news.send(News::Name(name.clone())).await;
     }
 }

@@ -57,6 +57,12 @@ impl Names {
         }
     }
 
+    /// The resource that was the first to ask for a name.
+    pub(crate) fn holder(&self, name: &Name) -> Option<ObjectKey> {
+        let (name, (kind, namespace)) = self.holders.get_key_value(name)?;
+        Some(ObjectKey { kind: *kind, namespace: namespace.clone(), name: name.clone() })
+    }
+
     /// Who holds the name of `key`, if that is another resource.
     pub(crate) fn other_holder(&self, key: &ObjectKey) -> Option<ObjectKey> {
         let (name, (kind, namespace)) = self.holders.get_key_value(&key.name).filter(|(_, holder)| !is(holder, key))?;

@@ -1,6 +1,7 @@
 //! The leader with a store in memory, agents that do as they are told, and paused time.
 
 mod drifting;
+mod managing;
 mod world;
 
 use std::time::Duration;

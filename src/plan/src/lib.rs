@@ -6,6 +6,7 @@ pub mod alias;
 pub mod background;
 pub mod drift;
 mod life;
+pub mod managed;
 pub mod registration;
 pub mod resource;
 pub mod runtime;

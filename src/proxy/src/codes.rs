@@ -8,6 +8,10 @@
 //! | no room now, for the model or for the request; too many callers wait; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
 //! | bad model, invalid resource, no runtime for it, larger than the whole budget | FAILED_PRECONDITION | 400 | no |
 //! | message over the limit, or decoded larger than the budget of all requests | RESOURCE_EXHAUSTED | 413 | no |
+//! | what a call would make exists as something else | ALREADY_EXISTS | 409 | no |
+//! | a call cannot be carried out as things stand | FAILED_PRECONDITION | 400 | no |
+//! | a call could not be kept | UNAVAILABLE | 503 | yes |
+//! | a call that changes something without the token | UNAUTHENTICATED | 401 | no |
 //! | deadline passed | DEADLINE_EXCEEDED | 504 | no |
 //! | unknown gRPC method, compressed body | UNIMPLEMENTED | 501, 405, 415 | no |
 //! | the model failed while computing | UNKNOWN | 500 | no |
@@ -21,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_adapters::InferError;
+use berth_plan::managed::Refused;
 use berth_proto::rpc;
 use berth_residency::WaitError;
 use berth_types::{ByteSize, Failure, Reason, Refusal, Retry};
@@ -142,6 +147,12 @@ pub enum Fault {
     /// The body is encoded in a way that is not understood.
     #[error("content-encoding {0} is not supported: send the body as gzip, as deflate, or as it is")]
     Encoded(Quoted),
+    /// A call that manages models or names was refused.
+    #[error("{0}")]
+    Managed(Refused),
+    /// A call that changes something came without the token.
+    #[error("this call needs the token of the API: send it as authorization: Bearer TOKEN")]
+    Unauthenticated,
     /// The client stopped sending.
     #[error("the request ended early: {0}")]
     Broken(String),
@@ -246,6 +257,16 @@ impl Fault {
             Fault::Unimplemented(_) => Verdict::last(Code::Unimplemented),
             Fault::WrongMethod { .. } => Verdict::with_http(Code::Unimplemented, StatusCode::METHOD_NOT_ALLOWED),
             Fault::Encoded(_) => Verdict::with_http(Code::Unimplemented, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            Fault::Managed(refused) => match refused {
+                Refused::Invalid(_) => Verdict::last(Code::InvalidArgument),
+                Refused::NotFound(_) => Verdict::last(Code::NotFound),
+                Refused::Exists(_) => Verdict::last(Code::AlreadyExists),
+                Refused::Blocked(_) => Verdict::last(Code::FailedPrecondition),
+                Refused::NotReady(_) => Verdict::retry(Code::Unavailable, SOON),
+                Refused::Late => Verdict::last(Code::DeadlineExceeded),
+                Refused::Unkept(_) => Verdict::retry(Code::Unavailable, LATER),
+            },
+            Fault::Unauthenticated => Verdict::last(Code::Unauthenticated),
             Fault::Broken(_) => Verdict::last(Code::Cancelled),
             Fault::Internal(_) => Verdict::last(Code::Internal),
         }
@@ -384,6 +405,14 @@ mod tests {
             (Fault::Unimplemented("x".into()), Unimplemented, 501, None),
             (Fault::WrongMethod { method: "PUT".into(), allow: "GET" }, Unimplemented, 405, None),
             (Fault::Encoded(q("gzip")), Unimplemented, 415, None),
+            (Fault::Managed(Refused::Invalid("x".into())), InvalidArgument, 400, None),
+            (Fault::Managed(Refused::NotFound("x".into())), NotFound, 404, None),
+            (Fault::Managed(Refused::Exists("x".into())), Code::AlreadyExists, 409, None),
+            (Fault::Managed(Refused::Blocked("x".into())), FailedPrecondition, 400, None),
+            (Fault::Managed(Refused::NotReady("x".into())), Unavailable, 503, Some(1)),
+            (Fault::Managed(Refused::Unkept("x".into())), Unavailable, 503, Some(10)),
+            (Fault::Managed(Refused::Late), DeadlineExceeded, 504, None),
+            (Fault::Unauthenticated, Code::Unauthenticated, 401, None),
             (Fault::Broken("x".into()), Cancelled, 499, None),
             (Fault::Internal("x".into()), Internal, 500, None),
         ];

@@ -1,6 +1,6 @@
 //! What both protocols do with a request once they have read it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use berth_adapters::{Infer, InferError};
@@ -19,6 +19,7 @@ use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
 use crate::health::Ready;
 use crate::id::Asked;
+use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
 use crate::opaque::Typed;
@@ -58,13 +59,15 @@ pub struct Frontend<M = Here> {
     pub(crate) bodies: Budget,
     /// A runtime that is no part of this process: calls are passed on to it as they come.
     server: Option<(Server, RwLock<Arc<Methods>>)>,
+    /// Who carries out calls of `mmesh.ModelMesh`.
+    pub(crate) managing: OnceLock<Managing>,
 }
 
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server: None })
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server: None, managing: OnceLock::new() })
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
@@ -75,7 +78,7 @@ impl<M: Models> Frontend<M> {
         let server = Server::new(target, connections, clock.clone(), net);
         let infer = Arc::new(Typed::new(server.clone(), bodies.clone(), clock.clone()));
         let server = Some((server, RwLock::new(Arc::new(methods))));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server })
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server, managing: OnceLock::new() })
     }
 
     /// What calls are passed on to, where the runtime is no part of this process.

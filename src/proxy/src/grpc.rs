@@ -21,6 +21,7 @@ use crate::connections::{self, Door, Handler};
 use crate::frontend::Frontend;
 use crate::health::HealthService;
 use crate::id::asked;
+use crate::mesh;
 use crate::reflection::Reflection;
 use crate::route::Models;
 use crate::wire::Messages;
@@ -66,6 +67,9 @@ impl<M: Models> Handler for GrpcPort<M> {
             return Ok(reflection.answer(request).await);
         }
         let (head, body) = request.into_parts();
+        if let Some(method) = mesh::method(head.uri.path()) {
+            return Ok(self.frontend.mesh(method, &head, body).await);
+        }
         let method = head.uri.path().strip_prefix(SERVICE);
         // About this server, not about a model: answered here.
         let here = matches!(method, Some("ModelReady" | "ServerLive" | "ServerReady" | "ServerMetadata"));

@@ -3,6 +3,8 @@
 //! - [`Store`]: desired state. Resources, aliases, first good contents, the epoch of the writer. One trait, two implementations ([`RedbStore`]
 //!   on disk, [`MemoryStore`] for tests), one conformance suite. A write is durable when it returns and seen by nobody
 //!   before. [`Store::subscribe`] gives the newest state per key, [`Store::events_after`] every single state.
+//! - [`Managed`]: models and names that are made by calls, kept by the same two stores.
+//! - [`Management`]: the calls themselves, for whoever receives them and whoever carries them out.
 //! - [`Folder`]: a watched folder of manifests that feeds the store; [`Faults`] says what is wrong with it.
 //! - [`yaml_document`], [`resource_name`], [`namespace_name`]: the rules of manifests, for the resource API.
 //! - [`bundled`]: the objects that come with the program.
@@ -27,6 +29,8 @@ mod event;
 mod folder;
 mod json;
 mod lock;
+mod managed;
+mod management;
 mod manifest;
 mod map;
 mod memory_store;
@@ -45,6 +49,8 @@ pub use bundled::{EMBEDDED_RUNTIME, bundled};
 pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
 pub use json::Json;
+pub use managed::{Managed, ManagedChange};
+pub use management::Management;
 pub use manifest::yaml_document;
 pub use memory_store::MemoryStore;
 pub use naming::{namespace_name, resource_name};

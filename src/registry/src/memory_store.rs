@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_telemetry::Clock;
+use berth_types::{ManagedModel, ManagedName};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::managed::ManagedState;
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Contents, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
+use crate::{Alias, Changes, Contents, Desired, Event, Expired, Managed, ManagedChange, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 
 /// Desired state in memory only. Its epoch is 1.
 pub struct MemoryStore {
@@ -25,7 +27,14 @@ impl MemoryStore {
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         let identity = clock.wall().0;
-        let shelf = Shelf::new(Beginning { objects: Default::default(), aliases: Default::default(), version: 0, epoch: 1, identity });
+        let shelf = Shelf::new(Beginning {
+            objects: Default::default(),
+            aliases: Default::default(),
+            managed: ManagedState::default(),
+            version: 0,
+            epoch: 1,
+            identity,
+        });
         MemoryStore { shelf, clock, contents: Mutex::default() }
     }
 
@@ -116,5 +125,24 @@ impl Store for MemoryStore {
 
     fn versions(&self) -> watch::Receiver<u64> {
         self.shelf.versions()
+    }
+}
+
+#[async_trait]
+impl Managed for MemoryStore {
+    fn managed_model(&self, id: &str) -> Option<Arc<ManagedModel>> {
+        self.shelf.managed(|managed| managed.models.get(id).cloned())
+    }
+
+    fn managed_name(&self, name: &str) -> Option<Arc<ManagedName>> {
+        self.shelf.managed(|managed| managed.names.get(name).cloned())
+    }
+
+    fn managed(&self) -> (Vec<Arc<ManagedModel>>, Vec<Arc<ManagedName>>) {
+        self.shelf.managed(ManagedState::all)
+    }
+
+    async fn change_managed(&self, change: ManagedChange) -> Result<(), StoreError> {
+        self.write(Write::Managed { change }).map(drop)
     }
 }

@@ -17,14 +17,16 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use berth_telemetry::Clock;
+use berth_types::{ManagedModel, ManagedName};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::lock::DataLock;
+use crate::managed::ManagedState;
 use crate::memory_store::object;
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Contents, Desired, Event, Expired, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
+use crate::{Alias, Changes, Contents, Desired, Event, Expired, Managed, ManagedChange, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
 
 /// The name of the database file in the data folder.
 const NAME: &str = "registry.redb";
@@ -47,6 +49,10 @@ const OBJECTS: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("obje
 const ALIASES: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("aliases");
 /// Pair of an [`ObjectKey`] and its [`Contents`] as JSON. Not there in files of earlier releases.
 const CONTENTS: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("contents");
+/// A [`ManagedModel`] as JSON, by its id. Not there in files of earlier releases.
+const MODELS: TableDefinition<&str, &[u8]> = TableDefinition::new("managed-models");
+/// A [`ManagedName`] as JSON, by itself. Not there in files of earlier releases.
+const NAMES: TableDefinition<&str, &[u8]> = TableDefinition::new("managed-names");
 
 fn row(key: &ObjectKey) -> Row<'_> {
     (key.kind.as_str(), key.namespace.as_ref().map_or("", |namespace| namespace.as_str()), key.name.as_str())
@@ -148,9 +154,9 @@ fn open(file: &Path, data_dir: &Path, clock: &Clock) -> Result<(Database, Beginn
     let transaction = begin(&database).map_err(fault)?;
     let meta = raise_epoch(&transaction, data_dir, clock)?;
     transaction.commit().map_err(|cause| fault(cause.into()))?;
-    let (objects, aliases) = read_all(&database)?;
+    let (objects, aliases, managed) = read_all(&database)?;
     let [epoch, version, identity] = meta;
-    Ok((database, Beginning { objects, aliases, version, epoch, identity }))
+    Ok((database, Beginning { objects, aliases, managed, version, epoch, identity }))
 }
 
 fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
@@ -190,15 +196,22 @@ fn raise_epoch(transaction: &WriteTransaction, data_dir: &Path, clock: &Clock) -
 }
 
 /// What is in memory of a database.
-type Held = (Vec<Arc<Object>>, BTreeMap<ObjectKey, Alias>);
+type Held = (Vec<Arc<Object>>, BTreeMap<ObjectKey, Alias>, ManagedState);
 
 fn read_all(database: &Database) -> Result<Held, String> {
-    let objects = rows::<Object>(database, OBJECTS)?;
-    let aliases = rows::<(ObjectKey, Alias)>(database, ALIASES)?;
-    Ok((objects.into_iter().map(Arc::new).collect(), aliases.into_iter().collect()))
+    let objects = rows::<Object, _>(database, OBJECTS)?;
+    let aliases = rows::<(ObjectKey, Alias), _>(database, ALIASES)?;
+    let managed = ManagedState::of(rows(database, MODELS)?, rows(database, NAMES)?);
+    Ok((objects.into_iter().map(Arc::new).collect(), aliases.into_iter().collect(), managed))
 }
 
-fn rows<T: serde::de::DeserializeOwned>(database: &Database, table: TableDefinition<'static, Row<'static>, &'static [u8]>) -> Result<Vec<T>, String> {
+fn rows<T: serde::de::DeserializeOwned, K: redb::Key>(
+    database: &Database,
+    table: TableDefinition<'static, K, &'static [u8]>,
+) -> Result<Vec<T>, String>
+where
+    for<'k> K::SelfType<'k>: std::fmt::Debug,
+{
     let read = || -> Result<Vec<Result<T, String>>, redb::Error> {
         let transaction = database.begin_read()?;
         let table = match transaction.open_table(table) {
@@ -277,6 +290,24 @@ impl Writer {
                     }
                 }
             }
+            if !draft.managed.models.is_empty() {
+                let mut models = transaction.open_table(MODELS)?;
+                for (id, model) in &draft.managed.models {
+                    match model {
+                        Some(model) => drop(models.insert(id.as_str(), json(&**model)?.as_slice())?),
+                        None => drop(models.remove(id.as_str())?),
+                    }
+                }
+            }
+            if !draft.managed.names.is_empty() {
+                let mut names = transaction.open_table(NAMES)?;
+                for (key, name) in &draft.managed.names {
+                    match name {
+                        Some(name) => drop(names.insert(key.as_str(), json(&**name)?.as_slice())?),
+                        None => drop(names.remove(key.as_str())?),
+                    }
+                }
+            }
             transaction.open_table(META)?.insert("version", draft.version)?;
         }
         transaction.commit()?;
@@ -336,7 +367,7 @@ impl Store for RedbStore {
 
     async fn contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
         let files = Arc::clone(&self.files);
-        let read = move || rows::<(ObjectKey, Contents)>(&files.database, CONTENTS).map_err(|fault| format!("{}: {fault}", files.file.display()));
+        let read = move || rows::<(ObjectKey, Contents), _>(&files.database, CONTENTS).map_err(|fault| format!("{}: {fault}", files.file.display()));
         match tokio::task::spawn_blocking(read).await {
             Ok(read) => read.map(|rows| rows.into_iter().collect()).map_err(StoreError::Broken),
             Err(fault) => Err(StoreError::Broken(format!("reading contents: {fault}"))),
@@ -357,5 +388,24 @@ impl Store for RedbStore {
 
     fn versions(&self) -> watch::Receiver<u64> {
         self.shelf.versions()
+    }
+}
+
+#[async_trait]
+impl Managed for RedbStore {
+    fn managed_model(&self, id: &str) -> Option<Arc<ManagedModel>> {
+        self.shelf.managed(|managed| managed.models.get(id).cloned())
+    }
+
+    fn managed_name(&self, name: &str) -> Option<Arc<ManagedName>> {
+        self.shelf.managed(|managed| managed.names.get(name).cloned())
+    }
+
+    fn managed(&self) -> (Vec<Arc<ManagedModel>>, Vec<Arc<ManagedName>>) {
+        self.shelf.managed(ManagedState::all)
+    }
+
+    async fn change_managed(&self, change: ManagedChange) -> Result<(), StoreError> {
+        self.write(Write::Managed { change }).await.map(drop)
     }
 }

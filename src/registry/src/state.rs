@@ -14,8 +14,11 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::event::Recent;
+use crate::managed::{ManagedDraft, ManagedState, Seen};
 use crate::store::Subscribers;
-use crate::{Alias, Change, Changes, Contents, Desired, Event, EventKind, Expired, Json, Object, ObjectKey, Origin, Snapshot, StoreError, Uid};
+use crate::{
+    Alias, Change, Changes, Contents, Desired, Event, EventKind, Expired, Json, ManagedChange, Object, ObjectKey, Origin, Snapshot, StoreError, Uid,
+};
 
 /// A change that somebody asks for.
 pub(crate) enum Write {
@@ -24,9 +27,10 @@ pub(crate) enum Write {
     Delete { key: ObjectKey, expected: Option<u64> },
     Alias { key: ObjectKey, uid: Uid, alias: Option<Alias> },
     Contents { key: ObjectKey, uid: Uid, contents: Contents },
+    Managed { change: ManagedChange },
 }
 
-/// The object as a write left it; `None` for writes of aliases and contents.
+/// The object as a write left it; `None` for writes of something else.
 pub(crate) type Outcome = Result<Option<Arc<Object>>, StoreError>;
 
 /// Writes that were decided and not shown yet.
@@ -40,6 +44,8 @@ pub(crate) struct Draft {
     pub(crate) aliases: BTreeMap<ObjectKey, Option<Alias>>,
     /// Contents as they will be; empty for forgotten ones. The shelf holds none: the store keeps them.
     pub(crate) contents: BTreeMap<ObjectKey, Contents>,
+    /// What calls have made.
+    pub(crate) managed: ManagedDraft,
     events: Vec<Event>,
 }
 
@@ -53,6 +59,7 @@ impl Draft {
 pub(crate) struct Beginning {
     pub(crate) objects: Vec<Arc<Object>>,
     pub(crate) aliases: BTreeMap<ObjectKey, Alias>,
+    pub(crate) managed: ManagedState,
     pub(crate) version: u64,
     pub(crate) epoch: u64,
     /// Tells this store's uids from those of every other store.
@@ -91,6 +98,7 @@ impl Ord for Held {
 struct State {
     objects: BTreeSet<Held>,
     aliases: BTreeMap<ObjectKey, Alias>,
+    managed: ManagedState,
     version: u64,
     recent: Recent,
     subscribers: Subscribers,
@@ -112,9 +120,9 @@ pub(crate) struct Shelf {
 
 impl Shelf {
     pub(crate) fn new(beginning: Beginning) -> Self {
-        let Beginning { objects, aliases, version, epoch, identity } = beginning;
+        let Beginning { objects, aliases, managed, version, epoch, identity } = beginning;
         let objects = objects.into_iter().map(Held).collect();
-        let state = State { objects, aliases, version, recent: Recent::after(version), subscribers: Subscribers::default() };
+        let state = State { objects, aliases, managed, version, recent: Recent::after(version), subscribers: Subscribers::default() };
         Shelf { state: RwLock::new(state), version: watch::Sender::new(version), epoch, identity }
     }
 
@@ -129,6 +137,11 @@ impl Shelf {
 
     pub(crate) fn alias(&self, key: &ObjectKey) -> Option<Alias> {
         self.state.read().aliases.get(key).cloned()
+    }
+
+    /// Looks at what calls have made.
+    pub(crate) fn managed<T>(&self, look: impl FnOnce(&ManagedState) -> T) -> T {
+        look(&self.state.read().managed)
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -222,6 +235,14 @@ impl Shelf {
                 draft.contents.insert(key, contents);
                 Ok(None)
             }
+            Write::Managed { mut change } => {
+                let puts = change(&Seen { state: &state.managed, draft: &draft.managed });
+                if !puts.is_empty() {
+                    draft.version = next;
+                    puts.into_iter().for_each(|put| draft.managed.put(put));
+                }
+                Ok(None)
+            }
         }
     }
 
@@ -230,9 +251,10 @@ impl Shelf {
         if draft.is_empty() {
             return;
         }
-        let Draft { version, objects, aliases, contents: _, events } = draft;
+        let Draft { version, objects, aliases, contents: _, managed, events } = draft;
         let mut state = self.state.write();
         state.version = version;
+        state.managed.take(managed);
         for (key, object) in objects {
             match object {
                 Some(object) => drop(state.objects.replace(Held(object))),

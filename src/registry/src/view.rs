@@ -3,7 +3,10 @@
 //! A [`View`] never changes. A change makes the next one, which shares all but the changed path with it (see
 //! [`map`](crate::map)), and [`Views`] swaps it in: readers take one view, decide on that one, and never wait.
 //!
-//! Invariant: the models of a view are exactly the registrations that its names refer to, as active or as target.
+//! Names come from resources and from calls (managed ones); a name that calls hold is theirs until they let go of it.
+//!
+//! Invariant: the models of a view are exactly the registrations that its names refer to, as active or as target, and
+//! those that calls have registered.
 
 use std::sync::Arc;
 
@@ -45,6 +48,26 @@ pub enum Resolved {
     Unknown,
     /// Not known yet: resources are still being read.
     NotReady,
+}
+
+/// A registration made by a call.
+#[derive(Clone)]
+struct Pinned(Arc<Registration>);
+
+impl Entry for Pinned {
+    fn key(&self) -> &str {
+        self.0.id.as_str()
+    }
+}
+
+/// A name that calls hold.
+#[derive(Clone)]
+struct Managed(Name);
+
+impl Entry for Managed {
+    fn key(&self) -> &str {
+        self.0.as_str()
+    }
 }
 
 /// A name with its entry, as the map keeps it.
@@ -92,10 +115,14 @@ pub struct View {
     /// Every resource has been read once, so what is not here does not exist.
     ready: bool,
     names: Map<Arc<Named>>,
-    /// How many registrations the names refer to.
+    /// How many registrations there are.
     models: usize,
     /// Those among them whose id does not begin with the name that refers to them.
     others: Map<Counted>,
+    /// Those that calls have registered, whether a name refers to them or not.
+    pinned: Map<Pinned>,
+    /// Those among the names that calls hold.
+    managed: Map<Managed>,
     pool: Arc<Pool>,
 }
 
@@ -129,8 +156,58 @@ impl View {
     /// The registration of a model id.
     #[must_use]
     pub fn model(&self, id: &str) -> Option<&Arc<Registration>> {
+        self.named_model(id).or_else(|| self.pinned.get(id).map(|pinned| &pinned.0))
+    }
+
+    /// The registration of a model id that a name refers to.
+    fn named_model(&self, id: &str) -> Option<&Arc<Registration>> {
         let of_name = name_in(id).and_then(|name| self.name(name)?.registrations().find(|registration| registration.id.as_str() == id));
         of_name.or_else(|| self.others.get(id).map(|counted| &counted.registration))
+    }
+
+    /// True when calls hold this name.
+    #[must_use]
+    pub fn is_managed_name(&self, name: &str) -> bool {
+        self.managed.get(name).is_some()
+    }
+
+    /// True when a call has registered this model.
+    #[must_use]
+    pub fn is_managed_model(&self, id: &str) -> bool {
+        self.pinned.get(id).is_some()
+    }
+
+    /// This view with what calls have made: models and names as they are now (`None`: removed). The names are theirs until
+    /// they are removed in the same way.
+    #[must_use]
+    pub fn with_managed(
+        &self,
+        models: impl IntoIterator<Item = (ModelId, Option<Arc<Registration>>)>,
+        names: impl IntoIterator<Item = (Name, Option<NameEntry>)>,
+    ) -> View {
+        let mut next = self.clone();
+        for (id, registration) in models {
+            let counts = usize::from(next.named_model(id.as_str()).is_none());
+            let before = match registration {
+                Some(registration) => next.pinned.insert(Pinned(next.pool.share(&registration))).is_some(),
+                None => {
+                    let there = next.pinned.remove(id.as_str()).is_some();
+                    next.models -= usize::from(there) * counts;
+                    true
+                }
+            };
+            next.models += usize::from(!before) * counts;
+        }
+        for (name, entry) in names {
+            match &entry {
+                Some(_) => drop(next.managed.insert(Managed(name.clone()))),
+                // A name that somebody else holds by now is theirs.
+                None if next.managed.remove(name.as_str()).is_none() => continue,
+                None => {}
+            }
+            next.change(name, entry);
+        }
+        next
     }
 
     /// This view with one name changed (`None`: removed). Registrations that no name refers to any more are gone.
@@ -139,12 +216,15 @@ impl View {
         self.with_names([(name.clone(), entry)])
     }
 
-    /// This view with several names changed, at less cost than one after the other.
+    /// This view with several names changed, at less cost than one after the other. Names that calls hold stay as they
+    /// are.
     #[must_use]
     pub fn with_names(&self, changes: impl IntoIterator<Item = (Name, Option<NameEntry>)>) -> View {
         let mut next = self.clone();
         for (name, entry) in changes {
-            next.change(name, entry);
+            if !next.is_managed_name(name.as_str()) {
+                next.change(name, entry);
+            }
         }
         next
     }
@@ -167,24 +247,26 @@ impl View {
     }
 
     fn hold(&mut self, name: &Name, registration: &Arc<Registration>) {
+        let counts = usize::from(self.pinned.get(registration.id.as_str()).is_none());
         if is_of(&registration.id, name) {
-            self.models += 1;
+            self.models += counts;
             return;
         }
         let names = self.others.get(registration.id.as_str()).map_or(0, |counted| counted.names);
-        self.models += usize::from(names == 0);
+        self.models += usize::from(names == 0) * counts;
         self.others.insert(Counted { registration: Arc::clone(registration), names: names + 1 });
     }
 
     fn release(&mut self, name: &Name, id: &ModelId) {
+        let counts = usize::from(self.pinned.get(id.as_str()).is_none());
         if is_of(id, name) {
-            self.models -= 1;
+            self.models -= counts;
             return;
         }
         match self.others.get(id.as_str()).cloned() {
             Some(counted) if counted.names > 1 => drop(self.others.insert(Counted { names: counted.names - 1, ..counted })),
             Some(_) => {
-                self.models -= 1;
+                self.models -= counts;
                 self.others.remove(id.as_str());
             }
             None => {}
@@ -204,7 +286,8 @@ impl View {
             let ids = named.entry.registrations().map(|registration| &registration.id);
             ids.filter(|id| is_of(id, &named.name))
         });
-        of_names.chain(self.others.iter().map(|counted| &counted.registration.id))
+        let pinned = self.pinned.iter().map(|pinned| &pinned.0.id).filter(|id| self.named_model(id.as_str()).is_none());
+        of_names.chain(self.others.iter().map(|counted| &counted.registration.id)).chain(pinned)
     }
 
     /// Every name with its entry, in no order that means anything.
@@ -218,7 +301,7 @@ impl View {
         self.names.len()
     }
 
-    /// How many registrations the names refer to.
+    /// How many registrations there are.
     #[must_use]
     pub fn model_count(&self) -> usize {
         self.models
@@ -373,6 +456,22 @@ mod tests {
         assert_eq!(first.name_count(), 0);
     }
 
+    #[test]
+    fn what_calls_have_made_is_theirs_until_they_let_go_of_it() {
+        let (mine, other) = (registration("mine", 1), registration("mine", 2));
+        let resource = entry(Some(Arc::clone(&other)), None);
+        let named = [(name("mine"), Some(entry(Some(Arc::clone(&mine)), None)))];
+        let pinned = View::default().with_managed([(mine.id.clone(), Some(Arc::clone(&mine)))], []);
+        assert_eq!((pinned.model_count(), pinned.name_count(), pinned.is_managed_model(mine.id.as_str())), (1, 0, true));
+        let view = pinned.with_managed([], named).with_name(&name("mine"), Some(resource.clone())).with_name(&name("mine"), None);
+        assert!(view.is_managed_name("mine") && matches!(view.resolve("mine"), Resolved::Model(found) if found.id == mine.id));
+        assert_eq!((view.model_count(), view.model_ids().count()), (1, 1), "counted once, by itself and through its name");
+        let gone = view.with_managed([(mine.id.clone(), None)], [(name("mine"), None)]);
+        assert_eq!((gone.model_count(), gone.name_count(), gone.model(mine.id.as_str()).is_none()), (0, 0, true));
+        let theirs = gone.with_name(&name("mine"), Some(resource)).with_managed([], [(name("mine"), None)]);
+        assert!(matches!(theirs.resolve("mine"), Resolved::Model(found) if found.id == other.id), "not what a resource has by now");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_wrote_waits_for_a_view_that_covers_it_and_only_where_there_is_a_leader() {
         let views = Views::in_epoch(1);
@@ -386,6 +485,46 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..Default::default() })]
+
+        #[test]
+        fn names_and_models_of_calls_and_of_resources_are_counted_once_and_keep_out_of_each_others_way(
+            steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..4), 0..60)
+        ) {
+            let mut view = View::default();
+            let (mut named, mut pinned) = (BTreeMap::new(), BTreeMap::new());
+            for (number, step, version) in steps {
+                let (name, made) = (name(&format!("name-{number}")), version_of(number, version));
+                let is_managed = named.get(&number).is_some_and(|(managed, _)| *managed);
+                let stands = || Some(entry(Some(Arc::clone(&made)), None));
+                view = match step {
+                    0 => view.with_name(&name, stands()),
+                    1 => view.with_name(&name, None),
+                    2 => view.with_managed([(made.id.clone(), Some(Arc::clone(&made)))], []),
+                    3 => view.with_managed([(made.id.clone(), None)], []),
+                    4 => view.with_managed([], [(name.clone(), stands())]),
+                    _ => view.with_managed([], [(name.clone(), None)]),
+                };
+                match step {
+                    0 if !is_managed => drop(named.insert(number, (false, made.id.clone()))),
+                    1 if !is_managed => drop(named.remove(&number)),
+                    2 => drop(pinned.insert(made.id.clone(), ())),
+                    3 => drop(pinned.remove(&made.id)),
+                    4 => drop(named.insert(number, (true, made.id.clone()))),
+                    5 if is_managed => drop(named.remove(&number)),
+                    _ => {}
+                }
+            }
+            let expected: BTreeSet<ModelId> = named.values().map(|(_, id)| id.clone()).chain(pinned.keys().cloned()).collect();
+            let listed: Vec<ModelId> = view.model_ids().cloned().collect();
+            prop_assert_eq!((view.model_count(), listed.len(), view.name_count()), (expected.len(), expected.len(), named.len()));
+            prop_assert!(expected.iter().all(|id| view.model(id.as_str()).is_some_and(|found| found.id == *id)));
+            prop_assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
+            for (number, (managed, id)) in &named {
+                let name = format!("name-{number}");
+                prop_assert_eq!(view.is_managed_name(&name), *managed);
+                prop_assert!(matches!(view.resolve(&name), Resolved::Model(found) if found.id == *id));
+            }
+        }
 
         #[test]
         fn the_models_are_exactly_those_that_names_refer_to(

@@ -231,6 +231,14 @@ impl Residency {
         self.shared.last_used(model)
     }
 
+    /// Says that a model counts as used at this time, loaded or not. A use that is older than the last one says nothing.
+    pub fn touch(&self, model: &ModelId, at: UnixMillis) {
+        match self.shared.copies.get(model.as_str()) {
+            Some(copy) => copy.touch_at(at),
+            None => self.shared.history.lock().note_use(model, at),
+        }
+    }
+
     /// Bytes per pool that nothing is charged with. Changes wake the receiver: a reason to look for a model to warm.
     #[must_use]
     pub fn room(&self) -> watch::Receiver<Footprint> {

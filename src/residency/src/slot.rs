@@ -80,9 +80,12 @@ impl Slot {
 
     /// Never moves back: the index by last use counts on that. Two requests of one millisecond write once.
     fn touch(&self) {
-        let now = self.bell.clock.wall().0;
-        if self.last_used.load(Ordering::Relaxed) < now {
-            self.last_used.fetch_max(now, Ordering::Relaxed);
+        self.touch_at(self.bell.clock.wall());
+    }
+
+    pub(crate) fn touch_at(&self, at: UnixMillis) {
+        if self.last_used.load(Ordering::Relaxed) < at.0 {
+            self.last_used.fetch_max(at.0, Ordering::Relaxed);
         }
     }
 

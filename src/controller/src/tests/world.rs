@@ -10,20 +10,20 @@ use async_trait::async_trait;
 use berth_plan::MayEvict;
 use berth_plan::resource::{DEPLOYMENT_MODE, MODEL_MESH};
 use berth_registry::{
-    Alias, Changes, Contents, Desired, Event, Expired, Json, Kind, MemoryStore, Object, ObjectKey, Origin, Resolved, Snapshot, Store, StoreError,
-    Uid, Views,
+    Alias, Changes, Contents, Desired, Event, Expired, Json, Kind, Managed, ManagedChange, MemoryStore, Object, ObjectKey, Origin, Resolved,
+    Snapshot, Store, StoreError, Uid, Views,
 };
 use berth_telemetry::{Clock, Counter, Metrics};
 use berth_types::{
-    ByteSize, Content, ContentDigest, CopyReport, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration,
-    Retry, Step, UnixMillis,
+    ByteSize, Content, ContentDigest, CopyReport, CopyState, Failure, Footprint, Location, ManagedModel, ManagedName, ModelId, Name, Namespace,
+    PodId, Reason, Registration, Retry, Step, UnixMillis,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Agents, Config, Controller, Deps, Drift, Endpoints, Pod};
+use crate::{Agents, Config, Controller, Deps, Drift, Endpoints, Manager, ManagerDeps, Pod};
 
 pub(super) fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -272,7 +272,44 @@ pub(super) struct World {
     task: tokio::task::JoinHandle<()>,
 }
 
+#[async_trait]
+impl Managed for Balky {
+    fn managed_model(&self, id: &str) -> Option<Arc<ManagedModel>> {
+        self.inner.managed_model(id)
+    }
+    fn managed_name(&self, name: &str) -> Option<Arc<ManagedName>> {
+        self.inner.managed_name(name)
+    }
+    fn managed(&self) -> (Vec<Arc<ManagedModel>>, Vec<Arc<ManagedName>>) {
+        self.inner.managed()
+    }
+    async fn change_managed(&self, change: ManagedChange) -> Result<(), StoreError> {
+        self.inner.change_managed(change).await
+    }
+}
+
 impl World {
+    /// Carries out calls beside this leader, until the leader ends.
+    pub(super) async fn manager(&self) -> Manager {
+        let manager = Manager::open(self.manager_deps());
+        tokio::spawn(manager.clone().run(self.shutdown.clone()));
+        self.pass(secs(0)).await;
+        manager
+    }
+
+    pub(super) fn manager_deps(&self) -> ManagerDeps {
+        ManagerDeps {
+            controller: self.controller.clone(),
+            store: self.store.clone(),
+            records: self.store.clone(),
+            views: self.views.clone(),
+            agents: self.agents.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            default_owner: None,
+        }
+    }
+
     /// A leader whose one pod has reported that it holds nothing.
     pub(super) async fn start() -> World {
         let world = World::silent().await;

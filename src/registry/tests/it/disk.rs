@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use berth_registry::{OpenError, RedbStore, Store};
+use berth_registry::{Managed, OpenError, RedbStore, Store};
 use berth_telemetry::Clock;
+use berth_types::ManagedPut;
 use redb::{Database, TableDefinition};
 use serde_json::json;
 
-use super::store::contents;
+use super::store::{contents, managed_model, managed_name};
 use super::{alias, key, object};
 
 const FILE: &str = "registry.redb";
@@ -30,6 +31,8 @@ async fn what_was_answered_is_there_after_a_kill() {
     store.set_alias(&key("a"), made.uid, Some(alias("v1"))).await.unwrap();
     store.set_contents(&key("a"), made.uid, contents(&[("v1", 1)])).await.unwrap();
     store.delete(&key("b")).await.unwrap();
+    let puts = vec![ManagedPut::Model(managed_model("m/1", 1)), ManagedPut::Name(managed_name("n", "m/1"))];
+    store.change_managed(Box::new(move |_| puts.clone())).await.unwrap();
     let last = store.set_status(&key("a"), made.uid, json!({ "state": "Loaded" })).await.unwrap();
     // What a process that is killed now leaves: the file as it is, nothing flushed or closed.
     std::fs::copy(dir.path().join(FILE), left_behind.path().join(FILE)).unwrap();
@@ -38,6 +41,8 @@ async fn what_was_answered_is_there_after_a_kill() {
     assert_eq!(after.list(), [last]);
     assert_eq!(after.alias(&key("a")), Some(alias("v1")));
     assert_eq!(after.contents().await.unwrap(), [(key("a"), contents(&[("v1", 1)]))].into());
+    assert_eq!((after.managed_model("m/1"), after.managed_name("n")), (store.managed_model("m/1"), store.managed_name("n")));
+    assert!(after.managed_model("m/1").is_some() && after.managed_name("n").is_some());
     assert_eq!((after.version(), after.epoch(), store.epoch()), (store.version(), 2, 1));
     let next = after.apply(object("c", 1), None).await.unwrap();
     assert_eq!(next.resource_version, store.version() + 1, "no version is given twice");

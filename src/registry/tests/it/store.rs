@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use berth_registry::{Alias, Change, Contents, Desired, EventKind, Json, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid};
+use berth_registry::{
+    Alias, Change, Contents, Desired, EventKind, Json, Managed, MemoryStore, Object, ObjectKey, Origin, RedbStore, Store, StoreError, Uid,
+};
 use berth_telemetry::Clock;
-use berth_types::{ContentDigest, UnixMillis};
+use berth_types::{ContentDigest, ManagedModel, ManagedName, ManagedPut, ModelId, Name, UnixMillis};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Value, json};
@@ -34,7 +36,12 @@ macro_rules! conformance {
     };
 }
 
+/// What is kept of resources and of calls.
+trait Both: Store + Managed {}
+impl<S: Store + Managed> Both for S {}
+
 conformance!(
+    what_calls_have_made_changes_together_and_sees_what_was_decided_before,
     a_new_object_gets_an_identity_and_an_unchanged_one_stays_as_it_is,
     only_a_changed_spec_raises_the_generation,
     a_write_with_a_stale_version_is_a_conflict,
@@ -51,6 +58,44 @@ conformance!(
     a_watcher_that_fell_too_far_behind_is_told,
     many_writers_at_once_are_all_served,
 );
+
+pub(super) fn managed_model(id: &str, names: u32) -> ManagedModel {
+    let kind = "mt:onnx".into();
+    ManagedModel { id: ModelId::new(id).unwrap(), kind, path: None, key: None, last_used: UnixMillis(1), auto_delete: false, names }
+}
+
+pub(super) fn managed_name(name: &str, active: &str) -> ManagedName {
+    let active = ModelId::new(active).unwrap();
+    ManagedName { name: Name::new(name).unwrap(), target: active.clone(), active, owner: None }
+}
+
+async fn what_calls_have_made_changes_together_and_sees_what_was_decided_before(store: Arc<dyn Both>) {
+    let puts = vec![ManagedPut::Model(managed_model("a/b", 1)), ManagedPut::Name(managed_name("n", "a/b"))];
+    store.change_managed(Box::new(move |_| puts.clone())).await.unwrap();
+    assert_eq!(store.managed_model("a/b").as_deref(), Some(&managed_model("a/b", 1)));
+    assert_eq!(store.managed_name("n").as_deref(), Some(&managed_name("n", "a/b")));
+    let (before, objects) = (store.version(), store.list().len());
+    assert_eq!((before, objects), (1, 0), "one change, and no object");
+
+    // Each counts one up from what it sees: none is lost, whichever share a disk write.
+    let one_more = || {
+        let change = |there: &dyn berth_types::ManagedRecords| {
+            let id = ModelId::new("a/b").unwrap();
+            let present = there.model(&id).unwrap();
+            vec![ManagedPut::Model(ManagedModel { names: present.names + 1, ..(*present).clone() })]
+        };
+        store.change_managed(Box::new(change))
+    };
+    for done in futures::future::join_all((0..100).map(|_| one_more())).await {
+        done.unwrap();
+    }
+    assert_eq!(store.managed_model("a/b").unwrap().names, 101);
+    store.change_managed(Box::new(|_| Vec::new())).await.unwrap();
+    assert_eq!(store.version(), before + 100, "no change, no version");
+    let gone = vec![ManagedPut::NoModel(ModelId::new("a/b").unwrap()), ManagedPut::NoName(Name::new("n").unwrap())];
+    store.change_managed(Box::new(move |_| gone.clone())).await.unwrap();
+    assert_eq!((store.managed_model("a/b"), store.managed_name("n"), store.managed().0.len(), store.managed().1.len()), (None, None, 0, 0));
+}
 
 async fn a_new_object_gets_an_identity_and_an_unchanged_one_stays_as_it_is(store: Arc<dyn Store>) {
     assert_eq!((store.version(), store.list().len()), (0, 0));
