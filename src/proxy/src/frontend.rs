@@ -47,6 +47,13 @@ pub struct RuntimeServer {
     pub methods: Methods,
 }
 
+/// What is behind a frontend when its runtime is no part of this process.
+struct Behind {
+    server: Server,
+    typed: Arc<Typed>,
+    methods: RwLock<Arc<Methods>>,
+}
+
 /// The inference service of this process, whatever the protocol.
 pub struct Frontend<M = Here> {
     pub(crate) models: M,
@@ -58,7 +65,7 @@ pub struct Frontend<M = Here> {
     /// What the requests of both ports may hold.
     pub(crate) bodies: Budget,
     /// A runtime that is no part of this process: calls are passed on to it as they come.
-    server: Option<(Server, RwLock<Arc<Methods>>)>,
+    server: Option<Behind>,
     /// Who carries out calls of `mmesh.ModelMesh`.
     pub(crate) managing: OnceLock<Managing>,
 }
@@ -77,24 +84,24 @@ impl<M: Models> Frontend<M> {
         let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
         let server = Server::new(target, connections, clock.clone(), net);
         let infer = Arc::new(Typed::new(server.clone(), bodies.clone(), clock.clone()));
-        let server = Some((server, RwLock::new(Arc::new(methods))));
+        let server = Some(Behind { server, typed: Arc::clone(&infer), methods: RwLock::new(Arc::new(methods)) });
         Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server, managing: OnceLock::new() })
     }
 
     /// What calls are passed on to, where the runtime is no part of this process.
     pub(crate) fn server(&self) -> Option<&Server> {
-        self.server.as_ref().map(|(server, _)| server)
+        self.server.as_ref().map(|behind| &behind.server)
     }
 
     /// The methods that clients may call.
     pub(crate) fn methods(&self) -> Arc<Methods> {
-        self.server.as_ref().map_or_else(Arc::default, |(_, methods)| Arc::clone(&methods.read()))
+        self.server.as_ref().map_or_else(Arc::default, |behind| Arc::clone(&behind.methods.read()))
     }
 
     /// Other methods from here on: the runtime has restarted, or the data plane's configuration has changed.
     pub fn set_methods(&self, methods: Methods) {
-        if let Some((_, now)) = &self.server {
-            *now.write() = Arc::new(methods);
+        if let Some(behind) = &self.server {
+            *behind.methods.write() = Arc::new(methods);
         }
     }
 
@@ -119,6 +126,20 @@ impl<M: Models> Frontend<M> {
     /// # Errors
     /// [`Fault`].
     pub(crate) async fn infer(&self, asked: &Asked<'_>, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, Fault> {
+        self.infer_with(asked, request, &HeaderMap::new(), deadline).await
+    }
+
+    /// The same; `metadata` goes to a runtime that is no part of this process.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) async fn infer_with(
+        &self,
+        asked: &Asked<'_>,
+        request: ModelInferRequest,
+        metadata: &HeaderMap,
+        deadline: Deadline,
+    ) -> Result<ModelInferResponse, Fault> {
         let (id, mut request) = (request.id.clone(), request);
         let mut reroutes = REROUTES;
         loop {
@@ -136,7 +157,7 @@ impl<M: Models> Frontend<M> {
             let since = self.clock.now();
             let answer = tokio::select! {
                 biased;
-                answer = self.clock.until(deadline, self.infer.infer(model, request, deadline)) => answer,
+                answer = self.clock.until(deadline, self.run(model, request, metadata, deadline)) => answer,
                 () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
             };
             match answer.unwrap_or(Err(InferError::DeadlineExceeded)) {
@@ -153,6 +174,19 @@ impl<M: Models> Frontend<M> {
                 }
                 Err(error) => return Err(infer_fault(model, error)),
             }
+        }
+    }
+
+    async fn run(
+        &self,
+        model: &ModelId,
+        request: ModelInferRequest,
+        metadata: &HeaderMap,
+        deadline: Deadline,
+    ) -> Result<ModelInferResponse, InferError> {
+        match &self.server {
+            Some(behind) => behind.typed.infer_with(model, request, metadata, deadline).await,
+            None => self.infer.infer(model, request, deadline).await,
         }
     }
 

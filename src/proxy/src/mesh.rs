@@ -120,7 +120,8 @@ impl<M: Models> Frontend<M> {
         let deadline = self.deadline(&head.headers)?;
         let question = {
             let mut share = self.bodies.share();
-            let received = self.clock.until(deadline, wire::receive(body, SMALL_MESSAGE.min(self.config.max_message), &mut share)).await;
+            let messages = wire::Messages::new(&head.headers, body, SMALL_MESSAGE.min(self.config.max_message));
+            let received = self.clock.until(deadline, messages.only(&mut share)).await;
             wire::decode(received.unwrap_or(Err(Fault::SlowRequest))?)?
         };
         let answered = self.clock.until(deadline, answer(self, managing, question, deadline)).await;

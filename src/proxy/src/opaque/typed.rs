@@ -37,11 +37,12 @@ impl Typed {
         method: &'static str,
         model: &ModelId,
         message: &impl Message,
+        metadata: &HeaderMap,
         deadline: Deadline,
     ) -> Result<A, InferError> {
         let mut share = self.bodies.share();
         let called = async {
-            let answer = self.server.call(self.request(method, model, message, deadline)?).await;
+            let answer = self.server.call(self.request(method, model, message, metadata, deadline)?).await;
             let answer = answer.map_err(|why| InferError::Away(why.to_string()))?;
             let (head, mut body) = answer.into_parts();
             if head.status != StatusCode::OK {
@@ -71,18 +72,31 @@ impl Typed {
         self.clock.until(deadline, called).await.unwrap_or(Err(InferError::DeadlineExceeded))
     }
 
+    /// Runs the model; `metadata` goes with the request.
+    pub(crate) async fn infer_with(
+        &self,
+        model: &ModelId,
+        mut request: ModelInferRequest,
+        metadata: &HeaderMap,
+        deadline: Deadline,
+    ) -> Result<ModelInferResponse, InferError> {
+        request.model_name = model.to_string();
+        self.call("/inference.GRPCInferenceService/ModelInfer", model, &request, metadata, deadline).await
+    }
+
     fn request(
         &self,
         method: &'static str,
         model: &ModelId,
         message: &impl Message,
+        metadata: &HeaderMap,
         deadline: Deadline,
     ) -> Result<HttpRequest<Full<Bytes>>, InferError> {
         let message = wire::framed(message).map_err(|why| InferError::BadRequest(why.to_string()))?;
         let mut request = HttpRequest::new(Full::new(message));
         (*request.method_mut(), *request.version_mut()) = (Verb::POST, Version::HTTP_2);
         *request.uri_mut() = http::Uri::from_static(method);
-        *request.headers_mut() = heads::to_runtime(&HeaderMap::new(), model, deadline.left(self.clock.now()));
+        *request.headers_mut() = heads::to_runtime(metadata, model, deadline.left(self.clock.now()));
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         Ok(request)
     }
@@ -90,14 +104,13 @@ impl Typed {
 
 #[async_trait]
 impl Infer for Typed {
-    async fn infer(&self, model: &ModelId, mut request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
-        request.model_name = model.to_string();
-        self.call("/inference.GRPCInferenceService/ModelInfer", model, &request, deadline).await
+    async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        self.infer_with(model, request, &HeaderMap::new(), deadline).await
     }
 
     async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
         let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
-        self.call("/inference.GRPCInferenceService/ModelMetadata", model, &request, self.clock.deadline_in(METADATA)).await
+        self.call("/inference.GRPCInferenceService/ModelMetadata", model, &request, &HeaderMap::new(), self.clock.deadline_in(METADATA)).await
     }
 }
 

@@ -134,21 +134,10 @@ impl<M: Models> Frontend<M> {
         let deadline = timeout_micros.map_or(deadline, |micros| deadline.min(self.clock.deadline_in(Duration::from_micros(micros))));
         model.clone_into(&mut request.model_name);
         request.model_version = version.unwrap_or_default();
-        let answer = self.rest_asked(&Asked::Name(model.into()), request, headers::passed_on(&head.headers), deadline).await?;
+        let answer = self.infer_with(&Asked::Name(model.into()), request, &headers::passed_on(&head.headers), deadline).await?;
         drop(share);
         let size = answer.raw_output_contents.iter().map(Bytes::len).sum();
         off_thread(size, move || written(answer, &wanted)).await
-    }
-
-    /// `_metadata` is for runtimes behind a socket; the one in this process reads none.
-    async fn rest_asked(
-        &self,
-        asked: &Asked<'_>,
-        request: ModelInferRequest,
-        _metadata: HeaderMap,
-        deadline: Deadline,
-    ) -> Result<ModelInferResponse, Fault> {
-        self.infer(asked, request, deadline).await
     }
 
     async fn read_body(&self, headers: &HeaderMap, body: impl Incoming, limit: ByteSize, share: &mut Share) -> Result<Bytes, Fault> {
