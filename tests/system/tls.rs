@@ -125,7 +125,7 @@ async fn with_the_variables_of_modelmesh_both_ports_speak_tls_to_every_client() 
     assert!(exit == Exit::Code(1) && written.contains("elsewhere.example"), "{written}");
 
     let plain = curl(&[&format!("http://{}/v2/health/live", berth.rest())]).await?;
-    assert_eq!(plain, "this port speaks TLS only: use https\n");
+    assert_eq!(plain, "this port speaks TLS only: use https");
     berth.process().line("that a client spoke no TLS", SOON, |line| line.contains("it spoke HTTP without TLS to a port that speaks TLS")).await?;
     let resource = berth.resource(MODEL).await?;
     assert!(resource.to_string().contains(&format!("https://{}", berth.rest())), "{resource}");

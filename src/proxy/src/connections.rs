@@ -232,10 +232,10 @@ impl Terms {
     }
 
     fn say(&self, kind: &'static str, peer: Option<SocketAddr>, why: &str) {
-        let peer = peer.map(|peer| peer.to_string());
+        let peer = peer.map(tracing::field::display);
         match self.strangers.lock().entry(kind).or_default().one_more(self.clock.now()) {
-            Some(count) => tracing::warn!(peer, error = why, count, "client cut off"),
-            None => tracing::debug!(peer, error = why, "client cut off"),
+            Some(count) => tracing::warn!(peer, error = %why, count, "client cut off"),
+            None => tracing::debug!(peer, error = %why, "client cut off"),
         }
     }
 }

@@ -27,7 +27,13 @@ pub(crate) async fn infer(client: &Client, args: &args::Infer, out: &mut Out) ->
     };
     let path = format!("/v2/models/{}/infer", encoded(&args.name));
     let secured = if rest.is_secured() { Some(client.with_tls(&args.tls)?) } else { None };
-    let answer = secured.as_ref().unwrap_or(client).whole(&rest, Method::POST, &path, request, args.timeout).await?;
+    let answer = secured.as_ref().unwrap_or(client).whole(&rest, Method::POST, &path, request, args.timeout).await;
+    let answer = answer.map_err(|fault| match fault {
+        Fault::Unreachable { server, why } if why.contains("invalid peer certificate") => {
+            Fault::Unreachable { server, why: format!("{why}: name the file that it is trusted by with --cacert") }
+        }
+        other => other,
+    })?;
     if !answer.status.is_success() {
         return Err(Fault::local(refusal(&args.name, &answer)));
     }
