@@ -34,8 +34,8 @@ const AS_LOAD: &str = "as-load";
 const START: Duration = Duration::from_secs(20);
 /// What a case gets for everything.
 const WHOLE: Duration = Duration::from_secs(180);
-/// Blocks of a case where nobody has said how many, and of one whose requests take long.
-const BLOCKS: usize = 20;
+/// Blocks of a case where nobody has said how many.
+const BLOCKS: usize = 30;
 /// Calls of one connection to the server before another one is opened; the connections of clients.
 const STREAMS: usize = 32;
 const CONNECTIONS: usize = 8;
@@ -79,20 +79,20 @@ impl Case {
     /// All of them, in the order of a run.
     pub(crate) fn all() -> impl Iterator<Item = Case> {
         let tcp = |bytes, callers, streaming, in_message, millis| Case { bytes, callers, streaming, in_message, unix: false, millis };
-        let first = tcp(100, 1, false, false, 120);
-        let many = tcp(100, 64, false, false, 150);
-        let image = tcp(100_000, 1, false, false, 150);
+        let first = tcp(100, 1, false, false, 80);
+        let many = tcp(100, 64, false, false, 100);
+        let image = tcp(100_000, 1, false, false, 100);
         [
             first,
             many,
             Case { in_message: true, ..many },
             Case { unix: true, ..many },
-            tcp(100, 1, true, true, 120),
-            tcp(100, 64, true, true, 150),
+            tcp(100, 1, true, true, 80),
+            tcp(100, 64, true, true, 100),
             image,
             Case { in_message: true, unix: true, ..image },
-            tcp(100_000, 64, false, true, 250),
-            tcp(100_000, 64, true, true, 250),
+            tcp(100_000, 64, false, true, 200),
+            tcp(100_000, 64, true, true, 200),
             tcp(LARGE, 1, false, true, 300),
             tcp(LARGE, 1, true, false, 300),
         ]
@@ -240,8 +240,10 @@ async fn measure(case: Case, blocks: usize) -> anyhow::Result<()> {
         println!("  p50 added to direct by {}: {} us", NAMES[seat], paired(&samples, seat, DIRECT, |proxy, direct| proxy.p50 - direct.p50));
     }
     let direct: Vec<f64> = of(&samples, DIRECT).map(|sample| sample.p50).collect();
-    let added = of(&samples, BERTH).zip(of(&samples, BARE)).zip(direct).map(|((berth, bare), direct)| (berth.p50 - direct) / (bare.p50 - direct).max(1.0));
+    let added =
+        of(&samples, BERTH).zip(of(&samples, BARE)).zip(direct).map(|((berth, bare), direct)| (berth.p50 - direct) / (bare.p50 - direct).max(1.0));
     println!("  p50 added, berth over bare: {}\n    promise: at most 1.3", Median::of(added.collect()));
+    println!("  p50, berth over bare: {}", paired(&samples, BERTH, BARE, |berth, bare| berth.p50 / bare.p50));
     let cpu = paired(&samples, BERTH, BARE, |berth, bare| cpu_of(berth) / cpu_of(bare).max(1e-3));
     println!("  CPU per request, berth over bare: {cpu}\n    promise: at most 1.3");
     Ok(())
@@ -293,7 +295,10 @@ pub(crate) async fn memory() -> anyhow::Result<()> {
     }
     let of = |at: usize| most.get(at).copied().unwrap_or_default();
     let ((smaller, _), (larger, allowed)) = (of(2), of(4));
-    println!("  64 callers, bodies of 16 MiB over bodies of 4 MiB: {:.2}\n    promise: it does not grow with the bodies", larger as f64 / smaller as f64);
+    println!(
+        "  64 callers, bodies of 16 MiB over bodies of 4 MiB: {:.2}\n    promise: it does not grow with the bodies",
+        larger as f64 / smaller as f64
+    );
     println!(
         "  64 callers, bodies of 16 MiB (1 GiB each way): {}\n    promise: at most what the windows and send buffers allow, {}",
         ByteSize(larger),

@@ -102,7 +102,7 @@ impl Body for Answer {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let (from, ends, held, whole, ended) = match self.get_mut() {
-            Answer::Unary(pieces) => return Pin::new(pieces).poll_frame(cx).map(|frame| frame.map(|Ok(frame)| Ok(frame))),
+            Answer::Unary(pieces) => return Pin::new(pieces).poll_frame(cx).map_err(|never| match never {}),
             Answer::Stream { from, ends, held, whole, ended } => (from, ends, held, whole, ended),
         };
         loop {

@@ -121,7 +121,8 @@ async fn measure(plan: &Arc<Plan>, at: usize, senders: &[SendRequest<Sent>], fil
     let mut callers = JoinSet::new();
     for number in 0..plan.callers {
         let sender = senders[number % senders.len()].clone();
-        let mut caller = Caller { plan: Arc::clone(plan), sender, filler: filler.clone(), clock: clock.clone(), next: Arc::clone(&next), stream: None };
+        let mut caller =
+            Caller { plan: Arc::clone(plan), sender, filler: filler.clone(), clock: clock.clone(), next: Arc::clone(&next), stream: None };
         let (ready, go, ended, clock) = (Arc::clone(&ready), Arc::clone(&go), Arc::clone(&ended), clock.clone());
         callers.spawn(async move {
             // Who fails must not keep the others at a gate: the process ends with the reason.
