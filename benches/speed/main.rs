@@ -2,11 +2,14 @@
 //!
 //! Ratios are what counts; absolute times are printed for orientation. `BERTH_BENCH_BLOCKS` sets the number of
 //! interleaved blocks (default 40; downloads: 6 to 20, as many as a minute and a half allows). Names after `--` choose
-//! among `reload`, `small_call`, `rest`, `growth`, `scale`, `register` and `download`, or of the last one case: `big`, `middle`, `small`,
-//! `big-far`, `middle-far`, `small-far`. Downloads need an S3 server and other clients: `cargo xtask bench` installs them.
+//! among `reload`, `small_call`, `rest`, `growth`, `scale`, `register`, `cold`, `hop` and `download`, or of the last two one
+//! case: `memory`, `100B-64-unary-header` and the like; `big`, `middle`, `small`, `big-far`, `middle-far`, `small-far`. Downloads
+//! need an S3 server and other clients: `cargo xtask bench` installs them.
 
+mod cold;
 mod download;
 mod growth;
+mod hop;
 mod register;
 mod reload;
 mod rest;
@@ -21,6 +24,8 @@ use anyhow::{Context, bail};
 static ALLOCATOR: berth_adapters::counting::CountingAllocator = berth_adapters::counting::CountingAllocator;
 
 const DOWNLOAD: &str = "download";
+const HOP: &str = "hop";
+const HOP_MEMORY: &str = "memory";
 
 fn main() -> anyhow::Result<()> {
     berth_adapters::counting::keep_buffers();
@@ -30,20 +35,27 @@ fn main() -> anyhow::Result<()> {
     };
     let words: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    if let Some(played) = runtime.block_on(download::play(&words)) {
+    let played = runtime.block_on(async {
+        match hop::play(&words).await {
+            None => download::play(&words).await,
+            played => played,
+        }
+    });
+    if let Some(played) = played {
         // Work that nobody waits for ends with the process.
         runtime.shutdown_background();
         return played;
     }
     // Cargo adds flags of its own.
     let chosen: Vec<String> = words.into_iter().filter(|argument| !argument.starts_with('-')).collect();
-    let known = ["reload", "small_call", "rest", "growth", "scale", "register", DOWNLOAD];
-    let cases: Vec<String> = download::Case::all().map(download::Case::name).collect();
+    let known = ["reload", "small_call", "rest", "growth", "scale", "register", "cold", HOP, HOP_MEMORY, DOWNLOAD];
+    let cases: Vec<String> = hop::Case::all().map(hop::Case::name).chain(download::Case::all().map(download::Case::name)).collect();
     if let Some(unknown) = chosen.iter().find(|name| !known.contains(&name.as_str()) && !cases.contains(name)) {
         bail!("there is no bench {unknown:?}, there are {}, {}", known.join(", "), cases.join(", "));
     }
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|one| one == name);
     let downloads: Vec<download::Case> = download::Case::all().filter(|case| wanted(DOWNLOAD) || wanted(&case.name())).collect();
+    let hops: Vec<hop::Case> = hop::Case::all().filter(|case| wanted(HOP) || wanted(&case.name())).collect();
     runtime.block_on(async {
         let usual = blocks.unwrap_or(40);
         for name in known.into_iter().filter(|name| wanted(name)) {
@@ -54,8 +66,13 @@ fn main() -> anyhow::Result<()> {
                 "growth" => growth::run(usual),
                 "scale" => scale::run(usual).await?,
                 "register" => register::run(usual).await?,
+                "cold" => cold::run(usual).await?,
                 _ => {}
             }
+        }
+        hop::run(&hops, blocks).await?;
+        if wanted(HOP) || wanted(HOP_MEMORY) {
+            hop::memory().await?;
         }
         if !downloads.is_empty() {
             download::run(&downloads, blocks).await?;

@@ -14,8 +14,9 @@ use berth_proto::inference::grpc_inference_service_client::GrpcInferenceServiceC
 use berth_proto::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use berth_proto::inference::model_infer_request::InferInputTensor;
 use berth_proto::inference::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ServerLiveRequest,
-    ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+    ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
+    ServerReadyResponse,
 };
 use berth_proxy::{Frontend, Here, ProxyConfig};
 use berth_registry::{NameEntry, Views};
@@ -125,6 +126,12 @@ impl GrpcInferenceService for Bare {
         let deadline = self.clock.deadline_in(Duration::from_secs(60));
         let answer = self.engine.infer(&self.model, request.into_inner(), deadline).await;
         answer.map(Response::new).map_err(|fault| Status::internal(fault.to_string()))
+    }
+
+    type ModelStreamInferStream = futures::stream::Empty<Result<ModelStreamInferResponse, Status>>;
+
+    async fn model_stream_infer(&self, _: Request<tonic::Streaming<ModelInferRequest>>) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        Err(Status::unimplemented("streams are not measured here"))
     }
 
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {

@@ -16,8 +16,8 @@ mod typed;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_proto::inference::{ModelInferRequest, ModelInferResponse};
-use berth_types::{ByteSize, Deadline};
+use berth_proto::inference::ModelInferResponse;
+use berth_types::ByteSize;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
