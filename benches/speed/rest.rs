@@ -178,6 +178,10 @@ impl Models for Always {
         Ok(())
     }
 
+    async fn turn(_guard: &mut Self::Guard) -> Result<(), WaitError> {
+        Ok(())
+    }
+
     async fn revoked((): &()) {
         std::future::pending().await
     }
