@@ -40,7 +40,7 @@ enum Command {
     /// Serve the models of a folder of resources on this machine, with an embedded ONNX runtime
     Serve(Box<ServeArgs>),
     #[command(flatten)]
-    Client(ClientCommand),
+    Client(Box<ClientCommand>),
 }
 
 /// How long a computation under way may take to end once everything else has.

@@ -176,7 +176,8 @@ mod tests {
             (TlsArgs { cert: here.clone(), key: here, ..TlsArgs::default() }, "error: --key: "),
             (TlsArgs { tls_server_name: Some("a b".to_owned()), ..TlsArgs::default() }, "error: --tls-server-name: \"a b\" is no name of a host"),
         ] {
-            let fault = args.connector(HttpConnector::new()).err().expect("refused").to_string();
+            let Err(fault) = args.connector(HttpConnector::new()) else { panic!("taken: {why}") };
+            let fault = fault.to_string();
             assert!(fault.starts_with(why), "{fault}");
         }
         assert!(TlsArgs::default().connector(HttpConnector::new()).is_ok());
