@@ -212,11 +212,6 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let body_budget = usual.body_budget.max(config.max_message.percent(400));
     let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
     let frontend = Frontend::new(Here::new(views.clone(), residency.clone()), engine, clock.clone(), &metrics, proxy_config, ready.clone());
-    let mut inference = JoinSet::new();
-    spawn(&mut inference, "the gRPC port", berth_proxy::serve_grpc(Arc::clone(&frontend), ports.grpc.listener, stop_inference.clone()));
-    if let Some(Port { listener, .. }) = ports.rest {
-        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(Arc::clone(&frontend), listener, stop_inference.clone()));
-    }
     let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
     let token = match &config.api_token {
         None => None,
@@ -229,8 +224,14 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
             Some(receiver)
         }
     };
+    // Before the port takes its first call.
     frontend.manage(Arc::new(manager), management::writes(config.management, token.clone()));
     let access = token.map_or(Access::Loopback, Access::Token);
+    let mut inference = JoinSet::new();
+    spawn(&mut inference, "the gRPC port", berth_proxy::serve_grpc(Arc::clone(&frontend), ports.grpc.listener, stop_inference.clone()));
+    if let Some(Port { listener, .. }) = ports.rest {
+        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(Arc::clone(&frontend), listener, stop_inference.clone()));
+    }
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
     let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
