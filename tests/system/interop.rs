@@ -1,6 +1,6 @@
 //! Real clients and real servers: what passes between them is the same with Berth in the middle.
 //!
-//! Each test asks a server through a [`Front`]. Directly, it shows that the test itself is right.
+//! Each test asks a server through a [`Front`].
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,9 +13,12 @@ use berth_testkit::message::{field, text};
 use berth_testkit::{
     Call, Client, GoEcho, Kind, MlServer, Order, Outcome, Parts, Quickstart, SeenMessage, Triton, TritonModels, examples_for_triton, python, root,
 };
+use berth_types::ByteSize;
 use prost::Message as _;
 use serde_json::json;
 use tempfile::TempDir;
+
+use crate::front::{self, Front};
 
 /// Any method: the echo server has them all.
 const METHOD: &str = "/test.Anything/Do";
@@ -27,21 +30,15 @@ const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
-/// Where clients of a server send their calls.
-struct Front {
-    grpc: String,
-    http: String,
-    /// Whether it writes the id of the model, [`MODEL`] for the echo server, into each message.
-    injects: bool,
+/// More than any message of these tests but those that are to be refused.
+const LARGEST: ByteSize = ByteSize::mib(64);
+
+async fn front(grpc: &str) -> Result<Front> {
+    front::before(grpc, &[], LARGEST).await
 }
 
-/// Nothing stands before the server: the clients speak with it.
-fn front(grpc: String, http: String) -> Front {
-    Front { grpc, http, injects: false }
-}
-
-fn front_of_echo(server: &GoEcho) -> Front {
-    front(server.target(), String::new())
+async fn front_of_echo(server: &GoEcho) -> Result<Front> {
+    front(&server.target()).await
 }
 
 fn order(kind: Kind) -> Order {
@@ -61,7 +58,7 @@ fn contents(messages: &[SeenMessage]) -> Vec<Vec<u8>> {
 async fn every_kind_of_call_passes_with_its_messages_in_order() -> Result<()> {
     let (parts, sockets) = (Parts::from_env()?, TempDir::new()?);
     for server in [GoEcho::start(&[]).await?, GoEcho::start_at(&sockets.path().join("echo"), &[]).await?] {
-        let front = front_of_echo(&server);
+        let front = front_of_echo(&server).await?;
         let sent = [text(1, "m"), [text(1, "m"), text(2, "two")].concat(), Vec::new(), field(7, &[0xff; 300])];
         for client in Client::ALL {
             for kind in Kind::ALL {
@@ -88,7 +85,7 @@ async fn messages_pass_while_the_call_goes_on() -> Result<()> {
     for client in Client::ALL {
         // Each message is sent when the one before it has come back, so nobody on the way can have waited for the end.
         let turns = sent.iter().fold(order(Kind::Bidi), |order, message| order.message(message));
-        let outcome = client.call(&parts, &front_of_echo(&server).grpc, turns.in_turns().echo(&json!({"answer": "echo"}))).await?;
+        let outcome = client.call(&parts, &front_of_echo(&server).await?.grpc, turns.in_turns().echo(&json!({"answer": "echo"}))).await?;
         assert_eq!((outcome.code, contents(&outcome.answers)), (0, sent.clone()), "{client:?}: {}", outcome.message);
     }
     Ok(())
@@ -105,7 +102,7 @@ async fn metadata_passes_both_ways_with_bytes_and_repeated_names() -> Result<()>
         for kind in Kind::ALL {
             let ask = order(kind).message(text(1, "m")).echo(&wanted).metadata("x-text", "one").metadata("x-text", "two, three");
             let ask = ask.metadata("x-bytes-bin", [0, 255, 10, 13]).metadata("authorization", "Bearer nobody");
-            let outcome = client.call(&parts, &front_of_echo(&server).grpc, ask).await?;
+            let outcome = client.call(&parts, &front_of_echo(&server).await?.grpc, ask).await?;
             let seen = reported(&outcome)?;
             for (name, values) in [("x-text", vec!["one", "two, three"]), ("x-bytes-bin", vec!["AP8KDQ=="]), ("authorization", vec!["Bearer nobody"])]
             {
@@ -136,7 +133,7 @@ async fn every_code_passes_unchanged_with_its_words_and_details() -> Result<()> 
                 orders.push(order(kind).message(text(1, "m")).echo(&wanted));
             }
         }
-        let outcomes = client.calls(&parts, &front_of_echo(&server).grpc, &orders).await?;
+        let outcomes = client.calls(&parts, &front_of_echo(&server).await?.grpc, &orders).await?;
         for (at, outcome) in outcomes.iter().enumerate() {
             let code = i64::try_from(at / 2)? + 1;
             assert_eq!((outcome.code, &outcome.message), (code, &format!("code {code}: 100% \u{e9}\n")), "{client:?}");
@@ -144,7 +141,7 @@ async fn every_code_passes_unchanged_with_its_words_and_details() -> Result<()> 
         }
         for answers in [0, 2] {
             let wanted = json!({"answer": "none", "answers": answers, "answer_bytes": 10, "status": STANDARD.encode(&status)});
-            let outcome = client.call(&parts, &front_of_echo(&server).grpc, order(Kind::Server).message(text(1, "m")).echo(&wanted)).await?;
+            let outcome = client.call(&parts, &front_of_echo(&server).await?.grpc, order(Kind::Server).message(text(1, "m")).echo(&wanted)).await?;
             assert_eq!((outcome.code, outcome.message.as_str(), outcome.answers.len()), (9, "not now", answers), "{client:?}");
             assert_eq!(outcome.status, status, "{client:?}: the details are the same bytes");
         }
@@ -155,7 +152,8 @@ async fn every_code_passes_unchanged_with_its_words_and_details() -> Result<()> 
 #[tokio::test]
 async fn the_server_sees_what_is_left_of_the_deadline_and_that_it_has_passed() -> Result<()> {
     let (parts, mut server) = (Parts::from_env()?, GoEcho::start(&[]).await?);
-    let target = front_of_echo(&server).grpc;
+    let front = front_of_echo(&server).await?;
+    let target = &front.grpc;
     for client in Client::ALL {
         let within = Duration::from_secs(50);
         let seen = reported(&client.call(&parts, &target, order(Kind::Unary).message(text(1, "m")).timeout(within)).await?)?;
@@ -180,7 +178,8 @@ async fn the_server_sees_what_is_left_of_the_deadline_and_that_it_has_passed() -
 #[tokio::test]
 async fn the_server_sees_that_a_caller_gives_up() -> Result<()> {
     let (parts, mut server) = (Parts::from_env()?, GoEcho::start(&[]).await?);
-    let target = front_of_echo(&server).grpc;
+    let front = front_of_echo(&server).await?;
+    let target = &front.grpc;
     for client in Client::ALL {
         for kind in Kind::ALL {
             for after in [0, 2] {
@@ -203,7 +202,8 @@ async fn the_server_sees_that_a_caller_gives_up() -> Result<()> {
 #[tokio::test]
 async fn a_client_that_is_killed_is_seen_to_give_up() -> Result<()> {
     let (parts, mut server) = (Parts::from_env()?, GoEcho::start(&[]).await?);
-    let target = front_of_echo(&server).grpc;
+    let front = front_of_echo(&server).await?;
+    let target = &front.grpc;
     let held = order(Kind::Bidi).message(text(1, "m")).named("killed").stays_open().echo(&json!({"answer": "none", "hold": true}));
     let mut client = Client::Go.start(&parts, &target, &[held])?;
     server.begun("killed").await?;
@@ -215,7 +215,8 @@ async fn a_client_that_is_killed_is_seen_to_give_up() -> Result<()> {
 #[tokio::test]
 async fn compressed_messages_pass_both_ways() -> Result<()> {
     let (parts, server) = (Parts::from_env()?, GoEcho::start(&[]).await?);
-    let target = front_of_echo(&server).grpc;
+    let front = front_of_echo(&server).await?;
+    let target = &front.grpc;
     for client in Client::ALL {
         for kind in Kind::ALL {
             let message = [text(1, "m"), field(9, &[7; 100_000])].concat();
@@ -228,32 +229,34 @@ async fn compressed_messages_pass_both_ways() -> Result<()> {
     Ok(())
 }
 
-/// Ways to put a field of text into a message, with what a parser of protobuf reads at the path `[1]`.
-fn ids() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
+/// Ways to put an id into a message: whatever is there, the server is to read the one that the call was for.
+fn ids() -> Vec<(&'static str, Vec<u8>)> {
     let payload = field(7, &[1; 5000]);
     vec![
-        ("first", [text(1, "m"), payload.clone()].concat(), Some("m")),
-        ("last", [payload.clone(), text(1, "m")].concat(), Some("m")),
-        ("twice", [text(1, "other"), payload.clone(), text(1, "m")].concat(), Some("m")),
-        ("many times", [vec![text(1, "other"); 50].concat(), text(1, "m")].concat(), Some("m")),
-        ("absent", payload, None),
-        ("empty message", Vec::new(), None),
+        ("first", [text(1, "m"), payload.clone()].concat()),
+        ("last", [payload.clone(), text(1, "m")].concat()),
+        ("twice", [text(1, "other"), payload.clone(), text(1, "m")].concat()),
+        ("many times", [vec![text(1, "other"); 50].concat(), text(1, "m")].concat()),
+        ("absent", payload),
+        ("empty message", Vec::new()),
     ]
 }
 
 #[tokio::test]
 async fn the_id_is_where_the_server_reads_it() -> Result<()> {
     let (parts, server) = (Parts::from_env()?, GoEcho::start(&[]).await?);
-    let Front { grpc: target, injects, .. } = front_of_echo(&server);
+    let method = METHOD.trim_start_matches('/');
+    let plain = front::before(&server.target(), &[(method, &[1])], LARGEST).await?;
+    let inner = front::before(&server.target(), &[(method, &[3, 1])], LARGEST).await?;
     for client in Client::ALL {
         for compression in ["", "gzip"] {
-            for (case, message, id) in ids() {
+            for (case, message) in ids() {
                 let nested = if message.is_empty() { Vec::new() } else { [field(3, &message), text(4, "after")].concat() };
-                for (path, message) in [(json!([1]), message), (json!([3, 1]), nested)] {
+                for (front, path, message) in [(&plain, json!([1]), message), (&inner, json!([3, 1]), nested)] {
                     let ask = order(Kind::Unary).message(&message).compressed(compression);
-                    let seen = reported(&client.call(&parts, &target, ask.echo(&json!({"id_path": path}))).await?)?;
+                    let seen = reported(&client.call(&parts, &front.grpc, ask.echo(&json!({"id_path": path}))).await?)?;
                     let read = seen.messages[0].id.as_deref();
-                    assert_eq!(read, if injects { Some(MODEL) } else { id }, "{client:?}: id {case} at {path}, compression {compression:?}");
+                    assert_eq!(read, Some(MODEL), "{client:?}: id {case} at {path}, compression {compression:?}");
                     let kept = seen.messages[0].bytes.as_deref().context("it is small")?;
                     assert!(kept.starts_with(&message), "{client:?}: id {case} at {path}: what was sent is kept");
                 }
@@ -263,7 +266,7 @@ async fn the_id_is_where_the_server_reads_it() -> Result<()> {
     // In a nested message that occurs twice the id counts wherever it is: parsers merge them.
     let split = [field(3, &text(2, "x")), field(3, &text(1, "m")), field(3, &text(2, "y"))].concat();
     let ask = order(Kind::Unary).message(&split).echo(&json!({"id_path": [3, 1]}));
-    let seen = reported(&Client::Go.call(&parts, &target, ask).await?)?;
+    let seen = reported(&Client::Go.call(&parts, &inner.grpc, ask).await?)?;
     assert_eq!(seen.messages[0].id.as_deref(), Some("m"));
     Ok(())
 }
@@ -271,7 +274,8 @@ async fn the_id_is_where_the_server_reads_it() -> Result<()> {
 #[tokio::test]
 async fn a_message_of_16_mib_passes_and_what_is_too_large_is_told_apart() -> Result<()> {
     let (parts, server) = (Parts::from_env()?, GoEcho::start(&["-max-receive=17000000"]).await?);
-    let target = front_of_echo(&server).grpc;
+    let front = front_of_echo(&server).await?;
+    let target = &front.grpc;
     // The largest that the port takes by default, the id included.
     let (head, tail, room) = (text(1, "m"), text(1, "m"), 16 * MIB - 32);
     for client in Client::ALL {
@@ -315,7 +319,7 @@ fn script(name: &str) -> PathBuf {
 async fn tritonclient_gets_from_triton_what_it_should() -> Result<()> {
     let parts = Parts::from_env()?;
     let (mut triton, _models) = triton(&parts).await?;
-    let front = front(triton.grpc(), triton.http());
+    let front = front(&triton.grpc()).await?;
     let said = python(&parts, &script("triton.py"), ["--grpc", &front.grpc, "--http", &front.http]).await;
     let said = said.with_context(|| triton.process().written())?;
     let right = said.lines().filter(|line| line.starts_with("right: ")).count();
@@ -329,7 +333,7 @@ async fn tritonclient_gets_from_triton_what_it_should() -> Result<()> {
 async fn triton_sees_that_a_caller_gives_up() -> Result<()> {
     let parts = Parts::from_env()?;
     let (mut triton, _models) = triton(&parts).await?;
-    let front = front(triton.grpc(), triton.http());
+    let front = front(&triton.grpc()).await?;
     let request = inference::ModelInferRequest {
         model_name: "slow".to_owned(),
         id: "unary".to_owned(),
@@ -358,7 +362,7 @@ async fn every_example_that_triton_serves_answers_rightly_through_tritonclient()
     for name in names {
         triton.load(name).await?;
     }
-    let front = front(triton.grpc(), triton.http());
+    let front = front(&triton.grpc()).await?;
     let folder = quickstart.folder().display().to_string();
     let args = ["--grpc", &front.grpc, "--http", &front.http, "--folder", &folder, "--more"].into_iter().chain(names);
     let said = python(&parts, &script("clients.py"), args).await?;
@@ -393,7 +397,7 @@ async fn mlserver_answers_both_clients_however_the_model_is_named() -> Result<()
     let server = MlServer::start(&parts).await?;
     server.load_iris("iris").await?;
     server.load_echo("echo").await?;
-    let front = front(server.grpc(), server.http());
+    let front = front(&server.grpc()).await?;
     for client in Client::ALL {
         for compression in ["", "gzip"] {
             for (case, request) in namings("iris") {
@@ -425,7 +429,7 @@ async fn mlserver_answers_both_clients_however_the_model_is_named() -> Result<()
 async fn triton_answers_both_clients_however_the_model_is_named() -> Result<()> {
     let parts = Parts::from_env()?;
     let (triton, _models) = triton(&parts).await?;
-    let front = front(triton.grpc(), triton.http());
+    let front = front(&triton.grpc()).await?;
     let request = |model: &str| {
         let mut request = inference::ModelInferRequest::decode(&*infer(model, "an-id")).unwrap_or_default();
         request.inputs[0].shape = vec![4];

@@ -10,6 +10,7 @@ mod crash;
 mod downloads;
 mod eviction;
 mod fixture;
+mod front;
 mod interop;
 mod lifecycle;
 mod logs;

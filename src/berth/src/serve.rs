@@ -215,21 +215,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let body_budget = usual.body_budget.max(config.max_message.percent(400));
     let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
     let frontend = Frontend::new(Here::new(views.clone(), residency.clone()), engine, clock.clone(), &metrics, proxy_config, ready.clone());
-    let mut inference = JoinSet::new();
-    spawn(
-        &mut inference,
-        "the gRPC port",
-        berth_proxy::serve_grpc(Arc::clone(&frontend), Door::new(ports.grpc.listener, tls.clone()), stop_inference.clone()),
-    );
-    if let Some(Port { listener, .. }) = ports.rest {
-        spawn(
-            &mut inference,
-            "the REST port",
-            berth_proxy::serve_rest(Arc::clone(&frontend), Door::new(listener, tls.clone()), stop_inference.clone()),
-        );
-    }
     let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
-    if let Some(tls) = tls {
+    if let Some(tls) = tls.clone() {
         spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
     }
     let token = match &config.api_token {
@@ -243,8 +230,15 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
             Some(receiver)
         }
     };
+    // Before the port takes its first call.
     frontend.manage(Arc::new(manager), management::writes(config.management, token.clone()));
     let access = token.map_or(Access::Loopback, Access::Token);
+    let mut inference = JoinSet::new();
+    let grpc = Door::new(ports.grpc.listener, tls.clone());
+    spawn(&mut inference, "the gRPC port", berth_proxy::serve_grpc(Arc::clone(&frontend), grpc, stop_inference.clone()));
+    if let Some(Port { listener, .. }) = ports.rest {
+        spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
+    }
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
     let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
