@@ -156,17 +156,17 @@ async fn the_server_sees_what_is_left_of_the_deadline_and_that_it_has_passed() -
     let target = &front.grpc;
     for client in Client::ALL {
         let within = Duration::from_secs(50);
-        let seen = reported(&client.call(&parts, &target, order(Kind::Unary).message(text(1, "m")).timeout(within)).await?)?;
+        let seen = reported(&client.call(&parts, target, order(Kind::Unary).message(text(1, "m")).timeout(within)).await?)?;
         let left = seen.deadline.context("the server knows a deadline")?;
         assert!(left <= within && left > within / 2, "{client:?}: {left:?} are left of {within:?}");
         let endless = Order::new(Kind::Unary, METHOD).metadata("mm-model-id", MODEL).message(text(1, "m"));
         // Nobody may make a deadline longer; one where there was none is allowed.
-        reported(&client.call(&parts, &target, endless).await?)?;
+        reported(&client.call(&parts, target, endless).await?)?;
 
         for kind in Kind::ALL {
             let name = format!("late {client:?} {kind:?}");
             let short = order(kind).message(text(1, "m")).timeout(Duration::from_millis(400)).named(&name);
-            let outcome = client.call(&parts, &target, short.echo(&json!({"answer": "none", "hold": true}))).await?;
+            let outcome = client.call(&parts, target, short.echo(&json!({"answer": "none", "hold": true}))).await?;
             assert_eq!(outcome.code, 4, "{name}: {}", outcome.message);
             let seen = server.ended(&name).await?;
             assert!(["deadline", "canceled"].contains(&seen.given_up.as_str()), "{name}: {seen:?}");
@@ -190,7 +190,7 @@ async fn the_server_sees_that_a_caller_gives_up() -> Result<()> {
                 let name = format!("given up {client:?} {kind:?} {after}");
                 let ask = Order::new(kind, METHOD).metadata("mm-model-id", MODEL).message(text(1, "m")).named(&name).cancelled_after(after);
                 let outcome =
-                    client.call(&parts, &target, ask.echo(&json!({"answer": "none", "answers": after, "answer_bytes": 9, "hold": true}))).await?;
+                    client.call(&parts, target, ask.echo(&json!({"answer": "none", "answers": after, "answer_bytes": 9, "hold": true}))).await?;
                 assert_eq!((outcome.code, outcome.answers.len()), (1, after), "{name}: {}", outcome.message);
                 assert_eq!(server.ended(&name).await?.given_up, "canceled", "{name}");
             }
@@ -205,7 +205,7 @@ async fn a_client_that_is_killed_is_seen_to_give_up() -> Result<()> {
     let front = front_of_echo(&server).await?;
     let target = &front.grpc;
     let held = order(Kind::Bidi).message(text(1, "m")).named("killed").stays_open().echo(&json!({"answer": "none", "hold": true}));
-    let mut client = Client::Go.start(&parts, &target, &[held])?;
+    let mut client = Client::Go.start(&parts, target, &[held])?;
     server.begun("killed").await?;
     client.kill().await?;
     assert_eq!(server.ended("killed").await?.given_up, "canceled");
@@ -221,7 +221,7 @@ async fn compressed_messages_pass_both_ways() -> Result<()> {
         for kind in Kind::ALL {
             let message = [text(1, "m"), field(9, &[7; 100_000])].concat();
             let ask = order(kind).message(&message).compressed("gzip").echo(&json!({"answer": "echo"}));
-            let outcome = client.call(&parts, &target, ask).await?;
+            let outcome = client.call(&parts, target, ask).await?;
             let answer = outcome.good().with_context(|| format!("{client:?} {kind:?}"))?;
             assert_eq!(answer.size, message.len(), "{client:?} {kind:?}");
         }
@@ -281,18 +281,18 @@ async fn a_message_of_16_mib_passes_and_what_is_too_large_is_told_apart() -> Res
     for client in Client::ALL {
         for compression in ["", "gzip"] {
             let ask = order(Kind::Unary).padded(&head, room, &tail).compressed(compression);
-            let seen = reported(&client.call(&parts, &target, ask).await?).with_context(|| format!("{client:?} {compression:?}"))?;
+            let seen = reported(&client.call(&parts, target, ask).await?).with_context(|| format!("{client:?} {compression:?}"))?;
             assert!(seen.messages[0].size >= room && seen.messages[0].id.as_deref() == Some("m"), "{client:?} {compression:?}: {seen:?}");
         }
         let large = json!({"answer": "none", "answers": 1, "answer_bytes": 16 * MIB});
-        let outcome = client.call(&parts, &target, order(Kind::Unary).message(&head).echo(&large)).await?;
+        let outcome = client.call(&parts, target, order(Kind::Unary).message(&head).echo(&large)).await?;
         assert_eq!((outcome.code, outcome.answers.first().map(|answer| answer.size)), (0, Some(16 * MIB)), "{client:?}: {}", outcome.message);
 
         let too_large = order(Kind::Unary).padded(&head, 17 * MIB, []);
-        let outcome = client.call(&parts, &target, too_large).await?;
+        let outcome = client.call(&parts, target, too_large).await?;
         assert_eq!(outcome.code, 8, "{client:?}: the receiver refuses it: {}", outcome.message);
         let refusing = order(Kind::Unary).message(&head).takes_at_most(MIB).echo(&large);
-        let outcome = client.call(&parts, &target, refusing).await?;
+        let outcome = client.call(&parts, target, refusing).await?;
         assert_eq!(outcome.code, 8, "{client:?}: the client refuses it: {}", outcome.message);
     }
     Ok(())
