@@ -28,12 +28,14 @@ pub(crate) fn to_runtime(from: &HeaderMap, model: &ModelId, left: Duration) -> H
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(HeaderName::from_static("grpc-timeout"), timeout(left));
     let binary = STANDARD_NO_PAD.encode(model.as_str());
-    if let Ok(value) = HeaderValue::try_from(binary) {
+    if let Ok(mut value) = HeaderValue::try_from(binary) {
+        value.set_sensitive(true);
         headers.insert(HeaderName::from_static("mm-model-id-bin"), value);
     }
     if model.as_str().bytes().all(|byte| (0x20..0x7f).contains(&byte))
-        && let Ok(value) = HeaderValue::from_str(model.as_str())
+        && let Ok(mut value) = HeaderValue::from_str(model.as_str())
     {
+        value.set_sensitive(true);
         headers.insert(HeaderName::from_static("mm-model-id"), value);
     }
     headers
@@ -45,7 +47,19 @@ fn timeout(left: Duration) -> HeaderValue {
     let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm'), (u128::from(left.as_secs()), 'S')];
     let (count, unit) = units.into_iter().find(|(count, _)| *count <= MOST).unwrap_or((MOST, 'S'));
     // Digits and a letter are a value.
-    HeaderValue::try_from(format!("{count}{unit}")).unwrap_or(HeaderValue::from_static("0n"))
+    let mut text = [unit as u8; 9];
+    let (mut at, mut left) = (8, count as u32);
+    loop {
+        at -= 1;
+        text[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    let mut value = HeaderValue::from_bytes(&text[at..]).unwrap_or(HeaderValue::from_static("0n"));
+    value.set_sensitive(true);
+    value
 }
 
 /// Whether an answer without messages says that the runtime does not hold the model. Two servers say so with other codes:

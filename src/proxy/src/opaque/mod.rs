@@ -175,14 +175,14 @@ impl<M: Models> Frontend<M> {
             let why = format!("it answered with HTTP status {}", head.status.as_u16());
             return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
         }
-        let (clock, named) = (self.clock.clone(), Quoted::new(model.as_str()));
+        let (clock, named) = (self.clock.clone(), model.clone());
         let ending = Box::pin(async move {
             tokio::select! {
-                () = M::revoked(&guard) => Fault::Revoked(named),
-                () = clock.sleep_until(end) => Fault::Infer { model: named, error: InferError::DeadlineExceeded },
+                () = M::revoked(&guard) => Fault::Revoked(Quoted::new(named.as_str())),
+                () = clock.sleep_until(end) => infer_fault(&named, InferError::DeadlineExceeded),
             }
         });
-        Ok(Called { headers: head.headers, body, ending, model: Quoted::new(model.as_str()) })
+        Ok(Called { headers: head.headers, body, ending, model: model.clone() })
     }
 }
 
@@ -191,7 +191,7 @@ struct Called {
     headers: HeaderMap,
     body: Answer,
     ending: passed::Ending,
-    model: Quoted,
+    model: ModelId,
 }
 
 impl Called {

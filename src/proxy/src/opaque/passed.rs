@@ -13,6 +13,8 @@ use http_body::{Body as _, Frame};
 use tonic::{Code, Status};
 
 use super::passing::Request;
+use berth_types::ModelId;
+
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
 use crate::wire;
@@ -31,7 +33,7 @@ struct Open {
     ending: Ending,
     measured: Measured,
     /// Which model, for faults.
-    model: Quoted,
+    model: ModelId,
     /// May still be on its way; then it knows why it broke off.
     request: Request<hyper::body::Incoming>,
 }
@@ -43,7 +45,7 @@ impl Passed {
         ending: Ending,
         mut measured: Measured,
         code: Option<Code>,
-        model: Quoted,
+        model: ModelId,
         request: Request<hyper::body::Incoming>,
     ) -> Self {
         if let Some(code) = code {
@@ -75,7 +77,7 @@ impl Passed {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(why))) => {
-                let lost = || Fault::RuntimeLost { model: open.model.clone(), why: why.to_string() };
+                let lost = || Fault::RuntimeLost { model: Quoted::new(open.model.as_str()), why: why.to_string() };
                 let fault = open.request.fault().unwrap_or_else(lost);
                 Poll::Ready(Some(Ok(self.end(&fault))))
             }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_telemetry::{Clock, Counter, HostNet, Metrics, Net};
+use berth_telemetry::{Clock, Counter, HostNet, Listener, Metrics, Net};
 use berth_types::ByteSize;
 use bytes::{Bytes, BytesMut};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -48,11 +48,10 @@ impl Drop for Runtime {
 }
 
 async fn runtime(behaviour: Behaviour) -> Runtime {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    runtime_on(listener, behaviour)
+    runtime_on(HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap(), behaviour)
 }
 
-fn runtime_on(listener: TcpListener, behaviour: Behaviour) -> Runtime {
+fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
     let addr = listener.local_addr().unwrap();
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
@@ -488,7 +487,7 @@ async fn a_copy_that_must_go_ends_the_answer_with_a_status() {
 
 #[tokio::test]
 async fn a_runtime_that_is_away_is_told_with_a_time_to_come_again_and_found_when_it_is_back() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
     drop(listener);
     let mut world = world(addr).await;
@@ -497,7 +496,7 @@ async fn a_runtime_that_is_away_is_told_with_a_time_to_come_again_and_found_when
     assert!(code == Code::Unavailable && said.contains(&addr.to_string()), "{said}");
     assert!(got.headers.contains_key("grpc-status-details-bin"), "when to try again");
     let (seen, _got) = unbounded();
-    let _runtime = runtime_on(TcpListener::bind(addr).await.unwrap(), echo(seen));
+    let _runtime = runtime_on(HostNet.listen(addr).await.unwrap(), echo(seen));
     loop {
         let (code, said) = world.call(INFER, &[], whole(message(&naming("digits", 1)))).await.status();
         match code {
