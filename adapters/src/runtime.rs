@@ -238,6 +238,17 @@ pub enum InferError {
     /// The model failed while computing.
     #[error("{0}")]
     Failed(String),
+    /// The runtime cannot be reached, or broke off: try again.
+    #[error("{0}")]
+    Away(String),
+    /// The runtime answered with a code of its own, which is the caller's to know.
+    #[error("{message}")]
+    Refused {
+        /// As gRPC numbers them.
+        code: i32,
+        /// The runtime's words.
+        message: String,
+    },
 }
 
 /// Inference by a runtime that lives in this process.

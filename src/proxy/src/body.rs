@@ -7,12 +7,14 @@ use std::task::{Context, Poll};
 
 use berth_types::ByteSize;
 use bytes::{Bytes, BytesMut};
+use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
 use crate::budget::Share;
 use crate::codes::Fault;
+use crate::opaque::Passed;
 
 /// A body that a client sends.
 pub(crate) trait Incoming: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + Unpin + 'static {}
@@ -39,19 +41,7 @@ impl<'a, B: Incoming> Reader<'a, B> {
     }
 
     async fn frame(&mut self) -> Result<Option<Bytes>, Fault> {
-        loop {
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Err(fault)) => return Err(Fault::Broken(fault.into().to_string())),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data()
-                        && !data.is_empty()
-                    {
-                        return Ok(Some(data));
-                    }
-                }
-            }
-        }
+        frame(&mut self.body).await
     }
 
     /// What is left of the body, after `first`, of `announced` bytes in all where the client said so. One frame is not
@@ -98,12 +88,36 @@ impl<'a, B: Incoming> Reader<'a, B> {
     }
 }
 
+/// The next bytes of a body, none at its end.
+///
+/// # Errors
+/// [`Fault::Broken`].
+pub(crate) async fn frame(body: &mut impl Incoming) -> Result<Option<Bytes>, Fault> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Err(fault)) => return Err(Fault::Broken(fault.into().to_string())),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
 /// What is sent to a client.
 pub(crate) enum Outgoing {
     /// Pieces that are all there, then trailers.
     Ready { pieces: VecDeque<Bytes>, trailers: Option<HeaderMap> },
     /// A body that `tonic` makes; only the health service has one.
     Tonic(tonic::body::Body),
+    /// Messages as they are made, then trailers.
+    Made(BoxStream<'static, Frame<Bytes>>),
+    /// What a runtime answers, as it comes.
+    Passed(Box<Passed>),
 }
 
 impl Default for Outgoing {
@@ -133,6 +147,8 @@ impl Body for Outgoing {
                 Poll::Ready(frame.map(Ok))
             }
             Outgoing::Tonic(body) => Pin::new(body).poll_frame(cx),
+            Outgoing::Made(frames) => frames.as_mut().poll_next(cx).map(|frame| frame.map(Ok)),
+            Outgoing::Passed(body) => body.poll_frame(cx),
         }
     }
 
@@ -140,6 +156,8 @@ impl Body for Outgoing {
         match self {
             Outgoing::Ready { pieces, trailers } => pieces.is_empty() && trailers.is_none(),
             Outgoing::Tonic(body) => body.is_end_stream(),
+            Outgoing::Made(_) => false,
+            Outgoing::Passed(body) => body.is_end_stream(),
         }
     }
 
@@ -147,6 +165,7 @@ impl Body for Outgoing {
         match self {
             Outgoing::Ready { pieces, .. } => SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum()),
             Outgoing::Tonic(body) => body.size_hint(),
+            Outgoing::Made(_) | Outgoing::Passed(_) => SizeHint::default(),
         }
     }
 }

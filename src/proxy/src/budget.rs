@@ -36,6 +36,37 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// The same for memory that is lent piece by piece.
+    pub(crate) fn lender(&self) -> Arc<dyn berth_splice::Budget> {
+        Arc::clone(&self.0) as Arc<dyn berth_splice::Budget>
+    }
+
+    /// Why `bytes` more were not to be had.
+    pub(crate) fn shortage(&self, bytes: u64) -> Fault {
+        Fault::NoBuffer { more: ByteSize(bytes), taken: ByteSize(*self.0.taken.lock()), budget: self.0.total }
+    }
+}
+
+impl berth_splice::Budget for Inner {
+    fn lend(&self, bytes: usize) -> bool {
+        let mut taken = self.taken.lock();
+        let after = taken.saturating_add(bytes as u64);
+        let fits = after <= self.total.0;
+        if fits {
+            *taken = after;
+            self.shown.set(after);
+        }
+        fits
+    }
+
+    fn take_back(&self, bytes: usize) {
+        let mut taken = self.taken.lock();
+        *taken = taken.saturating_sub(bytes as u64);
+        self.shown.set(*taken);
+    }
+}
+
 /// What one request holds. Given back when dropped.
 pub(crate) struct Share {
     budget: Budget,
@@ -69,6 +100,11 @@ impl Share {
         self.held = bytes;
         shown.set(after);
         Ok(())
+    }
+
+    /// The share of something else that the same request does: nothing yet.
+    pub(crate) fn another(&self) -> Share {
+        self.budget.share()
     }
 
     /// Gives everything back before its time.
@@ -113,6 +149,20 @@ mod tests {
     use proptest::test_runner::RngSeed;
 
     use super::*;
+
+    #[test]
+    fn what_is_lent_counts_with_the_shares_and_comes_back() {
+        let budget = Budget::of(ByteSize(100));
+        let mut share = budget.share();
+        share.hold(60).unwrap();
+        let lender = budget.lender();
+        assert!(!lender.lend(41) && lender.lend(40));
+        assert_eq!(budget.taken(), 100);
+        assert_eq!(budget.shortage(1).to_string(), "requests hold 100 B of 100 B, and this one needs 1 B more: try again");
+        assert!(share.hold(61).is_err());
+        lender.take_back(40);
+        assert_eq!(budget.taken(), 60);
+    }
 
     #[test]
     fn shares_never_exceed_the_budget_and_a_refusal_says_the_numbers() {

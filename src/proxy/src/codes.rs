@@ -70,6 +70,24 @@ pub enum Fault {
     /// The copy had to go while it computed: a drain ran past its cap.
     #[error("model {0}: its copy is being unloaded: try again")]
     Revoked(Quoted),
+    /// No connection to the runtime can be had: nothing was sent.
+    #[error("model {model}: {why}")]
+    RuntimeAway {
+        /// Which model.
+        model: Quoted,
+        /// What the connection ran into.
+        why: String,
+        /// When a connection is tried again.
+        retry_after: Duration,
+    },
+    /// The runtime broke off: whether it had computed is not known.
+    #[error("model {model}: {why}: try again")]
+    RuntimeLost {
+        /// Which model.
+        model: Quoted,
+        /// What happened.
+        why: String,
+    },
     /// What the runtime ran into.
     #[error("model {model}: {error}")]
     Infer {
@@ -203,7 +221,8 @@ impl Fault {
         match self {
             Fault::BadRequest(_) => Verdict::last(Code::InvalidArgument),
             Fault::UnknownModel(_) | Fault::NameAsModelId(_) | Fault::UnknownVersion { .. } | Fault::UnknownPath(_) => Verdict::last(Code::NotFound),
-            Fault::NotReady(_) | Fault::ServerNotReady(_) | Fault::Revoked(_) => Verdict::retry(Code::Unavailable, SOON),
+            Fault::NotReady(_) | Fault::ServerNotReady(_) | Fault::Revoked(_) | Fault::RuntimeLost { .. } => Verdict::retry(Code::Unavailable, SOON),
+            Fault::RuntimeAway { retry_after, .. } => Verdict::retry(Code::Unavailable, *retry_after),
             Fault::Unservable(failure) => of_failure(failure),
             Fault::Wait { error, .. } => match error {
                 WaitError::Deadline => Verdict::last(Code::DeadlineExceeded),
@@ -217,6 +236,8 @@ impl Fault {
                 InferError::BadRequest(_) => Verdict::last(Code::InvalidArgument),
                 InferError::DeadlineExceeded => Verdict::last(Code::DeadlineExceeded),
                 InferError::Busy(_) => Verdict::retry(Code::ResourceExhausted, SOON),
+                InferError::Away(_) => Verdict::retry(Code::Unavailable, SOON),
+                InferError::Refused { code, .. } => Verdict::last(Code::from_i32(*code)),
                 InferError::Failed(_) => Verdict::last(Code::Unknown),
             },
             Fault::NoBuffer { .. } => Verdict::retry(Code::ResourceExhausted, SOON),
@@ -341,6 +362,8 @@ mod tests {
             (Fault::NotReady(q("m")), Unavailable, 503, Some(1)),
             (Fault::ServerNotReady("x".into()), Unavailable, 503, Some(1)),
             (Fault::Revoked(q("m")), Unavailable, 503, Some(1)),
+            (Fault::RuntimeAway { model: q("m"), why: "x".into(), retry_after: Duration::from_secs(2) }, Unavailable, 503, Some(2)),
+            (Fault::RuntimeLost { model: q("m"), why: "x".into() }, Unavailable, 503, Some(1)),
             (wait(WaitError::Deadline), DeadlineExceeded, 504, None),
             (wait(WaitError::ShuttingDown), Unavailable, 503, Some(1)),
             (wait(WaitError::Retired), Unavailable, 503, Some(1)),
@@ -352,6 +375,8 @@ mod tests {
             (infer(InferError::DeadlineExceeded), DeadlineExceeded, 504, None),
             (infer(InferError::Busy("x".into())), ResourceExhausted, 429, Some(1)),
             (infer(InferError::Failed("x".into())), Unknown, 500, None),
+            (infer(InferError::Away("x".into())), Unavailable, 503, Some(1)),
+            (infer(InferError::Refused { code: 9, message: "x".into() }), FailedPrecondition, 400, None),
             (Fault::TooLarge { size: Some(2), limit: size }, ResourceExhausted, 413, None),
             (Fault::NoBuffer { more: size, taken: size, budget: size }, ResourceExhausted, 429, Some(1)),
             (Fault::TooHeavy { need: size, budget: size }, ResourceExhausted, 413, None),

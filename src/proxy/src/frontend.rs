@@ -8,9 +8,11 @@ use berth_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ServerMetadataResponse, model_infer_request::InferInputTensor,
 };
 use berth_residency::WaitError;
-use berth_telemetry::{Clock, Gauge, Metrics};
+use berth_telemetry::{Clock, Gauge, Metrics, Net};
 use berth_types::{Deadline, ModelId};
+use berth_upstream::{Server, Target};
 use http::HeaderMap;
+use parking_lot::RwLock;
 use tonic::Code;
 
 use crate::budget::Budget;
@@ -18,6 +20,8 @@ use crate::codes::{Fault, Quoted};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::meters::Meters;
+use crate::methods::Methods;
+use crate::opaque::Typed;
 use crate::route::{self, Here, Models};
 use crate::{ProxyConfig, codes};
 
@@ -30,6 +34,18 @@ const KEPT: usize = 256 * 1024;
 /// What a runtime that counts no versions calls the one it has.
 const FIRST_VERSION: &str = "1";
 
+/// Where a runtime that is no part of this process is reached.
+pub struct RuntimeServer {
+    /// Its address.
+    pub target: Target,
+    /// How it is connected to.
+    pub connections: berth_upstream::Config,
+    /// What connections are made with.
+    pub net: Arc<dyn Net>,
+    /// The methods that clients may call.
+    pub methods: Methods,
+}
+
 /// The inference service of this process, whatever the protocol.
 pub struct Frontend<M = Here> {
     pub(crate) models: M,
@@ -40,13 +56,43 @@ pub struct Frontend<M = Here> {
     pub(crate) ready: Ready,
     /// What the requests of both ports may hold.
     pub(crate) bodies: Budget,
+    /// A runtime that is no part of this process: calls are passed on to it as they come.
+    server: Option<(Server, RwLock<Arc<Methods>>)>,
 }
 
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies })
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server: None })
+    }
+
+    /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
+    /// the REST port as the Open Inference Protocol has them.
+    pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
+        let RuntimeServer { target, connections, net, methods } = runtime;
+        let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
+        let server = Server::new(target, connections, clock.clone(), net);
+        let infer = Arc::new(Typed::new(server.clone(), bodies.clone(), clock.clone()));
+        let server = Some((server, RwLock::new(Arc::new(methods))));
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server })
+    }
+
+    /// What calls are passed on to, where the runtime is no part of this process.
+    pub(crate) fn server(&self) -> Option<&Server> {
+        self.server.as_ref().map(|(server, _)| server)
+    }
+
+    /// The methods that clients may call.
+    pub(crate) fn methods(&self) -> Arc<Methods> {
+        self.server.as_ref().map_or_else(Arc::default, |(_, methods)| Arc::clone(&methods.read()))
+    }
+
+    /// Other methods from here on: the runtime has restarted, or the data plane's configuration has changed.
+    pub fn set_methods(&self, methods: Methods) {
+        if let Some((_, now)) = &self.server {
+            *now.write() = Arc::new(methods);
+        }
     }
 
     /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the
@@ -135,7 +181,7 @@ impl<M: Models> Frontend<M> {
 
     /// The runtime does not hold what is thought to be loaded. Whoever owns the copies is told, and looks; when it is true
     /// the guard is revoked, and the next try finds a fresh load instead of the same lost copy.
-    async fn lost(&self, model: &ModelId, guard: M::Guard, deadline: Deadline) {
+    pub(crate) async fn lost(&self, model: &ModelId, guard: M::Guard, deadline: Deadline) {
         let told_and_looked = async {
             self.models.suspect(model).await;
             M::revoked(&guard).await;

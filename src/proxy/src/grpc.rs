@@ -23,7 +23,8 @@ use crate::frontend::Frontend;
 use crate::health::HealthService;
 use crate::id::asked;
 use crate::route::Models;
-use crate::{weight, wire};
+use crate::wire::Messages;
+use crate::{streaming, weight, wire};
 
 const SERVICE: &str = "/inference.GRPCInferenceService/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -60,8 +61,15 @@ impl<M: Models> Handler for GrpcPort<M> {
             return self.health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic));
         }
         let (head, body) = request.into_parts();
-        Ok(match head.uri.path().strip_prefix(SERVICE) {
+        let method = head.uri.path().strip_prefix(SERVICE);
+        // About this server, not about a model: answered here.
+        let here = matches!(method, Some("ModelReady" | "ServerLive" | "ServerReady" | "ServerMetadata"));
+        if let (Some(server), false) = (self.frontend.server(), here) {
+            return Ok(self.frontend.pass(server, &head, body).await);
+        }
+        Ok(match method {
             Some("ModelInfer") => self.frontend.grpc_infer(&head, body).await,
+            Some("ModelStreamInfer") => streaming::infer(Arc::clone(&self.frontend), &head, body),
             Some("ModelMetadata") => answered(self.frontend.grpc_metadata(&head, body).await),
             Some("ModelReady") => answered(self.frontend.grpc_ready(&head, body).await),
             Some("ServerLive") => answered(self.frontend.read(&head, body).await.map(|ServerLiveRequest {}| ServerLiveResponse { live: true })),
@@ -98,7 +106,8 @@ impl<M: Models> Frontend<M> {
     /// The message of a small call, within its deadline.
     async fn read<T: Message + Default>(&self, head: &Parts, body: impl Incoming) -> Result<T, Fault> {
         let (deadline, mut share) = (self.deadline(&head.headers)?, self.bodies.share());
-        let received = self.clock.until(deadline, wire::receive(body, SMALL_MESSAGE.min(self.config.max_message), &mut share)).await;
+        let received =
+            self.clock.until(deadline, Messages::new(&head.headers, body, SMALL_MESSAGE.min(self.config.max_message)).only(&mut share)).await;
         wire::decode(received.unwrap_or(Err(Fault::SlowRequest))?)
     }
 
@@ -121,7 +130,7 @@ impl<M: Models> Frontend<M> {
         let deadline = self.deadline(&head.headers)?;
         // Held until the inference has been answered, or its caller has gone.
         let mut share = self.bodies.share();
-        let received = self.clock.until(deadline, wire::receive(body, self.config.max_message, &mut share)).await;
+        let received = self.clock.until(deadline, Messages::new(&head.headers, body, self.config.max_message).only(&mut share)).await;
         let message = received.unwrap_or(Err(Fault::SlowRequest))?;
         share.add(weight::of_infer_request(&message).map_err(Fault::BadRequest)?)?;
         let request: ModelInferRequest = wire::decode(message)?;
@@ -241,6 +250,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_stream_answers_each_request_in_its_turn_and_goes_on_after_one_that_failed() {
+        let rig = rig();
+        let server = serve(&rig).await;
+        let (send, requests) = futures::channel::mpsc::unbounded();
+        send.unbounded_send(digits()).unwrap();
+        let mut answers = server.client().model_stream_infer(requests).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!((answer.error_message.as_str(), answer.infer_response.unwrap().raw_output_contents), ("", vec![Bytes::from_static(&[1, 2, 3])]));
+        send.unbounded_send(ModelInferRequest { model_name: "other".to_owned(), id: "r2".to_owned(), ..digits() }).unwrap();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!((answer.error_message.as_str(), answer.infer_response.unwrap().id.as_str()), ("model \"other\" is not registered", "r2"));
+        send.unbounded_send(digits()).unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().error_message, "");
+        drop(send);
+        assert!(answers.message().await.unwrap().is_none());
+        rig.models.guards.subscribe().wait_for(|guards| *guards == 0).await.unwrap();
+        assert_eq!(rig.metrics.count(Counter::Requests, &[("protocol", "grpc"), ("code", "OK")]), 1, "a stream is one request");
+    }
+
+    #[tokio::test]
     async fn the_model_comes_from_the_metadata_before_the_message() {
         let rig = rig();
         rig.models.names.lock().insert("mü".to_owned(), Resolved::Model(registration("mu__isvc-2222222222")));
@@ -253,7 +282,7 @@ mod tests {
         assert_eq!(client.model_infer(request).await.unwrap().into_inner().model_name, "mu__isvc-2222222222");
         for (request, text) in [
             (with(with(tonic::Request::new(digits()), "mm-model-id", "a"), "mm-vmodel-id", "b"), "both"),
-            (with(with(tonic::Request::new(digits()), "mm-model-id", "a"), "mm-model-id", "b"), "several ids are not supported yet"),
+            (with(with(tonic::Request::new(digits()), "mm-model-id", "a"), "mm-model-id", "b"), "with several ids: this takes one"),
             (tonic::Request::new(ModelInferRequest::default()), "must include"),
         ] {
             let status = client.model_infer(request).await.unwrap_err();
@@ -397,12 +426,12 @@ mod tests {
         let server = serve(&rig).await;
         let mut grpc = Grpc::new(server.channel.clone());
         grpc.ready().await.unwrap();
-        let path = http::uri::PathAndQuery::from_static("/inference.GRPCInferenceService/ModelStreamInfer");
+        let path = http::uri::PathAndQuery::from_static("/inference.GRPCInferenceService/ModelNothing");
         let codec = tonic_codec();
         let outcome: Result<tonic::Response<ServerLiveResponse>, _> = grpc.unary(tonic::Request::new(ServerLiveRequest {}), path, codec).await;
         let status = outcome.unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented);
-        assert_eq!(status.message(), "method \"/inference.GRPCInferenceService/ModelStreamInfer\" is not implemented");
+        assert_eq!(status.message(), "method \"/inference.GRPCInferenceService/ModelNothing\" is not implemented");
 
         let mut stream = TcpStream::connect(server.addr).await.unwrap();
         stream.write_all(b"GET /v2 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();

@@ -22,18 +22,21 @@ mod grpc;
 mod health;
 pub mod id;
 mod meters;
+pub mod methods;
+mod opaque;
 mod ops;
 mod rest;
 pub mod route;
 #[cfg(test)]
 mod scripted;
+mod streaming;
 mod weight;
 mod wire;
 
 pub use codes::{Fault, Verdict};
 pub use config::ProxyConfig;
 pub use connections::serve_http;
-pub use frontend::Frontend;
+pub use frontend::{Frontend, RuntimeServer};
 pub use grpc::serve_grpc;
 pub use health::Ready;
 pub use ops::{serve_metrics, serve_probes};

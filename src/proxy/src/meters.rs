@@ -1,6 +1,6 @@
 //! What the inference ports measure, with every series looked up once.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use berth_telemetry::{Clock, Counter, CounterHandle, Gauge, GaugeHandle, Histogram, HistogramHandle, Metrics, OneMore};
@@ -29,9 +29,10 @@ impl Requests {
         }
     }
 
-    /// A request has come in. It counts as cancelled unless [`Measured::ended`] says otherwise.
-    pub(crate) fn started<'a>(&'a self, clock: &'a Clock) -> Measured<'a> {
-        Measured { requests: self, clock, since: clock.now(), code: Code::Cancelled, _in_flight: self.in_flight.one_more() }
+    /// A request has come in. It counts as cancelled unless [`Measured::is`] or [`Measured::ended`] says otherwise.
+    pub(crate) fn started(self: &Arc<Self>, clock: &Clock) -> Measured {
+        let in_flight = self.in_flight.one_more();
+        Measured { requests: Arc::clone(self), clock: clock.clone(), since: clock.now(), code: Code::Cancelled, _in_flight: in_flight }
     }
 
     fn count(&self, code: Code) {
@@ -41,21 +42,27 @@ impl Requests {
 }
 
 /// One request under way. Dropped early, because the client went away, it is counted all the same.
-pub(crate) struct Measured<'a> {
-    requests: &'a Requests,
-    clock: &'a Clock,
+pub(crate) struct Measured {
+    requests: Arc<Requests>,
+    clock: Clock,
     since: Instant,
     code: Code,
     _in_flight: OneMore,
 }
 
-impl Measured<'_> {
+impl Measured {
+    /// It ended with `code`.
     pub(crate) fn ended(mut self, code: Code) {
+        self.code = code;
+    }
+
+    /// It will have ended with `code`.
+    pub(crate) fn is(&mut self, code: Code) {
         self.code = code;
     }
 }
 
-impl Drop for Measured<'_> {
+impl Drop for Measured {
     fn drop(&mut self) {
         self.requests.seconds.observe(self.clock.now().saturating_duration_since(self.since));
         self.requests.count(self.code);
@@ -64,16 +71,16 @@ impl Drop for Measured<'_> {
 
 /// Everything that a [`crate::Frontend`] measures.
 pub(crate) struct Meters {
-    pub(crate) grpc: Requests,
-    pub(crate) rest: Requests,
+    pub(crate) grpc: Arc<Requests>,
+    pub(crate) rest: Arc<Requests>,
     pub(crate) runtime: HistogramHandle,
 }
 
 impl Meters {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         Meters {
-            grpc: Requests::new(metrics, "grpc"),
-            rest: Requests::new(metrics, "rest"),
+            grpc: Arc::new(Requests::new(metrics, "grpc")),
+            rest: Arc::new(Requests::new(metrics, "rest")),
             runtime: metrics.histogram(Histogram::RuntimeInferSeconds, &[]),
         }
     }

@@ -29,6 +29,9 @@ pub trait Models: Send + Sync + 'static {
     /// A guard once the model can serve here.
     fn ensure_loaded(&self, model: &Arc<Registration>, deadline: Deadline) -> impl Future<Output = Result<Self::Guard, WaitError>> + Send;
 
+    /// Waits until the copy takes one more request, where it serves so many at a time.
+    fn turn(guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send;
+
     /// Completes when the copy must go although the guard lives.
     fn revoked(guard: &Self::Guard) -> impl Future<Output = ()> + Send;
 
@@ -90,6 +93,10 @@ impl Models for Here {
         self.residency.ensure_loaded(model, deadline).await
     }
 
+    async fn turn(guard: &mut Guard) -> Result<(), WaitError> {
+        guard.turn().await
+    }
+
     async fn revoked(guard: &Guard) {
         guard.revoked().await;
     }
@@ -133,15 +140,18 @@ pub fn registration(models: &impl Models, asked: &Asked<'_>) -> Result<Arc<Regis
     }
 }
 
-/// A guarded copy of `registration`, loaded first where it must be.
+/// A guarded copy of `registration` that takes this request, loaded first where it must be.
 ///
 /// # Errors
 /// [`Fault::Wait`].
 pub async fn acquire<M: Models>(models: &M, registration: &Arc<Registration>, clock: &Clock, deadline: Deadline) -> Result<M::Guard, Fault> {
-    if let Some(guard) = models.try_acquire(&registration.id) {
-        return Ok(guard);
-    }
     // The wait has the same deadline inside; this one holds even if the other side forgets it.
-    let waited = clock.until(deadline, models.ensure_loaded(registration, deadline)).await;
-    waited.unwrap_or(Err(WaitError::Deadline)).map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
+    let acquired = clock.until(deadline, async {
+        let mut guard = match models.try_acquire(&registration.id) {
+            Some(guard) => guard,
+            None => models.ensure_loaded(registration, deadline).await?,
+        };
+        M::turn(&mut guard).await.map(|()| guard)
+    });
+    acquired.await.unwrap_or(Err(WaitError::Deadline)).map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
 }

@@ -110,6 +110,7 @@ impl Models for FakeModels {
     }
 
     fn try_acquire(&self, _model: &ModelId) -> Option<Counted> {
+        self.revoked.send_replace(false);
         self.load.lock().is_empty().then(|| Counted::up(&self.guards, &self.revoked))
     }
 
@@ -125,12 +126,18 @@ impl Models for FakeModels {
         Ok(Counted::up(&self.guards, &self.revoked))
     }
 
+    async fn turn(_guard: &mut Counted) -> Result<(), WaitError> {
+        Ok(())
+    }
+
     async fn revoked(guard: &Counted) {
         let _ = guard.1.subscribe().wait_for(|revoked| *revoked).await;
     }
 
     async fn suspect(&self, model: &ModelId) {
         self.suspects.lock().push(model.to_string());
+        // Whoever looks finds it true.
+        self.revoked.send_replace(true);
     }
 
     fn failure(&self, model: &ModelId) -> Option<Arc<Failure>> {

@@ -1,5 +1,6 @@
 //! One model on its way up, here, or on its way down.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -89,6 +90,8 @@ pub(crate) struct Entry {
     pub(crate) need: Option<Footprint>,
     pub(crate) lease: Option<Lease>,
     pub(crate) slot: Option<Arc<Slot>>,
+    /// Requests that the copy serves at a time, as the runtime said when it had loaded it.
+    pub(crate) at_a_time: Option<NonZeroU32>,
     /// The moment (in the owner's sequence) at which it was announced.
     pub(crate) announced: u64,
     pub(crate) leaving: Leaving,
@@ -123,6 +126,7 @@ impl Entry {
             need: None,
             lease: None,
             slot: None,
+            at_a_time: None,
             announced: 0,
             leaving: Leaving::default(),
             proof: None,

@@ -580,7 +580,8 @@ impl Owner {
         let Some(entry) = self.entries.get_mut(model) else { return };
         entry.task = None;
         match result {
-            Ok(Loaded { measured, .. }) => {
+            Ok(Loaded { measured, max_concurrency }) => {
+                entry.at_a_time = max_concurrency;
                 if let Some(measured) = measured {
                     self.shared.history.lock().note_size(model, &measured);
                     let too_large = measured.exceeds(self.ledger.budget());
@@ -784,7 +785,8 @@ impl Owner {
 
     fn announce(&mut self, model: &ModelId) {
         let last_used = self.shared.history.lock().last_used(model.as_str());
-        let slot = Slot::new(model.clone(), last_used, Arc::clone(&self.shared.bell));
+        let at_a_time = self.entries.get(model).and_then(|entry| entry.at_a_time);
+        let slot = Slot::new(model.clone(), last_used, at_a_time, Arc::clone(&self.shared.bell));
         let waiters = self.take_waiters(model);
         let Some(entry) = self.entries.get_mut(model) else { return };
         let took = self.clock.now().saturating_duration_since(entry.asked);

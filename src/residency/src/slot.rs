@@ -1,15 +1,17 @@
 //! What a request touches of a loaded copy: its gate, its last use and the way to be told that it must end.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use berth_telemetry::Clock;
 use berth_types::{ModelId, UnixMillis};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::WaitError;
 use crate::gate::{Gate, Left, Starving};
 
 /// How requests and callers reach the owner task without a message.
@@ -45,12 +47,15 @@ pub(crate) struct Slot {
     pub(crate) drained: Notify,
     /// Cancelled when requests in flight must end.
     pub(crate) revoked: CancellationToken,
+    /// Of a copy that serves so many requests at a time.
+    turns: Option<Turns>,
     bell: Arc<Bell>,
 }
 
 impl Slot {
-    /// A copy loaded now, last used (maybe before an earlier eviction or restart) at `last_used`.
-    pub(crate) fn new(model: ModelId, last_used: Option<UnixMillis>, bell: Arc<Bell>) -> Arc<Self> {
+    /// A copy loaded now, last used (maybe before an earlier eviction or restart) at `last_used`, that serves `at_a_time`
+    /// requests at a time where it has such a limit.
+    pub(crate) fn new(model: ModelId, last_used: Option<UnixMillis>, at_a_time: Option<NonZeroU32>, bell: Arc<Bell>) -> Arc<Self> {
         Arc::new(Slot {
             model,
             gate: Gate::open(),
@@ -59,6 +64,7 @@ impl Slot {
             loaded_at: bell.clock.now(),
             drained: Notify::new(),
             revoked: CancellationToken::new(),
+            turns: at_a_time.map(Turns::new),
             bell,
         })
     }
@@ -69,7 +75,7 @@ impl Slot {
             return None;
         }
         self.touch();
-        Some(Guard { slot: Arc::clone(self) })
+        Some(Guard { turn: None, slot: Arc::clone(self) })
     }
 
     /// Never moves back: the index by last use counts on that. Two requests of one millisecond write once.
@@ -97,9 +103,46 @@ impl Slot {
     }
 }
 
+/// Requests of a copy that serves so many at a time: the others wait in the order in which they came.
+#[derive(Debug)]
+struct Turns {
+    free: Arc<Semaphore>,
+    /// Requests that have a turn or wait for one.
+    inside: Arc<AtomicUsize>,
+    most: usize,
+}
+
+impl Turns {
+    fn new(at_a_time: NonZeroU32) -> Self {
+        let at_a_time = usize::try_from(at_a_time.get()).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
+        // As many as upstream lets in: more would only wait for what their callers have given up.
+        Turns { free: Arc::new(Semaphore::new(at_a_time)), inside: Arc::default(), most: at_a_time.saturating_mul(8).max(16) }
+    }
+
+    /// A place among those inside, while there is one.
+    fn place(&self) -> Result<Place, WaitError> {
+        let more = |inside: usize| (inside < self.most).then_some(inside + 1);
+        match self.inside.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_before) => Ok(Place(Arc::clone(&self.inside))),
+            Err(inside) => Err(WaitError::TooManyWaiting { waiting: inside }),
+        }
+    }
+}
+
+/// One of those inside.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A loaded copy in use: it is not unloaded while this lives, unless a drain ran past its cap ([`Guard::revoked`]).
 #[must_use = "the copy may be unloaded once the guard is dropped"]
 pub struct Guard {
+    /// Before the copy: a turn ends no later than the use.
+    turn: Option<(OwnedSemaphorePermit, Place)>,
     slot: Arc<Slot>,
 }
 
@@ -108,6 +151,20 @@ impl Guard {
     #[must_use]
     pub fn model(&self) -> &ModelId {
         &self.slot.model
+    }
+
+    /// Waits until the copy takes this request, where it serves so many at a time; first come, first served. Its turn ends
+    /// with the guard. At once where there is no limit.
+    ///
+    /// # Errors
+    /// [`WaitError::TooManyWaiting`]: the copy has as many requests waiting as make sense.
+    pub async fn turn(&mut self) -> Result<(), WaitError> {
+        let Some(turns) = &self.slot.turns else { return Ok(()) };
+        let place = turns.place()?;
+        // The semaphore is never closed.
+        let permit = Arc::clone(&turns.free).acquire_owned().await.map_err(|_closed| WaitError::ShuttingDown)?;
+        self.turn = Some((permit, place));
+        Ok(())
     }
 
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the
@@ -119,6 +176,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        self.turn = None;
         // A long request was using the copy until now.
         self.slot.touch();
         match self.slot.gate.leave() {

@@ -13,4 +13,4 @@ mod net;
 
 pub use clock::{Clock, WallSource};
 pub use metrics::{Counter, CounterHandle, Gauge, GaugeHandle, Histogram, HistogramHandle, Metrics, OneMore, PassingGauge};
-pub use net::{HostNet, Listener, Net};
+pub use net::{Dialed, HostNet, Listener, Net, Peer};

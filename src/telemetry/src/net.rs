@@ -1,11 +1,13 @@
-//! The one place that opens sockets for servers.
+//! The one place that opens sockets: those that servers listen on, and those to the servers that we call by HTTP/2.
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio_util::either::Either;
 
 /// A bound socket that accepts connections.
 pub struct Listener {
@@ -38,6 +40,23 @@ impl Listener {
     }
 }
 
+/// Where a server listens that is called.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// A port of a host, which may be a name or an address (IPv6 without brackets).
+    Tcp {
+        /// The name or address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// The file of a Unix socket.
+    Unix(PathBuf),
+}
+
+/// A connection to a [`Peer`], without Nagle's delay.
+pub type Dialed = Either<TcpStream, UnixStream>;
+
 /// Opens sockets. Handed in, so that a simulation can stand in.
 #[async_trait]
 pub trait Net: Send + Sync + 'static {
@@ -46,6 +65,12 @@ pub trait Net: Send + Sync + 'static {
     /// # Errors
     /// What the system says, with the address in the text.
     async fn listen(&self, addr: SocketAddr) -> io::Result<Listener>;
+
+    /// Connects to `peer`. A name is resolved, and its addresses are tried one after the other.
+    ///
+    /// # Errors
+    /// What the system says.
+    async fn dial(&self, peer: &Peer) -> io::Result<Dialed>;
 }
 
 /// The sockets of this machine.
@@ -67,6 +92,17 @@ impl Net for HostNet {
         match TcpListener::bind(addr).await {
             Ok(inner) => Ok(Listener { inner }),
             Err(fault) => Err(io::Error::new(fault.kind(), format!("cannot listen on {addr}: {fault}"))),
+        }
+    }
+
+    async fn dial(&self, peer: &Peer) -> io::Result<Dialed> {
+        match peer {
+            Peer::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(Either::Left(stream))
+            }
+            Peer::Unix(path) => UnixStream::connect(path).await.map(Either::Right),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Callers, their deadlines, their order, and what they are told.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use berth_adapters::LoadFault;
@@ -9,6 +10,7 @@ use berth_puller::{PullError, Urgency};
 use berth_residency::{MayEvict, WaitError};
 use berth_telemetry::Counter;
 use berth_types::{ContentDigest, CopyReport, CopyState, Footprint, Pool, Reason, Refusal, Step};
+use futures::{FutureExt as _, poll};
 use tokio::join;
 
 use crate::rig::{Parts, Pod, START, declaring, id, kib, millis, model, secs};
@@ -84,6 +86,46 @@ async fn a_loaded_model_is_acquired_without_the_owner_and_remembers_its_use() {
     pod.pass(secs(3)).await;
     drop(guard);
     assert!(pod.residency.last_used("m") >= Some(START.after(secs(10))), "a long request uses the copy until its end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_serves_one_request_at_a_time_takes_them_in_their_order_and_turns_the_seventeenth_away() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script_all(Script::default().serving_at_most(NonZeroU32::MIN));
+    let mut first = pod.ensure("m", secs(5)).await.expect("loaded");
+    assert_eq!(first.turn().await, Ok(()));
+    let mut waiting = Vec::new();
+    for _ in 1..16 {
+        let mut guard = pod.residency.try_acquire("m").expect("loaded");
+        let mut turn = Box::pin(async move { guard.turn().await.map(|()| guard) });
+        assert!(poll!(&mut turn).is_pending());
+        waiting.push(turn);
+    }
+    let mut late = pod.residency.try_acquire("m").expect("loaded");
+    assert_eq!(late.turn().await, Err(WaitError::TooManyWaiting { waiting: 16 }));
+    assert!(poll!(&mut waiting[0]).is_pending());
+    drop(first);
+    assert!(poll!(&mut waiting[1]).is_pending(), "the one before it comes first");
+    let second = waiting.remove(0).await.expect("its turn");
+    // Who gives up leaves its place to the next one.
+    drop(waiting.remove(0));
+    assert!(poll!(&mut waiting[0]).is_pending());
+    drop(second);
+    assert!(waiting.remove(0).await.is_ok());
+    drop(waiting);
+    assert_eq!(late.turn().await, Ok(()), "there is room again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_without_a_limit_takes_every_request_at_once() {
+    let pod = Pod::with_memory(kib(8));
+    let mut guards = vec![pod.ensure("m", secs(5)).await.expect("loaded")];
+    for _ in 0..100 {
+        guards.push(pod.residency.try_acquire("m").expect("loaded"));
+    }
+    for guard in &mut guards {
+        assert_eq!(guard.turn().now_or_never(), Some(Ok(())));
+    }
 }
 
 #[tokio::test(start_paused = true)]
