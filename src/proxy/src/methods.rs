@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::codes::{Fault, Quoted};
 
-/// Methods of the Open Inference Protocol whose messages name a model, in field 1.
-const V2: [&str; 4] = ["ModelInfer", "ModelStreamInfer", "ModelMetadata", "ModelReady"];
+/// Methods of the Open Inference Protocol, and of Triton's extensions to it, whose messages name a model, in field 1.
+const V2: [&str; 6] = ["ModelInfer", "ModelStreamInfer", "ModelMetadata", "ModelReady", "ModelConfig", "ModelStatistics"];
 /// The service they belong to.
 const V2_SERVICE: &str = "inference.GRPCInferenceService";
 /// Runtimes are managed by this service: no client of ours gets there.
