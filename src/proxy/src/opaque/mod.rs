@@ -19,8 +19,9 @@ use std::time::Duration;
 use berth_adapters::InferError;
 use berth_residency::WaitError;
 use berth_splice::{Encoding, suffix};
+use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
-use berth_upstream::{Answer, CallError, Server};
+use berth_upstream::{Answer, CallError, Code, Server};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method as Verb, Request as HttpRequest, Response, StatusCode, Version};
@@ -144,6 +145,9 @@ impl<M: Models> Frontend<M> {
                     if let Some(fault) = request.fault() {
                         return Err(fault);
                     }
+                    if is_late(&why, deadlines.end, &self.clock) {
+                        return Err(infer_fault(model, InferError::DeadlineExceeded));
+                    }
                     if last || !request.is_whole() || matches!(why, CallError::Unreachable { .. }) {
                         return Err(call_fault(model, &why));
                     }
@@ -175,14 +179,14 @@ impl<M: Models> Frontend<M> {
             let why = format!("it answered with HTTP status {}", head.status.as_u16());
             return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
         }
-        let (clock, named) = (self.clock.clone(), model.clone());
+        let (clock, named, until) = (self.clock.clone(), model.clone(), (self.clock.clone(), end));
         let ending = Box::pin(async move {
             tokio::select! {
                 () = M::revoked(&guard) => Fault::Revoked(Quoted::new(named.as_str())),
                 () = clock.sleep_until(end) => infer_fault(&named, InferError::DeadlineExceeded),
             }
         });
-        Ok(Called { headers: head.headers, body, ending, model: model.clone() })
+        Ok(Called { headers: head.headers, body, ending, model: model.clone(), until })
     }
 }
 
@@ -192,12 +196,14 @@ struct Called {
     body: Answer,
     ending: passed::Ending,
     model: ModelId,
+    until: (Clock, Deadline),
 }
 
 impl Called {
     fn answered(self, measured: Measured, request: Request<hyper::body::Incoming>) -> Response<Outgoing> {
         let code = passed::code_of(&self.headers);
-        let mut response = Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request))));
+        let mut response =
+            Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request, self.until))));
         *response.headers_mut() = self.headers;
         response
     }
@@ -223,6 +229,14 @@ async fn asked<B: Incoming>(method: &Method, headers: &HeaderMap, source: &mut S
 /// How messages are compressed; `None`: in a way that is not known here.
 fn encoding(headers: &HeaderMap) -> Option<Encoding> {
     headers.get("grpc-encoding").map_or(Some(Encoding::Identity), |value| Encoding::parse(value.to_str().ok()?))
+}
+
+/// Timers are no finer than this.
+const TICK: Duration = Duration::from_millis(5);
+
+/// A runtime that cancels a call at its deadline, which it was told, may be heard before our own timer.
+fn is_late(why: &CallError, end: Deadline, clock: &Clock) -> bool {
+    matches!(why, CallError::Reset { code, .. } if *code == Code::CANCEL) && end.left(clock.now()) <= TICK
 }
 
 fn infer_fault(model: &ModelId, error: InferError) -> Fault {

@@ -6,6 +6,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use berth_adapters::InferError;
+use berth_telemetry::Clock;
+use berth_types::{Deadline, ModelId};
 use berth_upstream::Answer;
 use bytes::Bytes;
 use http::HeaderMap;
@@ -13,7 +16,7 @@ use http_body::{Body as _, Frame};
 use tonic::{Code, Status};
 
 use super::passing::Request;
-use berth_types::ModelId;
+use super::{infer_fault, is_late};
 
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
@@ -36,6 +39,8 @@ struct Open {
     model: ModelId,
     /// May still be on its way; then it knows why it broke off.
     request: Request<hyper::body::Incoming>,
+    /// When the answer must have ended.
+    until: (Clock, Deadline),
 }
 
 impl Passed {
@@ -47,12 +52,13 @@ impl Passed {
         code: Option<Code>,
         model: ModelId,
         request: Request<hyper::body::Incoming>,
+        until: (Clock, Deadline),
     ) -> Self {
         if let Some(code) = code {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, ending, measured, model, request };
+        let open = Open { answer, ending, measured, model, request, until };
         Passed { open: (!ended).then_some(open) }
     }
 
@@ -78,7 +84,11 @@ impl Passed {
             }
             Poll::Ready(Some(Err(why))) => {
                 let lost = || Fault::RuntimeLost { model: Quoted::new(open.model.as_str()), why: why.to_string() };
-                let fault = open.request.fault().unwrap_or_else(lost);
+                let fault = match open.request.fault() {
+                    Some(fault) => fault,
+                    None if is_late(&why, open.until.1, &open.until.0) => infer_fault(&open.model, InferError::DeadlineExceeded),
+                    None => lost(),
+                };
                 Poll::Ready(Some(Ok(self.end(&fault))))
             }
             Poll::Ready(None) => {
