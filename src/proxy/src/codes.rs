@@ -5,7 +5,7 @@
 //! | the request is malformed or does not fit the model | INVALID_ARGUMENT | 400 | no |
 //! | unknown model, version or path | NOT_FOUND | 404 | no |
 //! | resources are still being read; shutting down; lost copy; storage or runtime away | UNAVAILABLE | 503 | yes |
-//! | no room now, for the model or for the request; too many callers wait; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
+//! | no room now, for the model or for the request; too many callers wait or hold too much; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
 //! | bad model, invalid resource, no runtime for it, larger than the whole budget | FAILED_PRECONDITION | 400 | no |
 //! | message over the limit, or decoded larger than the budget of all requests | RESOURCE_EXHAUSTED | 413 | no |
 //! | what a call would make exists as something else | ALREADY_EXISTS | 409 | no |
@@ -118,6 +118,20 @@ pub enum Fault {
         taken: ByteSize,
         /// What all of them may hold.
         budget: ByteSize,
+    },
+    /// Callers who wait for models hold as much as they may.
+    #[error("model {model}: callers who wait {} hold {held} of {bound}, and this one brings {more}: try again", if *.all { "for models" } else { "for it" })]
+    NoRoomToWait {
+        /// Which model.
+        model: Quoted,
+        /// The bound is that of all models; else of this one.
+        all: bool,
+        /// What this one holds.
+        more: ByteSize,
+        /// What the others hold.
+        held: ByteSize,
+        /// What they may hold.
+        bound: ByteSize,
     },
     /// The request alone, with what it becomes when it is decoded, is more than all requests may hold.
     #[error("the request needs {need} of memory when it is decoded, all requests together have {budget}")]
@@ -251,7 +265,7 @@ impl Fault {
                 InferError::Refused { code, .. } => Verdict::last(Code::from_i32(*code)),
                 InferError::Failed(_) => Verdict::last(Code::Unknown),
             },
-            Fault::NoBuffer { .. } => Verdict::retry(Code::ResourceExhausted, SOON),
+            Fault::NoBuffer { .. } | Fault::NoRoomToWait { .. } => Verdict::retry(Code::ResourceExhausted, SOON),
             Fault::TooLarge { .. } | Fault::TooHeavy { .. } => Verdict::with_http(Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
             Fault::SlowRequest => Verdict::last(Code::DeadlineExceeded),
             Fault::Unimplemented(_) => Verdict::last(Code::Unimplemented),

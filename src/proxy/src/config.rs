@@ -17,9 +17,11 @@ pub struct ProxyConfig {
     pub default_deadline: Duration,
     /// The longest deadline that a client gets, whatever it asks for.
     pub max_deadline: Duration,
-    /// HTTP/2 window of one stream.
+    /// HTTP/2 window of one stream: bounds what one caller can have sent that nobody has read, such as one that waits for a
+    /// model before a runtime of its own process.
     pub stream_window: ByteSize,
-    /// HTTP/2 window of one connection: bounds what one client can have buffered here unread.
+    /// HTTP/2 window of one connection: bounds what one client can have buffered here unread. As many callers as stream
+    /// windows are in it, less one, may wait before they hold up those beside them on the same connection.
     pub connection_window: ByteSize,
     /// Requests that one HTTP/2 connection may have open. Callers of cold models hold one each while they wait, so this
     /// is far above what runs at a time.
@@ -44,9 +46,9 @@ impl Default for ProxyConfig {
             body_budget: ByteSize::mib(256),
             default_deadline: Duration::from_secs(300),
             max_deadline: Duration::from_secs(3600),
-            // Room for a few image-sized tensors in flight; the usual 64 KiB and 1 MiB stall them.
-            stream_window: ByteSize::mib(4),
-            connection_window: ByteSize::mib(16),
+            // 255 callers may wait beside others on one connection. No smaller: bodies of megabytes would stall.
+            stream_window: ByteSize::kib(256),
+            connection_window: ByteSize::mib(64),
             max_streams: 4096,
             max_connections: 16_384,
             head_timeout: Duration::from_secs(10),

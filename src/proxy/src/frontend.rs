@@ -24,6 +24,7 @@ use crate::meters::Meters;
 use crate::methods::Methods;
 use crate::opaque::Typed;
 use crate::route::{self, Here, Models};
+use crate::waiting::Waiting;
 use crate::{ProxyConfig, codes};
 
 /// How often a request is routed again after its model went away between being found and being asked.
@@ -64,6 +65,8 @@ pub struct Frontend<M = Here> {
     pub(crate) ready: Ready,
     /// What the requests of both ports may hold.
     pub(crate) bodies: Budget,
+    /// What those of them may hold that wait for a model.
+    pub(crate) waiting: Waiting,
     /// A runtime that is no part of this process: calls are passed on to it as they come.
     server: Option<Behind>,
     /// Who carries out calls of `mmesh.ModelMesh`.
@@ -73,19 +76,30 @@ pub struct Frontend<M = Here> {
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
-        let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server: None, managing: OnceLock::new() })
+        let (bodies, waiting) = budgets(&config, metrics);
+        Arc::new(Frontend {
+            models,
+            infer,
+            clock,
+            config,
+            meters: Meters::new(metrics),
+            ready,
+            bodies,
+            waiting,
+            server: None,
+            managing: OnceLock::new(),
+        })
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
     /// the REST port as the Open Inference Protocol has them.
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
-        let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
+        let (bodies, waiting) = budgets(&config, metrics);
         let server = Server::new(target, connections, clock.clone(), net);
         let infer = Arc::new(Typed::new(server.clone(), bodies.clone(), clock.clone()));
         let server = Some(Behind { server, typed: Arc::clone(&infer), methods: RwLock::new(Arc::new(methods)) });
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server, managing: OnceLock::new() })
+        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, waiting, server, managing: OnceLock::new() })
     }
 
     /// What calls are passed on to, where the runtime is no part of this process.
@@ -145,7 +159,7 @@ impl<M: Models> Frontend<M> {
         loop {
             let registration = route::registration(&self.models, asked)?;
             let model = &registration.id;
-            let guard = match route::acquire(&self.models, &registration, &self.clock, deadline).await {
+            let guard = match route::acquire(&self.models, &registration, &self.waiting, || weight_of(&request), &self.clock, deadline).await {
                 Err(Fault::Wait { error: WaitError::Retired, .. }) if reroutes > 0 => {
                     reroutes -= 1;
                     continue;
@@ -198,7 +212,7 @@ impl<M: Models> Frontend<M> {
         let mut reroutes = REROUTES;
         loop {
             let registration = route::registration(&self.models, asked)?;
-            let guard = match route::acquire(&self.models, &registration, &self.clock, deadline).await {
+            let guard = match route::acquire(&self.models, &registration, &self.waiting, || 0, &self.clock, deadline).await {
                 Err(Fault::Wait { error: WaitError::Retired, .. }) if reroutes > 0 => {
                     reroutes -= 1;
                     continue;
@@ -271,6 +285,12 @@ impl<M: Models> Frontend<M> {
     }
 }
 
+/// What requests may hold, and what those of them may that wait for a model.
+fn budgets(config: &ProxyConfig, metrics: &Metrics) -> (Budget, Waiting) {
+    let shown = |class| metrics.gauge(Gauge::BufferBytes, &[("class", class)]);
+    (Budget::new(config.body_budget, shown("requests")), Waiting::of(config.body_budget, shown("requests-waiting")))
+}
+
 fn infer_fault(model: &ModelId, error: InferError) -> Fault {
     let fault = Fault::Infer { model: Quoted::new(model.as_str()), error };
     if matches!(fault.verdict().code, Code::Internal | Code::Unknown) {
@@ -290,6 +310,12 @@ fn known_version(asked: &Asked<'_>, version: &str, metadata: &ModelMetadataRespo
 
 fn unknown_version(asked: &Asked<'_>, version: &str, known: String) -> Fault {
     Fault::UnknownVersion { model: Quoted::new(asked.as_str()), version: Quoted::new(version), known }
+}
+
+/// Bytes of all contents: what a request holds while it waits.
+fn weight_of(request: &ModelInferRequest) -> u64 {
+    let raw = request.raw_input_contents.iter().map(bytes::Bytes::len).sum::<usize>();
+    (raw + typed_bytes(&request.inputs)) as u64
 }
 
 /// Bytes of typed contents, roughly: what a copy of the request would cost.

@@ -35,10 +35,11 @@ pub(crate) const SMALL_MESSAGE: ByteSize = ByteSize::kib(64);
 
 /// Serves gRPC on `listener` until `shutdown`, then until the last request has been answered.
 pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<Door>, shutdown: CancellationToken) {
-    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone()));
+    let managed = frontend.managing.get().is_some();
+    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone(), managed));
     let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
-    let reflection = Reflection::new(shutdown.clone());
+    let reflection = Reflection::new(shutdown.clone(), managed);
     connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection }, &config, &clock, shutdown).await;
 }
 

@@ -1,16 +1,20 @@
 //! From an id to a guarded copy: one view, one registration, one guard.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use berth_registry::{Resolved, Views};
 use berth_residency::{Guard, Residency, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Deadline, Failure, ModelId, Registration};
+use futures::poll;
 use parking_lot::RwLock;
 
 use crate::codes::{Fault, Quoted};
 use crate::id::Asked;
+use crate::waiting::Waiting;
 
 /// What routing needs of the rest: names, and copies to be held.
 pub trait Models: Send + Sync + 'static {
@@ -140,18 +144,41 @@ pub fn registration(models: &impl Models, asked: &Asked<'_>) -> Result<Arc<Regis
     }
 }
 
-/// A guarded copy of `registration` that takes this request, loaded first where it must be.
+/// A guarded copy of `registration` that takes this request, loaded first where it must be. `held`: bytes that the caller
+/// has in memory while it waits, asked for only if it does.
 ///
 /// # Errors
-/// [`Fault::Wait`].
-pub async fn acquire<M: Models>(models: &M, registration: &Arc<Registration>, clock: &Clock, deadline: Deadline) -> Result<M::Guard, Fault> {
+/// [`Fault::Wait`], [`Fault::NoRoomToWait`].
+pub(crate) async fn acquire<M: Models>(
+    models: &M,
+    registration: &Arc<Registration>,
+    waiting: &Waiting,
+    held: impl Fn() -> u64,
+    clock: &Clock,
+    deadline: Deadline,
+) -> Result<M::Guard, Fault> {
+    let model = &registration.id;
+    let waited = |error| Fault::Wait { model: Quoted::new(model.as_str()), error };
     // The wait has the same deadline inside; this one holds even if the other side forgets it.
     let acquired = clock.until(deadline, async {
-        let mut guard = match models.try_acquire(&registration.id) {
+        let mut guard = match models.try_acquire(model) {
             Some(guard) => guard,
-            None => models.ensure_loaded(registration, deadline).await?,
+            None => {
+                let _place = waiting.place(model, held())?;
+                models.ensure_loaded(registration, deadline).await.map_err(waited)?
+            }
         };
-        M::turn(&mut guard).await.map(|()| guard)
+        let turned = {
+            let mut turn = pin!(M::turn(&mut guard));
+            match poll!(turn.as_mut()) {
+                Poll::Ready(turned) => turned,
+                Poll::Pending => {
+                    let _place = waiting.place(model, held())?;
+                    turn.await
+                }
+            }
+        };
+        turned.map(|()| guard).map_err(waited)
     });
-    acquired.await.unwrap_or(Err(WaitError::Deadline)).map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
+    acquired.await.unwrap_or_else(|| Err(waited(WaitError::Deadline)))
 }

@@ -1,18 +1,19 @@
 //! Stand-ins for residency and runtime that do what a test says, and a frontend over both.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_adapters::{Infer, InferError};
+use berth_plan::managed::{Doing, ModelStanding, NameStanding, NewModel, Refused, SetName};
 use berth_proto::inference::model_infer_response::InferOutputTensor;
 use berth_proto::inference::model_metadata_response::TensorMetadata;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
-use berth_registry::Resolved;
+use berth_registry::{Management, Resolved};
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, Metrics};
-use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
+use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Name, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -56,6 +57,8 @@ pub(crate) struct FakeModels {
     pub(crate) load: Arc<Mutex<VecDeque<Load>>>,
     pub(crate) failures: Arc<Mutex<HashMap<ModelId, Arc<Failure>>>>,
     pub(crate) suspects: Arc<Mutex<Vec<String>>>,
+    /// Those that never load.
+    pub(crate) cold: Arc<Mutex<BTreeSet<ModelId>>>,
     /// Callers inside `ensure_loaded`.
     pub(crate) waiting: Arc<watch::Sender<usize>>,
     /// Guards that live.
@@ -80,6 +83,13 @@ impl Drop for Counted {
 }
 
 impl FakeModels {
+    /// One more that has a name, and never loads.
+    pub(crate) fn never_loads(&self, name: &str) {
+        let registration = registration(&format!("{name}__isvc-3333333333"));
+        self.cold.lock().insert(registration.id.clone());
+        self.names.lock().insert(name.to_owned(), Resolved::Model(registration));
+    }
+
     pub(crate) fn new() -> Self {
         let digits = Resolved::Model(registration("digits__isvc-1111111111"));
         FakeModels {
@@ -87,6 +97,7 @@ impl FakeModels {
             load: Arc::default(),
             failures: Arc::default(),
             suspects: Arc::default(),
+            cold: Arc::default(),
             waiting: Arc::new(watch::Sender::new(0)),
             guards: Arc::new(watch::Sender::new(0)),
             revoked: Arc::new(watch::Sender::new(false)),
@@ -109,13 +120,19 @@ impl Models for FakeModels {
         })
     }
 
-    fn try_acquire(&self, _model: &ModelId) -> Option<Counted> {
+    fn try_acquire(&self, model: &ModelId) -> Option<Counted> {
+        if self.cold.lock().contains(model) {
+            return None;
+        }
         self.revoked.send_replace(false);
         self.load.lock().is_empty().then(|| Counted::up(&self.guards, &self.revoked))
     }
 
-    async fn ensure_loaded(&self, _model: &Arc<Registration>, _deadline: Deadline) -> Result<Counted, WaitError> {
+    async fn ensure_loaded(&self, model: &Arc<Registration>, _deadline: Deadline) -> Result<Counted, WaitError> {
         let _waiting = Counted::up(&self.waiting, &self.revoked);
+        if self.cold.lock().contains(&model.id) {
+            std::future::pending::<()>().await;
+        }
         let load = self.load.lock().pop_front();
         match load {
             None => {}
@@ -220,4 +237,34 @@ pub(crate) fn rig_with(config: ProxyConfig) -> Rig {
     });
     let frontend = Frontend::new(models.clone(), Arc::new(infer.clone()), Clock::system(), &metrics, config, ready);
     Rig { models, infer, metrics, down, frontend }
+}
+
+/// Carries nothing out that it is called for.
+pub(crate) struct Nobody;
+
+#[async_trait]
+impl Management for Nobody {
+    async fn register(&self, _model: NewModel) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    async fn unregister(&self, _id: ModelId) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    fn model(&self, _id: &str) -> Result<ModelStanding, Refused> {
+        Err(Refused::Late)
+    }
+    async fn model_is(&self, _id: &str, _wanted: &[Doing]) -> ModelStanding {
+        std::future::pending().await
+    }
+    async fn load(&self, _id: &str, _used: Option<UnixMillis>) {}
+    async fn set_name(&self, _ask: SetName) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    async fn delete_name(&self, _name: Name, _owner: Option<Arc<str>>) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    fn name(&self, _name: &str, _owner: Option<&str>) -> Result<Option<NameStanding>, Refused> {
+        Err(Refused::Late)
+    }
+    async fn name_settles(&self, _name: &str, _target: &ModelId) {}
 }

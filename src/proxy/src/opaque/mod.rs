@@ -10,6 +10,7 @@ mod passed;
 mod passing;
 mod several;
 mod typed;
+mod unknown;
 
 #[cfg(test)]
 mod tests;
@@ -99,12 +100,13 @@ impl<M: Models> Frontend<M> {
         let mut source = Source::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
         let found = self.clock.until(deadlines.answer, asked(&method, &head.headers, &mut source)).await;
         let (asked, in_message) = found.unwrap_or(Err(Fault::SlowRequest))?;
-        let request = Request::new(source);
+        let (request, window) = (Request::new(source), self.config.stream_window);
         let mut tries = TRIES;
         loop {
             let registration = route::registration(&self.models, &asked)?;
             let model = &registration.id;
-            let guard = match route::acquire(&self.models, &registration, &self.clock, deadlines.answer).await {
+            let guard = match route::acquire(&self.models, &registration, &self.waiting, || request.held(window), &self.clock, deadlines.answer).await
+            {
                 Err(Fault::Wait { error: WaitError::Retired, .. }) if tries > 0 => {
                     tries -= 1;
                     continue;
@@ -121,7 +123,7 @@ impl<M: Models> Frontend<M> {
             let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), body);
             let called = tokio::select! {
                 biased;
-                called = self.clock.until(deadlines.answer, server.call(sent)) => called,
+                called = self.clock.until(deadlines.answer, unknown::call(server, sent)) => called,
                 () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
             };
             let last = tries == 0;
@@ -129,7 +131,7 @@ impl<M: Models> Frontend<M> {
             match called {
                 None => return Err(request.fault().unwrap_or_else(|| infer_fault(model, InferError::DeadlineExceeded))),
                 // Not told a second time: then the runtime means something else that it did not find.
-                Some(Ok(answer)) if heads::is_not_here(answer.headers()) && !last => {
+                Some(Ok(answer)) if (heads::is_not_here(answer.headers()) || unknown::is_said(&answer)) && !last => {
                     drop(answer);
                     self.lost(model, guard, deadlines.answer).await;
                     if !request.is_whole() {

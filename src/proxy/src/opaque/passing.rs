@@ -206,6 +206,14 @@ impl<B: Incoming> Request<B> {
         Some(Passing { source: Arc::clone(&self.0), turn: source.turn })
     }
 
+    /// Bytes that are in memory while nothing of it is sent: what was read of it and, unless that is all, what its client
+    /// puts into the `window` of its stream meanwhile.
+    pub(crate) fn held(&self, window: ByteSize) -> u64 {
+        let source = self.0.lock();
+        let unread = source.body.as_ref().is_some_and(|body| !body.is_end_stream());
+        source.held + if unread { window.0 } else { 0 }
+    }
+
     /// Whether all that was sent is still here, for another try.
     pub(crate) fn is_whole(&self) -> bool {
         self.0.lock().keeps

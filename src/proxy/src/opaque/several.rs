@@ -108,7 +108,7 @@ impl<M: Models> Frontend<M> {
     ) -> Result<(Answered, Share), Fault> {
         let registration = route::registration(&self.models, asked)?;
         let model = &registration.id;
-        let guard = route::acquire(&self.models, &registration, &self.clock, deadline).await?;
+        let guard = route::acquire(&self.models, &registration, &self.waiting, || message.len() as u64, &self.clock, deadline).await?;
         let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
         let mut sent = BytesMut::with_capacity(5 + message.len() + id.len());
         share.add(sent.capacity() as u64)?;

@@ -547,3 +547,94 @@ async fn what_one_of_several_models_runs_into_is_the_answer() {
     assert_eq!(got.status(), (Code::FailedPrecondition, "not now".to_owned()));
     world.unguarded().await;
 }
+
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// A streamed answer of Triton about a model that it does not hold.
+fn unknown() -> Bytes {
+    message(&field(1, b"Request for unknown model: 'm' has no available versions"))
+}
+
+#[tokio::test]
+async fn a_stream_whose_first_answer_says_that_the_model_is_not_here_is_sent_once_more() {
+    let (half, rest) = (unknown().slice(..7), unknown().slice(7..));
+    let runtime = runtime(scripted(vec![well(vec![half, rest]), well(vec![message(b"x"), unknown()])])).await;
+    let mut world = world(runtime.addr).await;
+    let got = world.call(STREAM, &[], whole(message(&naming("digits", 1000)))).await;
+    assert_eq!(got.status().0, Code::Ok, "{got:?}");
+    assert_eq!(got.body, [message(b"x"), unknown()].concat(), "the second answer whole, and only that");
+    assert_eq!((&got.headers["x-first"], &got.trailers["x-last"]), (&"kept".parse().unwrap(), &"kept".parse().unwrap()));
+    assert_eq!(*world.models.suspects.lock(), [ID]);
+    world.unguarded().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_sent_again_is_told_to_come_again_and_what_is_said_thrice_is_the_answer() {
+    let large = runtime(scripted(vec![well(vec![unknown()])])).await;
+    let mut world_of_large = world(large.addr).await;
+    let (code, said) = world_of_large.call(STREAM, &[], whole(message(&naming("digits", 300 * 1024)))).await.status();
+    assert!(code == Code::Unavailable && said.contains("does not hold model"), "{code:?} {said}");
+
+    let stubborn = runtime(scripted((0..3).map(|_| well(vec![unknown()])).collect())).await;
+    let mut world = world(stubborn.addr).await;
+    let got = world.call(STREAM, &[], whole(message(&naming("digits", 1)))).await;
+    assert_eq!((got.status().0, got.body), (Code::Ok, unknown()));
+}
+
+#[tokio::test]
+async fn the_same_words_in_another_method_or_later_in_a_stream_pass_untouched() {
+    let empty = || message(b"");
+    for (path, frames) in [
+        (INFER, vec![unknown()]),
+        (STREAM, vec![message(b"x"), unknown()]),
+        (STREAM, vec![empty(), unknown()]),
+        (STREAM, vec![unknown().slice(..9)]), // cut off
+        (STREAM, vec![]),
+    ] {
+        let runtime = runtime(scripted(vec![well(frames.clone())])).await;
+        let mut world = world(runtime.addr).await;
+        let got = world.call(path, &[], whole(message(&naming("digits", 1)))).await;
+        assert_eq!((got.status().0, got.body), (Code::Ok, Bytes::from(frames.concat())), "{path} {frames:?}");
+        assert_eq!(got.trailers["x-last"], "kept", "{path} {frames:?}");
+        assert!(world.models.suspects.lock().is_empty(), "{path} {frames:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_answer_of_which_nothing_has_come_ends_with_the_deadline_of_its_caller() {
+    let behaviour: Behaviour = Arc::new(|_| async { Response::new(BodyExt::boxed(StreamBody::new(futures::stream::pending()))) }.boxed());
+    let runtime = runtime(behaviour).await;
+    let mut world = world(runtime.addr).await;
+    let (code, said) = world.call(STREAM, &[("grpc-timeout", "80m")], whole(message(&naming("digits", 1)))).await.status();
+    assert_eq!(code, Code::DeadlineExceeded, "{said}");
+    world.unguarded().await;
+}
+
+/// On one connection, with as much of their requests in it as its windows take: what callers of a cold model have sent
+/// must not stand in the way of others.
+#[tokio::test]
+async fn callers_who_wait_for_a_model_leave_the_connection_to_those_beside_them() {
+    let (_runtime, mut world, _seen) = echoing().await;
+    world.models.never_loads("cold");
+    let body = || whole(message(&naming("cold", 1 << 20)));
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..250 {
+        world.client.ready().await.unwrap();
+        waiting.spawn(world.client.send_request(call(INFER, &[], body())));
+    }
+    world.models.waiting.subscribe().wait_for(|waiting| *waiting == 250).await.unwrap();
+    for _ in 0..20 {
+        let sent = naming("digits", 1 << 20);
+        let got = world.call(INFER, &[], whole(message(&sent))).await;
+        assert_eq!((got.status().0, got.body.len()), (Code::Ok, message(&[sent, field(1, ID.as_bytes())].concat()).len()));
+    }
+    let (mut held, shown) = (0, world.metrics.render());
+    for line in shown.lines().filter_map(|line| line.strip_prefix("berth_buffer_bytes{class=\"requests-waiting\"} ")) {
+        held = line.parse().unwrap();
+    }
+    let windows = 250 * ProxyConfig::default().stream_window.0;
+    assert!((windows..ByteSize::mib(128).0).contains(&held), "what they hold is counted with their windows: {held}");
+    waiting.abort_all();
+    while waiting.join_next().await.is_some() {}
+    world.models.waiting.subscribe().wait_for(|waiting| *waiting == 0).await.unwrap();
+}
