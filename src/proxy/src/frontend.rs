@@ -204,6 +204,17 @@ impl<M: Models> Frontend<M> {
         }
     }
 
+    /// Stub.
+    pub(crate) async fn metadata_with(
+        &self,
+        asked: &Asked<'_>,
+        version: &str,
+        _metadata: &HeaderMap,
+        deadline: Deadline,
+    ) -> Result<ModelMetadataResponse, Fault> {
+        self.metadata(asked, version, deadline).await
+    }
+
     /// Inputs and outputs of a model, which is loaded first where it must be.
     ///
     /// # Errors

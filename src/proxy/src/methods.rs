@@ -228,6 +228,51 @@ mod tests {
     }
 
     #[test]
+    fn what_changes_a_server_and_what_is_no_name_of_a_method_is_refused_whatever_is_allowed() {
+        let named: BTreeMap<String, Vec<u32>> =
+            [("inference.GRPCInferenceService/RepositoryModelUnload".to_owned(), vec![1])].into_iter().collect();
+        let config = r#"{"rpcConfigs": {"inference.GRPCInferenceService/LogSettings": {}}, "allowOtherRpcs": true}"#;
+        let all = [
+            Methods::default(),
+            Methods::of_runtime(&named, true).unwrap(),
+            Methods::default().within(&DataPlane::parse(config).unwrap()),
+        ];
+        for path in [
+            "/mmesh.ModelRuntime/loadModel",
+            "/inference.GRPCInferenceService/RepositoryIndex",
+            "/inference.GRPCInferenceService/RepositoryModelLoad",
+            "/inference.GRPCInferenceService/RepositoryModelUnload",
+            "/inference.GRPCInferenceService/SystemSharedMemoryStatus",
+            "/inference.GRPCInferenceService/SystemSharedMemoryRegister",
+            "/inference.GRPCInferenceService/CudaSharedMemoryRegister",
+            "/inference.GRPCInferenceService/CudaSharedMemoryUnregister",
+            "/inference.GRPCInferenceService/TraceSetting",
+            "/inference.GRPCInferenceService/LogSettings",
+            "/inference.model_repository.ModelRepositoryService/RepositoryModelLoad",
+            "/org.pytorch.serve.grpc.management.ManagementAPIsService/UnregisterModel",
+            "/tensorflow.serving.ModelService/HandleReloadConfigRequest",
+            "/grpc.channelz.v1.Channelz/GetServers",
+            "//mmesh.ModelRuntime/loadModel",
+            "/mmesh%2EModelRuntime/loadModel",
+            "/mmesh.ModelRuntime/loadModel?x",
+            "/a.S/M?x",
+            "/a.S/M/N",
+            "/a.S/",
+            "/M",
+            "a.S/M",
+            "/a.S/M\u{e9}",
+            "",
+        ] {
+            for methods in &all {
+                assert!(matches!(methods.of(path), Err(Fault::Unimplemented(_))), "{path}");
+            }
+        }
+        for path in ["/a.S/M", "/a_b.S1/M_2", "/S/M", "/tensorflow.serving.ModelService/GetModelStatus"] {
+            assert!(all.iter().all(|methods| methods.of(path).is_ok()), "{path}");
+        }
+    }
+
+    #[test]
     fn the_configuration_says_where_ids_are_read_and_which_methods_there_are() {
         let json = r#"{"rpcConfigs": {"a.S/In": {"idExtractionPath": [2, 1], "vModelId": true}, "a.S/Plain": {}}}"#;
         let methods = Methods::default().within(&DataPlane::parse(json).unwrap());

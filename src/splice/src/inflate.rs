@@ -104,6 +104,11 @@ impl Packed {
         self.inflater.held()
     }
 
+    /// How many bytes it has become.
+    pub(crate) fn length(&self) -> u64 {
+        self.inflater.length
+    }
+
     /// Takes the next compressed bytes. `Some` once: the value that was sought.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Option<String>, SpliceError> {
         self.inflater.push(bytes).map_err(|fault| told(self.message, self.encoding, fault))?;
