@@ -9,6 +9,8 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
 
+use crate::connection::Vital;
+
 /// Frames that are passed on before others get their turn.
 const AT_A_TIME: usize = 32;
 
@@ -21,6 +23,7 @@ pub(crate) type BodyError = Arc<dyn Error + Send + Sync>;
 pub(crate) struct Pump<B> {
     body: B,
     stream: SendStream<Bytes>,
+    vital: Arc<Vital>,
     /// A frame that waits for room, and whether it is the last.
     held: Option<(Bytes, bool)>,
 }
@@ -30,8 +33,8 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Pump { body, stream, held: None }
+    pub(crate) fn new(body: B, stream: SendStream<Bytes>, vital: Arc<Vital>) -> Self {
+        Pump { body, stream, vital, held: None }
     }
 
     /// Ready when all is passed on or the stream takes no more (the answer says why), or with the body's own error: then
@@ -44,10 +47,11 @@ where
             if self.held.is_some() && !ready!(self.poll_room(cx)) {
                 return Poll::Ready(Ok(()));
             }
-            if let Some((data, last)) = self.held.take()
-                && (self.stream.send_data(data, last).is_err() || last)
-            {
-                return Poll::Ready(Ok(()));
+            if let Some((data, last)) = self.held.take() {
+                self.vital.add();
+                if self.stream.send_data(data, last).is_err() || last {
+                    return Poll::Ready(Ok(()));
+                }
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {

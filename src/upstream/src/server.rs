@@ -92,7 +92,8 @@ impl Server {
             CallError::Lost { target, why } => CallError::NotProcessed { target, why }, // it was not even queued
             other => other,
         })?;
-        let mut pump = (!is_all).then(|| Pump::new(body, stream));
+        let mut pump = (!is_all).then(|| Pump::new(body, stream, vital.clone()));
+        vital.add();
         // The body is sent from here while there is no answer, which is all the time for most calls: no task for them.
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut pump
