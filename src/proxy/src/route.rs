@@ -36,6 +36,11 @@ pub trait Models: Send + Sync + 'static {
     /// Waits until the copy takes one more request, where it serves so many at a time.
     fn turn(guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send;
 
+    /// Gives the turn back before the guard; nothing where copies have no turns.
+    fn end_turn(guard: &mut Self::Guard) {
+        let _ = guard;
+    }
+
     /// Completes when the copy must go although the guard lives.
     fn revoked(guard: &Self::Guard) -> impl Future<Output = ()> + Send;
 
@@ -99,6 +104,10 @@ impl Models for Here {
 
     async fn turn(guard: &mut Guard) -> Result<(), WaitError> {
         guard.turn().await
+    }
+
+    fn end_turn(guard: &mut Guard) {
+        guard.end_turn();
     }
 
     async fn revoked(guard: &Guard) {

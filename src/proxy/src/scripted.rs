@@ -169,6 +169,10 @@ impl Models for FakeModels {
         Ok(())
     }
 
+    fn end_turn(guard: &mut Counted) {
+        guard.2.has = None;
+    }
+
     async fn revoked(guard: &Counted) {
         let _ = guard.1.subscribe().wait_for(|revoked| *revoked).await;
     }

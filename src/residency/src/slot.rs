@@ -170,6 +170,11 @@ impl Guard {
         Ok(())
     }
 
+    /// Gives the turn back before the guard: this request waits for something else than the copy.
+    pub fn end_turn(&mut self) {
+        self.turn = None;
+    }
+
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the
     /// model): the request should end with UNAVAILABLE.
     pub async fn revoked(&self) {

@@ -119,7 +119,7 @@ async fn what_several_models_answer_counts_until_it_is_read() {
     let world = world(runtime.addr).await;
     let mut client = client(world.addr, 0).await;
     let ids = [("mm-vmodel-id", "digits"); 64];
-    let answer = client.send_request(call(INFER, &ids, whole(message(b"x")))).await.unwrap();
+    let answer = client.send_request(call(INFER, &ids, whole(message(b"")))).await.unwrap();
     world.unguarded().await;
     let held = world.frontend.bodies.taken();
     assert!((64 * 20_000..2 * 64 * 20_000).contains(&held), "{held}");

@@ -79,8 +79,7 @@ async fn a_runtime_that_says_it_behind_a_head_of_its_own_is_understood() {
 
 #[tokio::test]
 async fn a_head_comes_before_the_first_message_when_the_client_has_more_to_say() {
-    let behaviour: Behaviour =
-        Arc::new(|request| async move { Response::new(request.into_body().map_err(std::io::Error::other).boxed()) }.boxed());
+    let behaviour: Behaviour = Arc::new(|request| async move { Response::new(request.into_body().map_err(std::io::Error::other).boxed()) }.boxed());
     let runtime = runtime(behaviour).await;
     let mut world = world(runtime.addr).await;
     let (send, frames) = unbounded();
