@@ -9,7 +9,7 @@ use berth_registry::{Resolved, Views};
 use berth_residency::{Guard, Residency, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Deadline, Failure, ModelId, Registration};
-use futures::poll;
+use futures::{FutureExt as _, poll};
 use parking_lot::RwLock;
 
 use crate::codes::{Fault, Quoted};
@@ -168,9 +168,16 @@ pub(crate) async fn acquire<M: Models>(
 ) -> Result<M::Guard, Fault> {
     let model = &registration.id;
     let waited = |error| Fault::Wait { model: Quoted::new(model.as_str()), error };
+    let mut at_once = models.try_acquire(model);
+    // Nearly always it is loaded and takes this request: no timer for what takes no time.
+    let turn = at_once.as_mut().and_then(|guard| M::turn(guard).now_or_never());
+    let guard = match (at_once, turn) {
+        (Some(guard), Some(turn)) => return turn.map(|()| guard).map_err(waited),
+        (guard, _) => guard,
+    };
     // The wait has the same deadline inside; this one holds even if the other side forgets it.
-    let acquired = clock.until(deadline, async {
-        let mut guard = match models.try_acquire(model) {
+    let acquired = async {
+        let mut guard = match guard {
             Some(guard) => guard,
             None => {
                 let _place = waiting.place(model, held())?;
@@ -188,6 +195,6 @@ pub(crate) async fn acquire<M: Models>(
             }
         };
         turned.map(|()| guard).map_err(waited)
-    });
-    acquired.await.unwrap_or_else(|| Err(waited(WaitError::Deadline)))
+    };
+    Box::pin(clock.until(deadline, acquired)).await.unwrap_or_else(|| Err(waited(WaitError::Deadline)))
 }

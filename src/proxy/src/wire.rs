@@ -75,7 +75,7 @@ impl<B: Incoming> Messages<B> {
         let message = self.gather(announced as usize, share).await?;
         match prefix[0] {
             0 => Ok(Some(message)),
-            1 => self.inflated(message, share).await.map(Some),
+            1 => inflated(self.encoding.clone(), self.limit, message, share).await.map(Some),
             other => Err(Fault::BadRequest(format!("a message begins with byte {other}; a gRPC message begins with 0 or 1"))),
         }
     }
@@ -110,36 +110,36 @@ impl<B: Incoming> Messages<B> {
         }
         Ok(whole.freeze())
     }
+}
 
-    async fn inflated(&self, message: Bytes, share: &mut Share) -> Result<Bytes, Fault> {
-        let encoding = match &self.encoding {
-            Ok(Encoding::Identity) => {
-                return Err(Fault::BadRequest("a message says that it is compressed, grpc-encoding does not say how".to_owned()));
-            }
-            Ok(encoding) => *encoding,
-            Err(name) => return Err(Fault::Unimplemented(format!("grpc-encoding {name} is not supported: send gzip, deflate or identity"))),
-        };
-        // Room for all that it may become, before it does.
-        let most = (message.len() as u64).saturating_mul(DENSEST).min(self.limit.0);
-        let mut room = share.another();
-        room.add(most)?;
-        let limit = self.limit;
-        // The room goes with the work, which outlives its caller on another thread.
-        let inflating = move || (berth_splice::inflate(encoding, &message, limit.0), room);
-        let (inflated, room) = if most <= AT_ONCE {
-            inflating()
-        } else {
-            let ended = |why| Fault::Internal(format!("inflating a message ended early: {why}"));
-            tokio::task::spawn_blocking(inflating).await.map_err(ended)?
-        };
-        let bytes = inflated.map_err(|fault| match fault {
-            InflateError::TooLarge { .. } => Fault::TooLarge { size: None, limit },
-            other => Fault::BadRequest(format!("the compressed message cannot be read: {other}")),
-        })?;
-        drop(room);
-        share.add(bytes.len() as u64)?;
-        Ok(bytes)
-    }
+/// A message that came compressed; `share` holds what it becomes.
+async fn inflated(encoding: Result<Encoding, Quoted>, limit: ByteSize, message: Bytes, share: &mut Share) -> Result<Bytes, Fault> {
+    let encoding = match encoding {
+        Ok(Encoding::Identity) => {
+            return Err(Fault::BadRequest("a message says that it is compressed, grpc-encoding does not say how".to_owned()));
+        }
+        Ok(encoding) => encoding,
+        Err(name) => return Err(Fault::Unimplemented(format!("grpc-encoding {name} is not supported: send gzip, deflate or identity"))),
+    };
+    // Room for all that it may become, before it does.
+    let most = (message.len() as u64).saturating_mul(DENSEST).min(limit.0);
+    let mut room = share.another();
+    room.add(most)?;
+    // The room goes with the work, which outlives its caller on another thread.
+    let inflating = move || (berth_splice::inflate(encoding, &message, limit.0), room);
+    let (inflated, room) = if most <= AT_ONCE {
+        inflating()
+    } else {
+        let ended = |why| Fault::Internal(format!("inflating a message ended early: {why}"));
+        tokio::task::spawn_blocking(inflating).await.map_err(ended)?
+    };
+    let bytes = inflated.map_err(|fault| match fault {
+        InflateError::TooLarge { .. } => Fault::TooLarge { size: None, limit },
+        other => Fault::BadRequest(format!("the compressed message cannot be read: {other}")),
+    })?;
+    drop(room);
+    share.add(bytes.len() as u64)?;
+    Ok(bytes)
 }
 
 /// Reads a message; raw contents stay slices of `bytes`.

@@ -60,6 +60,6 @@ mod tests {
         let (mut gather, mut added) = (Gather::default(), 0);
         assert_eq!(waited(&mut gather, 100, 3, &mut added), 100);
         assert_eq!(waited(&mut gather, 1000, 0, &mut added), 20, "after 1, 3, 7, .. and then 64 turns");
-        assert_eq!(waited(&mut gather, 164, 1, &mut added), 100, "after the rest of a pause at once again");
+        assert_eq!(waited(&mut gather, 100, 1, &mut added), 64, "after the rest of a pause, 36 turns, each time again");
     }
 }

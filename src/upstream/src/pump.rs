@@ -26,6 +26,9 @@ pub(crate) struct Pump<B> {
     vital: Arc<Vital>,
     /// A frame that waits for room, and whether it is the last.
     held: Option<(Bytes, bool)>,
+    /// The first frame waits for none: a call gets its room when its head is written, and a body that came later than that
+    /// would cost a second write and a second turn of the call. It lies in the stream as it would lie here.
+    waits: bool,
 }
 
 impl<B> Pump<B>
@@ -34,7 +37,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     pub(crate) fn new(body: B, stream: SendStream<Bytes>, vital: Arc<Vital>) -> Self {
-        Pump { body, stream, vital, held: None }
+        Pump { body, stream, vital, held: None, waits: false }
     }
 
     /// Ready when all is passed on or the stream takes no more (the answer says why), or with the body's own error: then
@@ -48,6 +51,7 @@ where
                 return Poll::Ready(Ok(()));
             }
             if let Some((data, last)) = self.held.take() {
+                self.waits = true;
                 self.vital.add();
                 if self.stream.send_data(data, last).is_err() || last {
                     return Poll::Ready(Ok(()));
@@ -62,7 +66,9 @@ where
                         }
                         // Room is asked for only when there is something to send: what is asked for is taken from other
                         // calls of this connection. The library asks for the rest when it gets the whole piece.
-                        self.stream.reserve_capacity(1);
+                        if self.waits {
+                            self.stream.reserve_capacity(1);
+                        }
                         self.held = Some((data, last));
                     }
                     Err(frame) => {
@@ -91,7 +97,7 @@ where
 
     /// Whether there is room for the frame that is held; `false` when there never will be.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if self.held.as_ref().is_none_or(|(data, _)| data.is_empty()) {
+        if !self.waits || self.held.as_ref().is_none_or(|(data, _)| data.is_empty()) {
             return Poll::Ready(true);
         }
         while self.stream.capacity() == 0 {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use http_body::Body;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -152,6 +152,15 @@ const TRIES: u32 = 8;
 fn strip(headers: &mut HeaderMap) {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
     const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    // Seldom anything but `te: trailers`: one look for all of them.
+    let goes = |name: &HeaderName, value: &HeaderValue| match name.as_str() {
+        "connection" | "host" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" => true,
+        "te" => value != "trailers",
+        _ => false,
+    };
+    if !headers.iter().any(|(name, value)| goes(name, value)) {
+        return;
+    }
     if let Some(named) = headers.remove(CONNECTION) {
         for name in named.to_str().unwrap_or_default().split(',') {
             headers.remove(name.trim());

@@ -38,22 +38,22 @@ use crate::methods::{Method, Names};
 use crate::route::Models;
 use crate::wire;
 pub(crate) use passed::Passed;
-use passing::{Passing, Request, Source};
+use passing::{Passing, Request};
 use sending::{Begun, Deadlines, Head, Sending};
 
 impl<M: Models> Frontend<M> {
     /// Passes a call on to `server`.
     pub(crate) async fn pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Response<Outgoing> {
         let mut measured = self.meters.grpc.started(&self.clock);
-        match id::several(&head.headers) {
-            Ok(None) => {}
-            Ok(Some(asked)) => return self.passed_several(server, head, &asked, body, measured).await,
-            Err(fault) => {
-                measured.is(fault.verdict().code);
-                return wire::fault(&fault);
-            }
-        }
-        match self.try_pass(server, head, body).await {
+        let in_headers = match id::plain(&head.headers) {
+            Some(asked) => Ok(asked),
+            None => match id::several(&head.headers) {
+                Ok(None) => id::in_headers(&head.headers),
+                Ok(Some(asked)) => return Box::pin(self.passed_several(server, head, &asked, body, measured)).await,
+                Err(fault) => Err(fault),
+            },
+        };
+        match self.try_pass(server, head, in_headers, body).await {
             Ok((called, request)) => called.answered::<M>(measured, request),
             Err(fault) => {
                 measured.is(fault.verdict().code);
@@ -90,14 +90,26 @@ impl<M: Models> Frontend<M> {
         &self,
         server: &Server,
         head: &Parts,
+        in_headers: Result<Option<Asked<'_>>, Fault>,
         body: hyper::body::Incoming,
     ) -> Result<(Called<M::Guard>, Request<hyper::body::Incoming>), Fault> {
         let method = self.method(head)?;
         let deadlines = self.deadlines(&head.headers)?;
-        let mut source = Source::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
-        let found = self.clock.until(deadlines.answer, asked(&method, &head.headers, &mut source)).await;
-        let (asked, in_message) = found.unwrap_or(Err(Fault::SlowRequest))?;
-        let request = Request::new(source);
+        let request = Request::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
+        let (asked, in_message) = match (in_headers?, &method.extract) {
+            (None, None) => return Err(id::none()),
+            (Some(asked), None) => (asked, false),
+            (Some(asked), Some(extract)) if !extract.first => (asked, false),
+            (in_headers, Some(extract)) => {
+                let found = self.clock.until(deadlines.answer, request.find(&extract.path)).await;
+                match (found.unwrap_or(Err(Fault::SlowRequest))?, in_headers) {
+                    (Some(id), _) if extract.names == Names::Name => (Asked::Name(id.into()), true),
+                    (Some(id), _) => (Asked::Version(id.into()), true),
+                    (None, Some(asked)) => (asked, false),
+                    (None, None) => return Err(id::none()),
+                }
+            }
+        };
         let mut passes = Passes { request: &request, method: &method, asked: asked.as_str(), in_message, window: self.config.stream_window };
         let to = Head { uri: &head.uri, headers: &head.headers };
         let begun = self.send(server, to, &asked, deadlines, &mut passes).await?;
@@ -207,23 +219,6 @@ impl<G: Send + Sync + 'static> Called<G> {
         let mut response = Response::new(Outgoing::Passed(passed));
         *response.headers_mut() = headers;
         response
-    }
-}
-
-/// Which model a call asks for, by its headers or by its first message; true for the message.
-async fn asked<B: Incoming>(method: &Method, headers: &HeaderMap, source: &mut Source<B>) -> Result<(Asked<'static>, bool), Fault> {
-    let in_headers = id::in_headers(headers)?.map(Asked::into_owned);
-    let Some(extract) = &method.extract else { return in_headers.ok_or_else(id::none).map(|asked| (asked, false)) };
-    if let (Some(asked), false) = (&in_headers, extract.first) {
-        return Ok((asked.clone(), false));
-    }
-    match (source.find(&extract.path).await?, in_headers) {
-        (Some(id), _) => {
-            let asked = if extract.names == Names::Name { Asked::Name(id.into()) } else { Asked::Version(id.into()) };
-            Ok((asked, true))
-        }
-        (None, Some(asked)) => Ok((asked, false)),
-        (None, None) => Err(id::none()),
     }
 }
 

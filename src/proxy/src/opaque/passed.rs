@@ -138,6 +138,14 @@ impl Passed {
     }
 }
 
+impl Drop for Passed {
+    /// The call ends with it, and not only when its watcher has been stopped.
+    fn drop(&mut self) {
+        let over = self.shared.lock().open.take();
+        drop(over);
+    }
+}
+
 /// An answer under way, for what may end it before its time.
 pub(crate) struct Watch(Arc<Mutex<Shared>>);
 

@@ -25,7 +25,7 @@ const KEPT: u64 = 256 * 1024;
 const INFLATED: u64 = 256 * 1024;
 
 /// What a client sends, and what of it is held here.
-pub(crate) struct Source<B> {
+struct Source<B> {
     body: Option<B>,
     /// Counts what is kept and what waits to be passed on.
     share: Share,
@@ -55,7 +55,7 @@ pub(crate) struct Source<B> {
 }
 
 impl<B: Incoming> Source<B> {
-    pub(crate) fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
+    fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
         Source {
             body: Some(body),
             share: budget.share(),
@@ -75,35 +75,35 @@ impl<B: Incoming> Source<B> {
         }
     }
 
-    /// Reads until the first message has named its model at `path`; what was read is kept.
-    ///
-    /// # Errors
-    /// The client's: what is no message, too large, without room, or ends early.
-    pub(crate) async fn find(&mut self, path: &FieldPath) -> Result<Option<String>, Fault> {
+    fn extract(&self, path: &FieldPath) -> Extract {
         let extract = Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender());
-        let mut extract = extract.at_a_time(INFLATED);
+        extract.at_a_time(INFLATED)
+    }
+
+    fn poll_find(&mut self, extract: &mut Extract, cx: &mut Context<'_>) -> Poll<Result<Option<String>, Fault>> {
         loop {
-            let progress = match std::future::poll_fn(|cx| self.poll_read(cx)).await? {
-                None => match extract.end().map_err(|fault| self.fault_of(fault))? {
-                    Progress::More => Progress::Absent,
-                    ended => ended,
-                },
-                Some(frame) => {
-                    self.held += frame.len() as u64;
-                    self.share.hold(self.held)?;
-                    let mut progress = extract.push(&frame);
-                    while extract.is_behind() {
-                        tokio::task::yield_now().await;
-                        progress = extract.push(&Bytes::new());
+            let progress = if extract.is_behind() {
+                extract.push(&Bytes::new())
+            } else {
+                match ready!(self.poll_read(cx))? {
+                    None => extract.end().map(|ended| if ended == Progress::More { Progress::Absent } else { ended }),
+                    Some(frame) => {
+                        self.held += frame.len() as u64;
+                        self.share.hold(self.held)?;
+                        let progress = extract.push(&frame);
+                        self.kept.push_back(frame);
+                        progress
                     }
-                    self.kept.push_back(frame);
-                    progress.map_err(|fault| self.fault_of(fault))?
                 }
             };
-            match progress {
-                Progress::Found(id) => return Ok(Some(id)),
-                Progress::Absent => return Ok(None),
+            match progress.map_err(|fault| self.fault_of(fault))? {
+                Progress::Found(id) => return Poll::Ready(Ok(Some(id))),
+                Progress::Absent => return Poll::Ready(Ok(None)),
                 Progress::More => {}
+            }
+            if extract.is_behind() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }
@@ -215,8 +215,17 @@ pub(crate) fn fault_of(fault: SpliceError, budget: &Budget) -> Fault {
 pub(crate) struct Request<B>(Arc<Mutex<Source<B>>>);
 
 impl<B: Incoming> Request<B> {
-    pub(crate) fn new(source: Source<B>) -> Self {
-        Request(Arc::new(Mutex::new(source)))
+    pub(crate) fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
+        Request(Arc::new(Mutex::new(Source::new(body, budget, max_message, encoding))))
+    }
+
+    /// Reads until the first message has named its model at `path`; what was read is kept.
+    ///
+    /// # Errors
+    /// The client's: what is no message, too large, without room, or ends early.
+    pub(crate) async fn find(&self, path: &FieldPath) -> Result<Option<String>, Fault> {
+        let mut extract = self.0.lock().extract(path);
+        std::future::poll_fn(|cx| self.0.lock().poll_find(&mut extract, cx)).await
     }
 
     /// The body for one more try, with `suffix` after each message. `None`: what was sent before is not here any more.

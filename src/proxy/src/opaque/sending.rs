@@ -1,6 +1,7 @@
 //! A call to a copy of a model: found, guarded, asked, and asked once more where that is safe.
 
 use std::error::Error;
+use std::pin::pin;
 use std::time::Instant;
 
 use berth_adapters::InferError;
@@ -103,10 +104,11 @@ impl<M: Models> Frontend<M> {
             };
             let since = self.clock.now();
             let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), request.body(model)?);
-            let calling = async {
+            // Pinned where it is: it is not moved once more.
+            let calling = pin!(async {
                 let answer = unknown::call(server, sent).await?;
                 if request.is_sent() && !answer.body().is_end_stream() { begun::wait(answer).await } else { Ok(answer) }
-            };
+            });
             let called = tokio::select! {
                 biased;
                 called = self.clock.until(deadlines.answer, calling) => called,

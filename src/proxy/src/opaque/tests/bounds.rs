@@ -71,6 +71,15 @@ async fn an_answer_that_nobody_reads_for_so_long_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_small_answer_lets_go_of_its_copy_before_it_is_read() {
+    let (_runtime, world, _seen) = echoing().await;
+    let mut client = client(world.addr, 0).await;
+    let answer = client.send_request(call(INFER, &[], whole(message(&naming("digits", 10_000))))).await.unwrap();
+    soon("the guard is let go of", world.unguarded()).await;
+    drop(answer);
+}
+
+#[tokio::test]
 async fn a_client_who_waits_for_a_slow_runtime_is_not_taken_for_one_who_does_not_read() {
     let behaviour: Behaviour = Arc::new(|_| {
         async {
@@ -187,10 +196,11 @@ async fn rests(body: Bytes, size: usize, encoding: berth_splice::Encoding, find:
     let counted = |waits: bool| {
         rests.fetch_add(usize::from(waits), Ordering::Relaxed);
     };
-    let mut source = super::super::passing::Source::new(StreamBody::new(futures::stream::iter(frames)), &budget, ByteSize::mib(32), Some(encoding));
+    let body = StreamBody::new(futures::stream::iter(frames));
+    let request = super::super::passing::Request::new(body, &budget, ByteSize::mib(32), Some(encoding));
     let path = berth_splice::FieldPath::new(&[1]).unwrap();
     if find {
-        let mut finding = Box::pin(source.find(&path));
+        let mut finding = Box::pin(request.find(&path));
         std::future::poll_fn(|cx| {
             let polled = finding.as_mut().poll(cx);
             counted(polled.is_pending());
@@ -200,7 +210,6 @@ async fn rests(body: Bytes, size: usize, encoding: berth_splice::Encoding, find:
         drop(finding);
         return (rests.load(Ordering::Relaxed), 0);
     }
-    let request = super::super::passing::Request::new(source);
     let mut passing = request.body(berth_splice::suffix(&path, ID), None).unwrap();
     let mut out = 0;
     while let Some(frame) = std::future::poll_fn(|cx| {
