@@ -117,7 +117,7 @@ pub(crate) enum Outgoing {
     /// Messages as they are made, then trailers.
     Made(BoxStream<'static, Frame<Bytes>>),
     /// What a runtime answers, as it comes.
-    Passed(Box<Passed>),
+    Passed(Passed),
 }
 
 impl Default for Outgoing {

@@ -15,7 +15,7 @@
 //! | deadline passed | DEADLINE_EXCEEDED | 504 | no |
 //! | unknown gRPC method, compressed body | UNIMPLEMENTED | 501, 405, 415 | no |
 //! | the model failed while computing | UNKNOWN | 500 | no |
-//! | the client went away | CANCELLED | 499 | - |
+//! | the client went away, or does not read its answer | CANCELLED | 499 | - |
 //! | a bug here or in a runtime | INTERNAL | 500 | no |
 //!
 //! "Larger than the whole budget" is FAILED_PRECONDITION and not RESOURCE_EXHAUSTED: nothing gets better by waiting,
@@ -170,6 +170,9 @@ pub enum Fault {
     /// The client stopped sending.
     #[error("the request ended early: {0}")]
     Broken(String),
+    /// The client does not read what it is sent.
+    #[error("model {0}: its answer was given up, because it was not read for too long")]
+    Unread(Quoted),
     /// A bug.
     #[error("{0}")]
     Internal(String),
@@ -281,7 +284,7 @@ impl Fault {
                 Refused::Unkept(_) => Verdict::retry(Code::Unavailable, LATER),
             },
             Fault::Unauthenticated => Verdict::last(Code::Unauthenticated),
-            Fault::Broken(_) => Verdict::last(Code::Cancelled),
+            Fault::Broken(_) | Fault::Unread(_) => Verdict::last(Code::Cancelled),
             Fault::Internal(_) => Verdict::last(Code::Internal),
         }
     }

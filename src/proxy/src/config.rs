@@ -33,6 +33,9 @@ pub struct ProxyConfig {
     pub head_timeout: Duration,
     /// How long an HTTP/1 connection may wait for its next request. (HTTP/2 connections are kept while they answer pings.)
     pub idle_timeout: Duration,
+    /// How long a client may leave the answer of a runtime unread before it is given up; half of that at least. While it
+    /// waits for more nothing counts: only what is there and not taken.
+    pub unread_timeout: Duration,
     /// Name in the server's metadata.
     pub server_name: String,
     /// Version in the server's metadata.
@@ -53,6 +56,7 @@ impl Default for ProxyConfig {
             max_connections: 16_384,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            unread_timeout: Duration::from_secs(60),
             server_name: "berth".to_owned(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -78,6 +82,7 @@ impl ProxyConfig {
             ("max_deadline", self.max_deadline),
             ("head_timeout", self.head_timeout),
             ("idle_timeout", self.idle_timeout),
+            ("unread_timeout", self.unread_timeout),
         ] {
             if value.is_zero() || value > LONGEST {
                 faults.push(format!("{name} is {value:?}, it must be more than zero and at most 7 days"));
@@ -119,6 +124,7 @@ mod tests {
             max_connections: 0,
             head_timeout: Duration::ZERO,
             idle_timeout: LONG,
+            unread_timeout: Duration::ZERO,
             ..ProxyConfig::default()
         };
         let faults = broken.faults();
@@ -131,10 +137,11 @@ mod tests {
             "max_connections",
             "head_timeout",
             "idle_timeout",
+            "unread_timeout",
         ] {
             assert!(faults.iter().any(|fault| fault.starts_with(field)), "{field} in {faults:?}");
         }
-        assert_eq!(faults.len(), 8);
+        assert_eq!(faults.len(), 9);
         let small = ProxyConfig { max_message: ByteSize::mib(2), body_budget: ByteSize::mib(1), ..ProxyConfig::default() };
         assert_eq!(small.faults(), ["body_budget is 1 MiB, less than max_message of 2 MiB"]);
     }

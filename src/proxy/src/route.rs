@@ -9,7 +9,7 @@ use berth_registry::{Resolved, Views};
 use berth_residency::{Guard, Residency, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Deadline, Failure, ModelId, Registration};
-use futures::poll;
+use futures::{FutureExt as _, poll};
 use parking_lot::RwLock;
 
 use crate::codes::{Fault, Quoted};
@@ -35,6 +35,11 @@ pub trait Models: Send + Sync + 'static {
 
     /// Waits until the copy takes one more request, where it serves so many at a time.
     fn turn(guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send;
+
+    /// Gives the turn back before the guard; nothing where copies have no turns.
+    fn end_turn(guard: &mut Self::Guard) {
+        let _ = guard;
+    }
 
     /// Completes when the copy must go although the guard lives.
     fn revoked(guard: &Self::Guard) -> impl Future<Output = ()> + Send;
@@ -101,6 +106,10 @@ impl Models for Here {
         guard.turn().await
     }
 
+    fn end_turn(guard: &mut Guard) {
+        guard.end_turn();
+    }
+
     async fn revoked(guard: &Guard) {
         guard.revoked().await;
     }
@@ -159,9 +168,16 @@ pub(crate) async fn acquire<M: Models>(
 ) -> Result<M::Guard, Fault> {
     let model = &registration.id;
     let waited = |error| Fault::Wait { model: Quoted::new(model.as_str()), error };
+    let mut at_once = models.try_acquire(model);
+    // Nearly always it is loaded and takes this request: no timer for what takes no time.
+    let turn = at_once.as_mut().and_then(|guard| M::turn(guard).now_or_never());
+    let guard = match (at_once, turn) {
+        (Some(guard), Some(turn)) => return turn.map(|()| guard).map_err(waited),
+        (guard, _) => guard,
+    };
     // The wait has the same deadline inside; this one holds even if the other side forgets it.
-    let acquired = clock.until(deadline, async {
-        let mut guard = match models.try_acquire(model) {
+    let acquired = async {
+        let mut guard = match guard {
             Some(guard) => guard,
             None => {
                 let _place = waiting.place(model, held())?;
@@ -179,6 +195,6 @@ pub(crate) async fn acquire<M: Models>(
             }
         };
         turned.map(|()| guard).map_err(waited)
-    });
-    acquired.await.unwrap_or_else(|| Err(waited(WaitError::Deadline)))
+    };
+    Box::pin(clock.until(deadline, acquired)).await.unwrap_or_else(|| Err(waited(WaitError::Deadline)))
 }

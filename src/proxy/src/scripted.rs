@@ -15,7 +15,7 @@ use berth_residency::WaitError;
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Name, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::route::Models;
 use crate::{Frontend, ProxyConfig};
@@ -64,15 +64,26 @@ pub(crate) struct FakeModels {
     /// Guards that live.
     pub(crate) guards: Arc<watch::Sender<usize>>,
     pub(crate) revoked: Arc<watch::Sender<bool>>,
+    /// Whoever looks for a suspect finds it where it should be.
+    pub(crate) keeps: Arc<Mutex<bool>>,
+    /// How many requests are served at a time, where there is such a limit.
+    pub(crate) turns: Arc<Mutex<Option<Arc<Semaphore>>>>,
 }
 
 /// Counts down when dropped.
-pub(crate) struct Counted(Arc<watch::Sender<usize>>, Arc<watch::Sender<bool>>);
+pub(crate) struct Counted(Arc<watch::Sender<usize>>, Arc<watch::Sender<bool>>, Turn);
+
+/// What a guard has of the turns.
+#[derive(Default)]
+struct Turn {
+    of: Option<Arc<Semaphore>>,
+    has: Option<OwnedSemaphorePermit>,
+}
 
 impl Counted {
     fn up(count: &Arc<watch::Sender<usize>>, revoked: &Arc<watch::Sender<bool>>) -> Self {
         count.send_modify(|count| *count += 1);
-        Counted(Arc::clone(count), Arc::clone(revoked))
+        Counted(Arc::clone(count), Arc::clone(revoked), Turn::default())
     }
 }
 
@@ -101,7 +112,15 @@ impl FakeModels {
             waiting: Arc::new(watch::Sender::new(0)),
             guards: Arc::new(watch::Sender::new(0)),
             revoked: Arc::new(watch::Sender::new(false)),
+            keeps: Arc::default(),
+            turns: Arc::default(),
         }
+    }
+
+    fn guard(&self) -> Counted {
+        let mut guard = Counted::up(&self.guards, &self.revoked);
+        guard.2.of.clone_from(&self.turns.lock());
+        guard
     }
 }
 
@@ -125,7 +144,7 @@ impl Models for FakeModels {
             return None;
         }
         self.revoked.send_replace(false);
-        self.load.lock().is_empty().then(|| Counted::up(&self.guards, &self.revoked))
+        self.load.lock().is_empty().then(|| self.guard())
     }
 
     async fn ensure_loaded(&self, model: &Arc<Registration>, _deadline: Deadline) -> Result<Counted, WaitError> {
@@ -140,11 +159,18 @@ impl Models for FakeModels {
             Some(Load::Fails(error)) => return Err(error),
             Some(Load::Never) => std::future::pending().await,
         }
-        Ok(Counted::up(&self.guards, &self.revoked))
+        Ok(self.guard())
     }
 
-    async fn turn(_guard: &mut Counted) -> Result<(), WaitError> {
+    async fn turn(guard: &mut Counted) -> Result<(), WaitError> {
+        if let Some(turns) = &guard.2.of {
+            guard.2.has = turns.clone().acquire_owned().await.ok();
+        }
         Ok(())
+    }
+
+    fn end_turn(guard: &mut Counted) {
+        guard.2.has = None;
     }
 
     async fn revoked(guard: &Counted) {
@@ -153,8 +179,8 @@ impl Models for FakeModels {
 
     async fn suspect(&self, model: &ModelId) {
         self.suspects.lock().push(model.to_string());
-        // Whoever looks finds it true.
-        self.revoked.send_replace(true);
+        // Whoever looks finds it true, unless told otherwise.
+        self.revoked.send_replace(!*self.keeps.lock());
     }
 
     fn failure(&self, model: &ModelId) -> Option<Arc<Failure>> {

@@ -23,7 +23,7 @@ use crate::target::Target;
 pub struct Answer {
     target: Target,
     /// Frames that were read and put back: they come before what is still to come.
-    back: VecDeque<Frame<Bytes>>,
+    back: VecDeque<Result<Frame<Bytes>, CallError>>,
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
 }
@@ -51,8 +51,15 @@ impl Answer {
     }
 
     /// Puts back what was read of it, in the order in which it came: it comes again.
-    pub fn put_back(&mut self, frames: VecDeque<Frame<Bytes>>) {
+    pub fn put_back(&mut self, mut frames: VecDeque<Result<Frame<Bytes>, CallError>>) {
+        frames.append(&mut self.back);
         self.back = frames;
+    }
+
+    /// Whether all of it has come: what is left of it was put back, and the call is over.
+    #[must_use]
+    pub fn has_come(&self) -> bool {
+        self.open.is_none()
     }
 
     fn fail(&mut self, error: &h2::Error) -> CallError {
@@ -71,7 +78,7 @@ impl Body for Answer {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
         let this = self.get_mut();
         if let Some(frame) = this.back.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
+            return Poll::Ready(Some(frame));
         }
         let Some(open) = &mut this.open else { return Poll::Ready(None) };
         while !open.is_all_data {

@@ -1,5 +1,8 @@
 //! A client, this front and a runtime, each with a socket of its own.
 
+mod bounds;
+mod twice;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -61,7 +64,10 @@ fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
             connections.spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
                     let answer = behaviour(request);
-                    async move { Ok::<_, std::convert::Infallible>(answer.await) }
+                    async move {
+                        let answer = answer.await;
+                        if answer.extensions().get::<Reset>().is_some() { Err(std::io::Error::other("reset")) } else { Ok(answer) }
+                    }
                 });
                 let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
             });
@@ -72,6 +78,8 @@ fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
 
 /// A front before a runtime, and a client of it.
 struct World {
+    frontend: Arc<Frontend<FakeModels>>,
+    addr: SocketAddr,
     models: FakeModels,
     metrics: Metrics,
     client: SendRequest<Body>,
@@ -99,11 +107,18 @@ async fn world_with(runtime: SocketAddr, methods: Methods, config: ProxyConfig) 
     let frontend = Frontend::before(models.clone(), server, Clock::system(), &metrics, config, Arc::new(|| Ok(())));
     let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(serve_grpc(frontend, listener, stop.clone()));
-    let stream = TcpStream::connect(addr).await.unwrap();
-    let (client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(serve_grpc(Arc::clone(&frontend), listener, stop.clone()));
+    let client = client(addr, 1 << 20).await;
+    World { frontend, addr, models, metrics, client, stop }
+}
+
+/// A client with this window for each answer.
+async fn client(front: SocketAddr, window: u32) -> SendRequest<Body> {
+    let stream = TcpStream::connect(front).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (client, connection) = builder.initial_stream_window_size(window).handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    World { models, metrics, client, stop }
+    client
 }
 
 fn message(bytes: &[u8]) -> Bytes {
@@ -147,6 +162,16 @@ fn well(frames: Vec<Bytes>) -> Response<Body> {
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))));
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     response.headers_mut().insert("x-first", HeaderValue::from_static("kept"));
+    response
+}
+
+/// Says of an answer that the runtime resets the call instead.
+#[derive(Clone)]
+struct Reset;
+
+fn reset() -> Response<Body> {
+    let mut response = Response::new(whole(Bytes::new()));
+    response.extensions_mut().insert(Reset);
     response
 }
 

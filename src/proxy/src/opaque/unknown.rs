@@ -23,11 +23,11 @@ const ERROR_MESSAGE: u8 = 0x0a;
 /// Longer messages are no word about a model: names have at most 253 bytes.
 const LONGEST: usize = 2048;
 
-/// An answer's first message says that the model is not here.
+/// What follows the head of an answer says that the model is not here.
 #[derive(Clone, Copy)]
 struct NotHere;
 
-/// Whether [`call`] has heard it.
+/// Whether what follows an answer's head says it, as far as that was looked at.
 pub(super) fn is_said<B>(answer: &Response<B>) -> bool {
     answer.extensions().get::<NotHere>().is_some()
 }
@@ -50,7 +50,7 @@ async fn look(mut answer: Response<Answer>) -> Result<Response<Answer>, CallErro
         let data = frame.data_ref();
         begun.extend_from_slice(data.map_or(&[], |data| &data[..data.len().min(LONGEST + PREFIX - begun.len())]));
         let last = data.is_none();
-        frames.push_back(frame);
+        frames.push_back(Ok(frame));
         match first(&begun) {
             First::Says => break true,
             First::SaysNothing => break false,
@@ -60,9 +60,14 @@ async fn look(mut answer: Response<Answer>) -> Result<Response<Answer>, CallErro
     };
     answer.body_mut().put_back(frames);
     if says {
-        answer.extensions_mut().insert(NotHere);
+        say(&mut answer);
     }
     Ok(answer)
+}
+
+/// The answer says it.
+pub(super) fn say<B>(answer: &mut Response<B>) {
+    answer.extensions_mut().insert(NotHere);
 }
 
 /// What the first bytes of an answer tell.
