@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use berth_adapters::{Infer, InferError};
 use berth_proto::inference::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ServerMetadataResponse, model_infer_request::InferInputTensor,
+    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelStreamInferResponse, ServerMetadataResponse,
+    model_infer_request::InferInputTensor,
 };
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, Gauge, Metrics, Net};
@@ -13,16 +14,19 @@ use berth_types::{Deadline, ModelId};
 use berth_upstream::{Server, Target};
 use http::HeaderMap;
 use parking_lot::RwLock;
+use prost::Message as _;
 use tonic::Code;
 
 use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
+use crate::context::{Contexts, LogHeaders};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
 use crate::opaque::Typed;
+use crate::payloads::{Observed, Payloads};
 use crate::route::{self, Here, Models};
 use crate::{ProxyConfig, codes};
 
@@ -34,6 +38,33 @@ const LOOK: Duration = Duration::from_secs(1);
 const KEPT: usize = 256 * 1024;
 /// What a runtime that counts no versions calls the one it has.
 const FIRST_VERSION: &str = "1";
+
+/// The method of one inference, and of several.
+pub(crate) const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+pub(crate) const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// How an inference was asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    /// The method: [`MODEL_INFER`] or [`MODEL_STREAM_INFER`].
+    pub(crate) path: &'static str,
+    /// What goes with it to a runtime that is no part of this process.
+    pub(crate) metadata: &'a HeaderMap,
+}
+
+impl Call<'_> {
+    /// Tells what came of it, as the answer of its method.
+    fn ended(&self, observed: Observed, outcome: &Result<ModelInferResponse, Fault>) {
+        match outcome {
+            Err(fault) => observed.failed(fault.verdict().code),
+            Ok(answer) if self.path == MODEL_STREAM_INFER => {
+                let answer = ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer.clone()) };
+                observed.response(&HeaderMap::new(), answer.encoded_len(), || answer.encode_to_vec().into());
+            }
+            Ok(answer) => observed.response(&HeaderMap::new(), answer.encoded_len(), || answer.encode_to_vec().into()),
+        }
+    }
+}
 
 /// Where a runtime that is no part of this process is reached.
 pub struct RuntimeServer {
@@ -51,7 +82,6 @@ pub struct RuntimeServer {
 struct Behind {
     server: Server,
     typed: Arc<Typed>,
-    methods: RwLock<Arc<Methods>>,
 }
 
 /// The inference service of this process, whatever the protocol.
@@ -66,6 +96,10 @@ pub struct Frontend<M = Here> {
     pub(crate) bodies: Budget,
     /// A runtime that is no part of this process: calls are passed on to it as they come.
     server: Option<Behind>,
+    methods: RwLock<Arc<Methods>>,
+    /// Who looks at requests and answers; mostly nobody.
+    payloads: OnceLock<Payloads>,
+    contexts: OnceLock<Contexts>,
     /// Who carries out calls of `mmesh.ModelMesh`.
     pub(crate) managing: OnceLock<Managing>,
 }
@@ -74,7 +108,7 @@ impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server: None, managing: OnceLock::new() })
+        Self::over(models, infer, None, Methods::default(), bodies, (clock, metrics, config, ready))
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
@@ -84,8 +118,32 @@ impl<M: Models> Frontend<M> {
         let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
         let server = Server::new(target, connections, clock.clone(), net);
         let infer = Arc::new(Typed::new(server.clone(), bodies.clone(), clock.clone()));
-        let server = Some(Behind { server, typed: Arc::clone(&infer), methods: RwLock::new(Arc::new(methods)) });
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server, managing: OnceLock::new() })
+        let behind = Behind { server, typed: Arc::clone(&infer) };
+        Self::over(models, infer, Some(behind), methods, bodies, (clock, metrics, config, ready))
+    }
+
+    fn over(
+        models: M,
+        infer: Arc<dyn Infer>,
+        server: Option<Behind>,
+        methods: Methods,
+        bodies: Budget,
+        (clock, metrics, config, ready): (Clock, &Metrics, ProxyConfig, Ready),
+    ) -> Arc<Self> {
+        Arc::new(Frontend {
+            models,
+            infer,
+            clock,
+            config,
+            meters: Meters::new(metrics),
+            ready,
+            bodies,
+            server,
+            methods: RwLock::new(Arc::new(methods)),
+            payloads: OnceLock::new(),
+            contexts: OnceLock::new(),
+            managing: OnceLock::new(),
+        })
     }
 
     /// What calls are passed on to, where the runtime is no part of this process.
@@ -95,14 +153,32 @@ impl<M: Models> Frontend<M> {
 
     /// The methods that clients may call.
     pub(crate) fn methods(&self) -> Arc<Methods> {
-        self.server.as_ref().map_or_else(Arc::default, |behind| Arc::clone(&behind.methods.read()))
+        Arc::clone(&self.methods.read())
     }
 
     /// Other methods from here on: the runtime has restarted, or the data plane's configuration has changed.
     pub fn set_methods(&self, methods: Methods) {
-        if let Some(behind) = &self.server {
-            *behind.methods.write() = Arc::new(methods);
-        }
+        *self.methods.write() = Arc::new(methods);
+    }
+
+    /// Shows requests and answers to payload processors from here on. Only the first call counts.
+    pub fn show_payloads(&self, payloads: Payloads) {
+        let _ = self.payloads.set(payloads);
+    }
+
+    /// Which headers become fields of the log; before the first request. Only the first call counts.
+    pub fn log_headers(&self, headers: LogHeaders) {
+        let _ = self.contexts.set(Contexts::new(headers));
+    }
+
+    /// The log context of a request with these headers.
+    pub(crate) fn context(&self, headers: &HeaderMap) -> Option<tracing::Span> {
+        self.contexts.get_or_init(|| Contexts::new(LogHeaders::default())).of(headers)
+    }
+
+    /// Looks at a call, when some payload processor wants it.
+    pub(crate) fn observe(&self, path: &str, asked: &Asked<'_>, model: &ModelId, headers: &HeaderMap) -> Option<Observed> {
+        self.payloads.get()?.observe(path, asked, model, headers)
     }
 
     /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the
@@ -121,15 +197,13 @@ impl<M: Models> Frontend<M> {
         Ok(self.clock.deadline_in(asked.min(self.config.max_deadline)))
     }
 
-    /// Runs the model on a copy that is here, loaded first where it must be.
-    ///
-    /// # Errors
-    /// [`Fault`].
+    /// A call without metadata.
+    #[cfg(test)]
     pub(crate) async fn infer(&self, asked: &Asked<'_>, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, Fault> {
-        self.infer_with(asked, request, &HeaderMap::new(), deadline).await
+        self.infer_with(asked, request, Call { path: MODEL_INFER, metadata: &HeaderMap::new() }, deadline).await
     }
 
-    /// The same; `metadata` goes to a runtime that is no part of this process.
+    /// Runs the model on a copy that is here, loaded first where it must be.
     ///
     /// # Errors
     /// [`Fault`].
@@ -137,8 +211,24 @@ impl<M: Models> Frontend<M> {
         &self,
         asked: &Asked<'_>,
         request: ModelInferRequest,
-        metadata: &HeaderMap,
+        call: Call<'_>,
         deadline: Deadline,
+    ) -> Result<ModelInferResponse, Fault> {
+        let mut observed = None;
+        let outcome = self.inferred(asked, request, call, deadline, &mut observed).await;
+        if let Some(observed) = observed {
+            call.ended(observed, &outcome);
+        }
+        outcome
+    }
+
+    async fn inferred(
+        &self,
+        asked: &Asked<'_>,
+        request: ModelInferRequest,
+        call: Call<'_>,
+        deadline: Deadline,
+        observed: &mut Option<Observed>,
     ) -> Result<ModelInferResponse, Fault> {
         let (id, mut request) = (request.id.clone(), request);
         let mut reroutes = REROUTES;
@@ -154,10 +244,16 @@ impl<M: Models> Frontend<M> {
             };
             self.check_version(asked, model, &request.model_version, deadline).await?;
             let kept = (reroutes > 0 && typed_bytes(&request.inputs) <= KEPT).then(|| request.clone());
+            if observed.is_none() {
+                *observed = self.observe(call.path, asked, model, call.metadata);
+                if let Some(observed) = observed {
+                    observed.request(request.encoded_len(), || request.encode_to_vec().into());
+                }
+            }
             let since = self.clock.now();
             let answer = tokio::select! {
                 biased;
-                answer = self.clock.until(deadline, self.run(model, request, metadata, deadline)) => answer,
+                answer = self.clock.until(deadline, self.run(model, request, call.metadata, deadline)) => answer,
                 () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
             };
             match answer.unwrap_or(Err(InferError::DeadlineExceeded)) {

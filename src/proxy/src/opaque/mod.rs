@@ -32,6 +32,7 @@ use crate::frontend::Frontend;
 use crate::id::{self, Asked};
 use crate::meters::Measured;
 use crate::methods::{Method, Names};
+use crate::payloads::Observed;
 use crate::route::{self, Models};
 use crate::wire;
 pub(crate) use passed::Passed;
@@ -60,9 +61,11 @@ impl<M: Models> Frontend<M> {
                 return wire::fault(&fault);
             }
         }
-        match self.try_pass(server, head, body).await {
-            Ok((called, request)) => called.answered(measured, request),
+        let mut observed = None;
+        match self.try_pass(server, head, body, &mut observed).await {
+            Ok((called, request)) => called.answered(measured, request, observed),
             Err(fault) => {
+                observed.into_iter().for_each(|observed| observed.failed(fault.verdict().code));
                 measured.is(fault.verdict().code);
                 wire::fault(&fault)
             }
@@ -93,7 +96,13 @@ impl<M: Models> Frontend<M> {
         }
     }
 
-    async fn try_pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Result<(Called, Request<hyper::body::Incoming>), Fault> {
+    async fn try_pass(
+        &self,
+        server: &Server,
+        head: &Parts,
+        body: hyper::body::Incoming,
+        observed: &mut Option<Observed>,
+    ) -> Result<(Called, Request<hyper::body::Incoming>), Fault> {
         let method = self.methods().of(head.uri.path())?;
         let deadlines = self.deadlines(&head.headers)?;
         let mut source = Source::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
@@ -111,6 +120,10 @@ impl<M: Models> Frontend<M> {
                 }
                 other => other?,
             };
+            if observed.is_none() {
+                *observed = self.observe(head.uri.path(), &asked, model, &head.headers);
+                observed.iter().for_each(|observed| request.show(observed.requests(&head.headers)));
+            }
             let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
             // Whoever names the model in messages names it in all of them, or in none but the first.
             let watched = method.extract.as_ref().filter(|_| in_message).map(|extract| (extract.path.clone(), asked.as_str().to_owned()));
@@ -200,10 +213,11 @@ struct Called {
 }
 
 impl Called {
-    fn answered(self, measured: Measured, request: Request<hyper::body::Incoming>) -> Response<Outgoing> {
+    fn answered(self, measured: Measured, request: Request<hyper::body::Incoming>, observed: Option<Observed>) -> Response<Outgoing> {
         let code = passed::code_of(&self.headers);
+        let tap = observed.map(|observed| observed.responses(&self.headers));
         let mut response =
-            Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request, self.until))));
+            Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request, self.until, tap))));
         *response.headers_mut() = self.headers;
         response
     }

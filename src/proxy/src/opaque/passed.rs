@@ -20,6 +20,7 @@ use super::{infer_fault, is_late};
 
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
+use crate::payloads::Tap;
 use crate::wire;
 
 /// Completes with what must end the answer before its time. It holds the copy's guard: dropped, the copy may go.
@@ -41,6 +42,8 @@ struct Open {
     request: Request<hyper::body::Incoming>,
     /// When the answer must have ended.
     until: (Clock, Deadline),
+    /// Sees what is passed on.
+    tap: Option<Box<Tap>>,
 }
 
 impl Passed {
@@ -53,12 +56,14 @@ impl Passed {
         model: ModelId,
         request: Request<hyper::body::Incoming>,
         until: (Clock, Deadline),
+        mut tap: Option<Box<Tap>>,
     ) -> Self {
         if let Some(code) = code {
             measured.is(code);
+            tap.iter_mut().for_each(|tap| tap.ended(code));
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, ending, measured, model, request, until };
+        let open = Open { answer, ending, measured, model, request, until, tap };
         Passed { open: (!ended).then_some(open) }
     }
 
@@ -66,6 +71,7 @@ impl Passed {
     fn end(&mut self, fault: &Fault) -> Frame<Bytes> {
         if let Some(mut open) = self.open.take() {
             open.measured.is(fault.verdict().code);
+            open.tap.iter_mut().for_each(|tap| tap.ended(fault.verdict().code));
         }
         Frame::trailers(wire::badly(fault))
     }
@@ -76,6 +82,10 @@ impl Passed {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_of) {
                     open.measured.is(code);
+                    open.tap.iter_mut().for_each(|tap| tap.ended(code));
+                }
+                if let (Some(tap), Some(data)) = (&mut open.tap, frame.data_ref()) {
+                    tap.push(data);
                 }
                 if frame.is_trailers() || open.answer.is_end_stream() {
                     self.open = None;

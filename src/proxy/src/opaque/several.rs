@@ -109,6 +109,8 @@ impl<M: Models> Frontend<M> {
         let registration = route::registration(&self.models, asked)?;
         let model = &registration.id;
         let guard = route::acquire(&self.models, &registration, &self.clock, deadline).await?;
+        let observed = self.observe(head.uri.path(), asked, model, &head.headers);
+        observed.iter().for_each(|observed| observed.request(message.len(), || message.clone()));
         let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
         let mut sent = BytesMut::with_capacity(5 + message.len() + id.len());
         share.add(sent.capacity() as u64)?;
@@ -153,9 +155,17 @@ impl<M: Models> Frontend<M> {
         };
         let answered = tokio::select! {
             answered = self.clock.until(deadline, called) => answered,
-            () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
+            () = M::revoked(&guard) => Some(Err(Fault::Revoked(Quoted::new(model.as_str())))),
         };
-        answered.unwrap_or_else(|| Err(infer_fault(model, berth_adapters::InferError::DeadlineExceeded))).map(|answered| (answered, share))
+        let answered = answered.unwrap_or_else(|| Err(infer_fault(model, berth_adapters::InferError::DeadlineExceeded)));
+        if let Some(observed) = observed {
+            match &answered {
+                Ok(Answered::Well(one)) => observed.response(&one.headers, one.message.len(), || one.message.clone()),
+                Ok(Answered::Badly(answer)) => observed.failed(heads::code(answer.headers()).unwrap_or(tonic::Code::Unknown)),
+                Err(fault) => observed.failed(fault.verdict().code),
+            }
+        }
+        answered.map(|answered| (answered, share))
     }
 }
 

@@ -1,5 +1,7 @@
 //! A client, this front and a runtime, each with a socket of its own.
 
+mod observed;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -71,6 +73,7 @@ fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
 
 /// A front before a runtime, and a client of it.
 struct World {
+    frontend: Arc<Frontend<FakeModels>>,
     models: FakeModels,
     metrics: Metrics,
     client: SendRequest<Body>,
@@ -98,11 +101,11 @@ async fn world_with(runtime: SocketAddr, methods: Methods, config: ProxyConfig) 
     let frontend = Frontend::before(models.clone(), server, Clock::system(), &metrics, config, Arc::new(|| Ok(())));
     let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(serve_grpc(frontend, listener, stop.clone()));
+    tokio::spawn(serve_grpc(Arc::clone(&frontend), listener, stop.clone()));
     let stream = TcpStream::connect(addr).await.unwrap();
     let (client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    World { models, metrics, client, stop }
+    World { frontend, models, metrics, client, stop }
 }
 
 fn message(bytes: &[u8]) -> Bytes {
