@@ -17,6 +17,7 @@ mod logs;
 mod mesh;
 mod onnx_runtime;
 mod orders;
+mod payloads;
 mod peers;
 mod refusals;
 mod resources_doc;

@@ -489,8 +489,8 @@ fn payload_processors(reading: &mut Reading, max_message: ByteSize) -> payloads:
         limit: reading.parsed("payload-limit", size).unwrap_or(usual.limit.max(max_message)),
     };
     let processors = reading.parsed("payload-processors", |list| processors(list).map_err(|faults| faults.join("; "))).unwrap_or_default();
-    let files = reading.text("payload-ca").unwrap_or_default().split(',').map(str::trim).filter(|file| !file.is_empty());
-    payloads::Configured { processors, settings, ca: files.map(PathBuf::from).collect() }
+    let ca = reading.parsed("payload-ca", payloads::authorities).unwrap_or_default();
+    payloads::Configured { processors, settings, ca }
 }
 
 fn nonzero(size: ByteSize) -> Result<ByteSize, String> {

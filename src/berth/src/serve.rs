@@ -113,8 +113,8 @@ struct Running {
 
 async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
     let metrics = Metrics::default();
-    let shown_payloads = payloads::start(&config.payloads, &host_name(), &clock, &metrics)
-        .map_err(|fault| ServeError::Usage(ConfigFaults(vec![format!("--payload-ca: {fault}")])))?;
+    let shown_payloads =
+        payloads::start(&config.payloads, &host_name(), &clock, &metrics).map_err(|fault| ServeError::Usage(ConfigFaults(vec![fault])))?;
     let Held { ports, store, engine, tls } = hold(config, &clock, &metrics).await?;
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },

@@ -215,9 +215,10 @@ struct Called {
 impl Called {
     fn answered(self, measured: Measured, request: Request<hyper::body::Incoming>, observed: Option<Observed>) -> Response<Outgoing> {
         let code = passed::code_of(&self.headers);
-        let tap = observed.map(|observed| observed.responses(&self.headers));
-        let mut response =
-            Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request, self.until, tap))));
+        let mut tap = observed.map(|observed| observed.responses(&self.headers));
+        code.into_iter().for_each(|code| tap.iter_mut().for_each(|tap| tap.ended(code)));
+        let passed = Passed::new(self.body, self.ending, measured, code, self.model, request, self.until).shown(tap);
+        let mut response = Response::new(Outgoing::Passed(Box::new(passed)));
         *response.headers_mut() = self.headers;
         response
     }

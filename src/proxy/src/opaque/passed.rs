@@ -56,15 +56,21 @@ impl Passed {
         model: ModelId,
         request: Request<hyper::body::Incoming>,
         until: (Clock, Deadline),
-        mut tap: Option<Box<Tap>>,
     ) -> Self {
         if let Some(code) = code {
             measured.is(code);
-            tap.iter_mut().for_each(|tap| tap.ended(code));
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, ending, measured, model, request, until, tap };
+        let open = Open { answer, ending, measured, model, request, until, tap: None };
         Passed { open: (!ended).then_some(open) }
+    }
+
+    /// The same, and `tap` sees what is passed on.
+    pub(crate) fn shown(mut self, tap: Option<Box<Tap>>) -> Self {
+        if let Some(open) = &mut self.open {
+            open.tap = tap;
+        }
+        self
     }
 
     /// Ends the answer with trailers of ours.

@@ -92,10 +92,14 @@ impl Direction {
     }
 
     fn put(&self, takers: Vec<(Arc<Queue>, Share)>, data: Vec<Bytes>, size: u64, packing: Packing, status: Option<Code>) {
-        let (call, metadata) = (Arc::clone(&self.call), Arc::clone(&self.metadata));
-        let payload = Arc::new(Payload { call, kind: self.kind, status, metadata, data, size, packing });
+        let payload = |data| {
+            let (call, metadata) = (Arc::clone(&self.call), Arc::clone(&self.metadata));
+            Arc::new(Payload { call, kind: self.kind, status, metadata, data, size, packing })
+        };
+        let with_data = payload(data);
         for (queue, share) in takers {
-            queue.put(Arc::clone(&payload), share);
+            // Whoever does not count the data must not keep it.
+            queue.put(if queue.wants_data { Arc::clone(&with_data) } else { payload(Vec::new()) }, share);
         }
     }
 

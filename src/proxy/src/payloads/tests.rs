@@ -248,14 +248,21 @@ async fn what_does_not_fit_is_dropped_by_its_reason_for_that_processor_alone() {
     assert_eq!(queues.queue(0).held(), 2 * overhead + 15);
     assert_eq!(queues.taken(0).len(), 2);
     assert_eq!(queues.queue(0).held(), 0, "taken out and gone");
+    assert_eq!(queues.dropped(A, Lost::Capacity), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_processor_has_so_many_payloads_waiting_and_only_what_it_wants() {
+    let queues = queues("http://a http://b?other logger:///*", settings(2, 1 << 20, 10));
     for _ in 0..3 {
         queues.put(b"1");
     }
-    assert_eq!((queues.dropped(A, Lost::Capacity), queues.taken(0).len()), (1, 2));
-    assert_eq!(queues.taken(1).len(), 0, "it wants another model's");
+    queues.put(b"too long for a and b");
+    assert_eq!((queues.dropped(A, Lost::Capacity), queues.dropped(A, Lost::Size), queues.taken(0).len()), (1, 1, 2));
+    assert_eq!((queues.dropped(B, Lost::Size), queues.taken(1).len()), (0, 0), "it wants another model's");
     let logged = queues.taken(2);
-    assert_eq!((logged.len(), queues.dropped("logger", Lost::Capacity), queues.dropped("logger", Lost::Size)), (2, 5, 0));
-    assert_eq!((logged[0].size, logged[0].data.len()), (11, 0), "the log gets sizes and no data");
+    assert_eq!((logged.len(), queues.dropped("logger", Lost::Capacity), queues.dropped("logger", Lost::Size)), (2, 2, 0));
+    assert_eq!((logged[0].size, logged[0].data.len()), (1, 0), "the log gets sizes and no data");
 }
 
 #[tokio::test(start_paused = true)]

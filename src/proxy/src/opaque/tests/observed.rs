@@ -46,10 +46,11 @@ async fn each_message_that_passes_is_a_payload_as_its_sender_wrote_it() {
     assert_eq!(answers[0]["metadata"]["x-first"], "kept");
     // Another method is nobody's.
     assert_eq!(world.call(OTHER, &[("mm-vmodel-id", "digits")], whole(message(b"x"))).await.status().0, Code::Ok);
-    let next = world.call(INFER, &[("mm-model-id", ID)], whole(message(b""))).await;
-    assert_eq!(next.status().0, Code::Ok);
+    // Nor is what names the version itself: the filter has the name.
+    assert_eq!(world.call(INFER, &[("mm-model-id", ID)], whole(message(b""))).await.status().0, Code::Ok);
+    assert_eq!(world.call(INFER, &[("mm-vmodel-id", "digits")], whole(message(b""))).await.status().0, Code::Ok);
     let post = received.next().await;
-    assert_eq!((told(&post), &post["vModelId"]), (("request", "", vec![]), &json!("")), "asked for by its id; it is another call");
+    assert_eq!(told(&post), ("request", "", vec![]));
     assert_ne!(post["id"], posts[0]["id"]);
 }
 
