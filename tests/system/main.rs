@@ -16,6 +16,7 @@ mod lifecycle;
 mod logs;
 mod mesh;
 mod orders;
+mod payloads;
 mod peers;
 mod refusals;
 mod resources_doc;

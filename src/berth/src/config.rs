@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::Token;
-use berth_proxy::TlsSettings;
+use berth_proxy::methods::DataPlane;
+use berth_proxy::payloads::{Settings, processors};
+use berth_proxy::{LogHeaders, TlsSettings};
 use berth_types::ByteSize;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
 
-use crate::tls;
 use crate::token::{self, ApiToken};
+use crate::{data_plane, payloads, tls};
 
 /// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
 #[derive(Args, Clone, Debug, Default)]
@@ -100,6 +102,34 @@ pub(crate) struct ServeArgs {
     /// How long Ctrl-C waits for requests in flight, such as 30s [default: 30s]
     #[arg(long, env = "BERTH_DRAIN_TIMEOUT", value_name = "DURATION")]
     drain_timeout: Option<String>,
+    /// Where copies of requests and answers go: http, https or logger URIs with blanks between them, each with ?MODEL and
+    /// #package.Service/Method where not all are meant; MM_PAYLOAD_PROCESSORS counts as well [default: nowhere]
+    #[arg(long, env = "BERTH_PAYLOAD_PROCESSORS", value_name = "URIS")]
+    payload_processors: Option<String>,
+    /// Payloads that are sent to a processor at a time [default: 2]
+    #[arg(long, env = "BERTH_PAYLOAD_THREADS", value_name = "N")]
+    payload_threads: Option<String>,
+    /// Payloads that may wait for a processor; more are dropped [default: 64]
+    #[arg(long, env = "BERTH_PAYLOAD_CAPACITY", value_name = "N")]
+    payload_capacity: Option<String>,
+    /// Bytes of all payloads that wait or are being sent; more are dropped [default: 64Mi]
+    #[arg(long, env = "BERTH_PAYLOAD_BUDGET", value_name = "SIZE")]
+    payload_budget: Option<String>,
+    /// Largest message that becomes a payload [default: 16Mi]
+    #[arg(long, env = "BERTH_PAYLOAD_LIMIT", value_name = "SIZE")]
+    payload_limit: Option<String>,
+    /// Files of the authorities that https processors are trusted by besides those of this machine, PEM, separated by commas
+    #[arg(long, env = "BERTH_PAYLOAD_CA", value_name = "FILES")]
+    payload_ca: Option<String>,
+    /// Headers of requests that become fields of their log lines: {"HEADER": "KEY"}; MM_LOG_REQUEST_HEADERS counts as well
+    #[arg(long, env = "BERTH_LOG_REQUEST_HEADERS", value_name = "JSON")]
+    log_request_headers: Option<String>,
+    /// Which methods clients may call, and where their messages name a model; MM_DATAPLANE_CONFIG counts as well [default: all]
+    #[arg(long, env = "BERTH_DATAPLANE_CONFIG", value_name = "JSON")]
+    dataplane_config: Option<String>,
+    /// The same in a file, which is followed as it changes; MM_DATAPLANE_CONFIG_PATH counts as well
+    #[arg(long, env = "BERTH_DATAPLANE_CONFIG_PATH", value_name = "FILE")]
+    dataplane_config_path: Option<String>,
     /// Log filter, such as info or warn,berth_residency=debug [default: info; on a terminal warn]
     #[arg(long, env = "BERTH_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -155,6 +185,12 @@ pub(crate) struct Config {
     pub(crate) inference_threads: Option<NonZeroUsize>,
     /// Patience of a drain.
     pub(crate) drain_timeout: Duration,
+    /// Who looks at requests and answers.
+    pub(crate) payloads: payloads::Configured,
+    /// Headers that become fields of the log.
+    pub(crate) log_headers: LogHeaders,
+    /// Which methods clients may call; `None` is all.
+    pub(crate) data_plane: Option<data_plane::Configured>,
     /// Log filter; `None` chooses by terminal.
     pub(crate) log: Option<String>,
     /// JSON logs.
@@ -203,7 +239,7 @@ struct Reading {
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 35] = [
     "manifests",
     "data",
     "storage-config",
@@ -228,6 +264,15 @@ const KEYS: [&str; 26] = [
     "max-message",
     "inference-threads",
     "drain-timeout",
+    "payload-processors",
+    "payload-threads",
+    "payload-capacity",
+    "payload-budget",
+    "payload-limit",
+    "payload-ca",
+    "log-request-headers",
+    "dataplane-config",
+    "dataplane-config-path",
     "log",
     "log-format",
 ];
@@ -259,6 +304,15 @@ impl ServeArgs {
             "max-message" => self.max_message.as_ref(),
             "inference-threads" => self.inference_threads.as_ref(),
             "drain-timeout" => self.drain_timeout.as_ref(),
+            "payload-processors" => self.payload_processors.as_ref(),
+            "payload-threads" => self.payload_threads.as_ref(),
+            "payload-capacity" => self.payload_capacity.as_ref(),
+            "payload-budget" => self.payload_budget.as_ref(),
+            "payload-limit" => self.payload_limit.as_ref(),
+            "payload-ca" => self.payload_ca.as_ref(),
+            "log-request-headers" => self.log_request_headers.as_ref(),
+            "dataplane-config" => self.dataplane_config.as_ref(),
+            "dataplane-config-path" => self.dataplane_config_path.as_ref(),
             "log" => self.log.as_ref(),
             "log-format" => self.log_format.as_ref(),
             _ => None,
@@ -326,7 +380,7 @@ fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) 
         }
     }
     // After our own names, before the file.
-    for (key, names) in tls::UPSTREAM {
+    for (key, names) in tls::UPSTREAM.into_iter().chain(payloads::UPSTREAM).chain(data_plane::UPSTREAM) {
         let given = names.iter().find_map(|name| Some((name, variable(name).filter(|text| !text.is_empty())?)));
         if let Some((name, text)) = given {
             reading.given.entry(key).or_insert(Given { text: text.to_string_lossy().into_owned(), origin: (*name).to_owned() });
@@ -372,8 +426,16 @@ fn read_file(path: &Path, reading: &mut Reading) {
         };
         let beside = |text: &str| path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned();
         let text = match *known {
-            "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file" | "tls-cert" | "tls-key" => beside(&text),
-            "tls-client-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
+            "manifests"
+            | "data"
+            | "storage-config"
+            | "pvc-mounts"
+            | "onnx-library"
+            | "api-token-file"
+            | "tls-cert"
+            | "tls-key"
+            | "dataplane-config-path" => beside(&text),
+            "tls-client-ca" | "payload-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
             _ => text,
         };
         reading.given.entry(known).or_insert(Given { text, origin: format!("{shown}: {key}") });
@@ -413,6 +475,43 @@ fn tls_settings(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsStrin
             reading.faults.extend(faults);
             None
         }
+    }
+}
+
+/// Payload processors. Faults are told here.
+fn payload_processors(reading: &mut Reading, max_message: ByteSize) -> payloads::Configured {
+    let usual = Settings::default();
+    let size = |text: &str| text.parse::<ByteSize>().map_err(|fault| fault.to_string()).and_then(nonzero);
+    let settings = Settings {
+        senders: reading.parsed("payload-threads", payloads::count).unwrap_or(usual.senders),
+        capacity: reading.parsed("payload-capacity", payloads::count).unwrap_or(usual.capacity),
+        budget: reading.parsed("payload-budget", size).unwrap_or(usual.budget),
+        limit: reading.parsed("payload-limit", size).unwrap_or(usual.limit.max(max_message)),
+    };
+    let processors = reading.parsed("payload-processors", |list| processors(list).map_err(|faults| faults.join("; "))).unwrap_or_default();
+    let ca = reading.parsed("payload-ca", payloads::authorities).unwrap_or_default();
+    payloads::Configured { processors, settings, ca }
+}
+
+fn nonzero(size: ByteSize) -> Result<ByteSize, String> {
+    if size == ByteSize::ZERO { Err("must be more than nothing".to_owned()) } else { Ok(size) }
+}
+
+/// The data plane's configuration. Faults are told here.
+fn data_plane(reading: &mut Reading) -> Option<data_plane::Configured> {
+    let given = |key: &str| reading.text(key).is_some_and(|text| !text.is_empty());
+    match (given("dataplane-config"), given("dataplane-config-path")) {
+        (false, false) => None,
+        (true, true) => {
+            let other = &reading.given["dataplane-config-path"].origin;
+            reading.fault("dataplane-config", format!("{other} is set as well: give the configuration in one of the two"));
+            None
+        }
+        (true, false) => reading.parsed("dataplane-config", |text| Ok(data_plane::Configured { plane: DataPlane::parse(text)?, file: None })),
+        (false, true) => reading.parsed("dataplane-config-path", |text| {
+            let path = PathBuf::from(text);
+            Ok(data_plane::Configured { plane: data_plane::read(&path)?, file: Some(path) })
+        }),
     }
 }
 
@@ -480,8 +579,7 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         }
     }
     let size = |text: &str| text.parse::<ByteSize>().map_err(|fault| fault.to_string());
-    let nonzero =
-        |text: &str| size(text).and_then(|size| if size == ByteSize::ZERO { Err("must be more than nothing".to_owned()) } else { Ok(size) });
+    let nonzero = |text: &str| size(text).and_then(nonzero);
     let host_memory = reading.parsed("host-memory", nonzero);
     let disk = reading.parsed("disk", nonzero);
     let download_rate = reading.parsed("download-rate", nonzero);
@@ -502,6 +600,9 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
             humantime::parse_duration(text).map_err(|fault| format!("{text:?} is not a duration such as 30s or 2m: {fault}"))
         })
         .unwrap_or(Duration::from_secs(30));
+    let payloads = payload_processors(reading, max_message);
+    let log_headers = reading.parsed("log-request-headers", |text| if text.is_empty() { Ok(LogHeaders::default()) } else { LogHeaders::parse(text) });
+    let data_plane = data_plane(reading);
     let log_json = reading
         .parsed("log-format", |text| match text {
             "text" => Ok(false),
@@ -536,6 +637,9 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         max_message,
         inference_threads,
         drain_timeout,
+        payloads,
+        log_headers: log_headers.unwrap_or_default(),
+        data_plane,
         log,
         log_json,
     }

@@ -3,11 +3,14 @@
 
 mod cli;
 mod config;
+mod data_plane;
 mod fetching;
+mod following;
 mod local_agent;
 mod machine;
 mod management;
 mod narrator;
+mod payloads;
 mod ports;
 mod serve;
 mod tls;

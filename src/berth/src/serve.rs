@@ -26,12 +26,12 @@ use crate::config::{Config, ConfigFaults};
 use crate::fetching::Fetching;
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
-use crate::management;
 use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
 use crate::tls::Reached;
 use crate::token;
 use crate::ui::Ui;
+use crate::{data_plane, management, payloads};
 
 /// Why `serve` ended otherwise than by a signal.
 #[derive(Debug)]
@@ -103,6 +103,9 @@ struct Running {
     /// Resource API, metrics and probes: they answer until the very end.
     operations: JoinSet<&'static str>,
     stop_operations: CancellationToken,
+    /// What delivers payloads: it ends when what waits after the last request is delivered.
+    payloads: JoinSet<&'static str>,
+    stop_payloads: CancellationToken,
     residency: Residency,
     owner: JoinHandle<()>,
     narrator: JoinHandle<()>,
@@ -110,6 +113,8 @@ struct Running {
 
 async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
     let metrics = Metrics::default();
+    let shown_payloads =
+        payloads::start(&config.payloads, &host_name(), &clock, &metrics).map_err(|fault| ServeError::Usage(ConfigFaults(vec![fault])))?;
     let Held { ports, store, engine, tls } = hold(config, &clock, &metrics).await?;
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },
@@ -216,6 +221,19 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
     let frontend = Frontend::new(Here::new(views.clone(), residency.clone()), engine, clock.clone(), &metrics, proxy_config, ready.clone());
     let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
+    let (mut payloads, stop_payloads) = (JoinSet::new(), CancellationToken::new());
+    frontend.log_headers(config.log_headers.clone());
+    if let Some((shown, senders)) = shown_payloads {
+        frontend.show_payloads(shown);
+        spawn(&mut payloads, "the payload processors", senders.run(stop_payloads.clone()));
+    }
+    if let Some(data_plane::Configured { plane, file }) = config.data_plane.clone() {
+        data_plane::apply(&frontend, &plane);
+        if let Some(file) = file {
+            let following = data_plane::follow(file, plane, Arc::clone(&frontend), clock.clone(), metrics.clone(), stop_operations.clone());
+            spawn(&mut operations, "the watch of the data plane's configuration", following);
+        }
+    }
     if let Some(tls) = tls.clone() {
         spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
     }
@@ -246,7 +264,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let stop = stop_operations.clone();
     spawn(&mut operations, "the metrics port", berth_proxy::serve_metrics(ports.metrics.listener, metrics, || {}, clock.clone(), stop.clone()));
     spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, clock, stop));
-    Ok(Running { leading, stop_leading, inference, stop_inference, operations, stop_operations, residency, owner, narrator })
+    Ok(Running { leading, stop_leading, inference, stop_inference, operations, stop_operations, payloads, stop_payloads, residency, owner, narrator })
 }
 
 /// Serves the resource API as the inference ports are served: heads have their time, connections their number.
@@ -307,6 +325,7 @@ impl Running {
             part = self.leading.join_next() => ended(part),
             part = self.inference.join_next() => ended(part),
             part = self.operations.join_next() => ended(part),
+            Some(part) = self.payloads.join_next() => ended(Some(part)),
             _ = &mut self.owner => "the owner of the models",
         }
     }
@@ -330,6 +349,8 @@ impl Running {
         if clock.until(clock.deadline_in(LAST_ANSWERS), last).await.is_none() {
             self.inference.shutdown().await;
         }
+        self.stop_payloads.cancel();
+        while self.payloads.join_next().await.is_some() {}
         if !self.owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), &mut self.owner).await.is_none() {
             warn!("models were still loaded when the drain ended");
         }

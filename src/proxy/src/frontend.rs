@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use berth_adapters::{Infer, InferError};
 use berth_proto::inference::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ServerMetadataResponse, model_infer_request::InferInputTensor,
+    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelStreamInferResponse, ServerMetadataResponse,
+    model_infer_request::InferInputTensor,
 };
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, Gauge, Metrics, Net};
@@ -13,15 +14,18 @@ use berth_types::{Deadline, ModelId};
 use berth_upstream::{Server, Target};
 use http::HeaderMap;
 use parking_lot::RwLock;
+use prost::Message as _;
 use tonic::Code;
 
 use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
+use crate::context::{Contexts, LogHeaders};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
+use crate::payloads::{Observed, Payloads};
 use crate::route::{self, Here, Models};
 use crate::waiting::Waiting;
 use crate::{ProxyConfig, codes};
@@ -34,6 +38,33 @@ const LOOK: Duration = Duration::from_secs(1);
 const KEPT: usize = 256 * 1024;
 /// What a runtime that counts no versions calls the one it has.
 const FIRST_VERSION: &str = "1";
+
+/// The method of one inference, and of several.
+pub(crate) const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+pub(crate) const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// How an inference was asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    /// The method: [`MODEL_INFER`] or [`MODEL_STREAM_INFER`].
+    pub(crate) path: &'static str,
+    /// What goes with it to a runtime that is no part of this process.
+    pub(crate) metadata: &'a HeaderMap,
+}
+
+impl Call<'_> {
+    /// Tells what came of it, as the answer of its method.
+    fn ended(&self, observed: Observed, outcome: &Result<ModelInferResponse, Fault>) {
+        match outcome {
+            Err(fault) => observed.failed(fault.verdict().code),
+            Ok(answer) if self.path == MODEL_STREAM_INFER => {
+                let answer = ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer.clone()) };
+                observed.response(&HeaderMap::new(), answer.encoded_len(), || answer.encode_to_vec().into());
+            }
+            Ok(answer) => observed.response(&HeaderMap::new(), answer.encoded_len(), || answer.encode_to_vec().into()),
+        }
+    }
+}
 
 /// Where a runtime that is no part of this process is reached.
 pub struct RuntimeServer {
@@ -52,13 +83,14 @@ enum Runtime {
     /// A part of this process.
     Here(Arc<dyn Infer>),
     /// No part of this process: calls are passed on to it as they come.
-    There { server: Server, methods: RwLock<Arc<Methods>> },
+    There(Server),
 }
 
 /// The inference service of this process, whatever the protocol.
 pub struct Frontend<M = Here> {
     pub(crate) models: M,
     runtime: Runtime,
+    methods: RwLock<Arc<Methods>>,
     pub(crate) clock: Clock,
     pub(crate) config: ProxyConfig,
     pub(crate) meters: Meters,
@@ -67,6 +99,9 @@ pub struct Frontend<M = Here> {
     pub(crate) bodies: Budget,
     /// What those of them may hold that wait for a model.
     pub(crate) waiting: Waiting,
+    /// Who looks at requests and answers; mostly nobody.
+    payloads: OnceLock<Payloads>,
+    contexts: OnceLock<Contexts>,
     /// Who carries out calls of `mmesh.ModelMesh`.
     pub(crate) managing: OnceLock<Managing>,
 }
@@ -74,7 +109,7 @@ pub struct Frontend<M = Here> {
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
-        Self::over(models, Runtime::Here(infer), clock, metrics, config, ready)
+        Self::over(models, Runtime::Here(infer), Methods::default(), (clock, metrics, config, ready))
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
@@ -82,37 +117,63 @@ impl<M: Models> Frontend<M> {
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
         let server = Server::new(target, connections, clock.clone(), net);
-        let runtime = Runtime::There { server, methods: RwLock::new(Arc::new(methods)) };
-        Self::over(models, runtime, clock, metrics, config, ready)
+        Self::over(models, Runtime::There(server), methods, (clock, metrics, config, ready))
     }
 
-    fn over(models: M, runtime: Runtime, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
+    fn over(models: M, runtime: Runtime, methods: Methods, (clock, metrics, config, ready): (Clock, &Metrics, ProxyConfig, Ready)) -> Arc<Self> {
         let (bodies, waiting) = budgets(&config, metrics);
-        let meters = Meters::new(metrics);
-        Arc::new(Frontend { models, runtime, clock, config, meters, ready, bodies, waiting, managing: OnceLock::new() })
+        Arc::new(Frontend {
+            models,
+            runtime,
+            methods: RwLock::new(Arc::new(methods)),
+            clock,
+            config,
+            meters: Meters::new(metrics),
+            ready,
+            bodies,
+            waiting,
+            payloads: OnceLock::new(),
+            contexts: OnceLock::new(),
+            managing: OnceLock::new(),
+        })
     }
 
     /// What calls are passed on to, where the runtime is no part of this process.
     pub(crate) fn server(&self) -> Option<&Server> {
         match &self.runtime {
             Runtime::Here(_) => None,
-            Runtime::There { server, .. } => Some(server),
+            Runtime::There(server) => Some(server),
         }
     }
 
     /// The methods that clients may call.
     pub(crate) fn methods(&self) -> Arc<Methods> {
-        match &self.runtime {
-            Runtime::Here(_) => Arc::default(),
-            Runtime::There { methods, .. } => Arc::clone(&methods.read()),
-        }
+        Arc::clone(&self.methods.read())
     }
 
     /// Other methods from here on: the runtime has restarted, or the data plane's configuration has changed.
-    pub fn set_methods(&self, others: Methods) {
-        if let Runtime::There { methods, .. } = &self.runtime {
-            *methods.write() = Arc::new(others);
-        }
+    pub fn set_methods(&self, methods: Methods) {
+        *self.methods.write() = Arc::new(methods);
+    }
+
+    /// Shows requests and answers to payload processors from here on. Only the first call counts.
+    pub fn show_payloads(&self, payloads: Payloads) {
+        let _ = self.payloads.set(payloads);
+    }
+
+    /// Which headers become fields of the log; before the first request. Only the first call counts.
+    pub fn log_headers(&self, headers: LogHeaders) {
+        let _ = self.contexts.set(Contexts::new(headers));
+    }
+
+    /// The log context of a request with these headers.
+    pub(crate) fn context(&self, headers: &HeaderMap) -> Option<tracing::Span> {
+        self.contexts.get_or_init(|| Contexts::new(LogHeaders::default())).of(headers)
+    }
+
+    /// Looks at a call, when some payload processor wants it.
+    pub(crate) fn observe(&self, path: &str, asked: &Asked<'_>, model: &ModelId, headers: &HeaderMap) -> Option<Observed> {
+        self.payloads.get()?.observe(path, asked, model, headers)
     }
 
     /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the
@@ -131,15 +192,13 @@ impl<M: Models> Frontend<M> {
         Ok(self.clock.deadline_in(asked.min(self.config.max_deadline)))
     }
 
-    /// Runs the model on a copy that is here, loaded first where it must be.
-    ///
-    /// # Errors
-    /// [`Fault`].
+    /// A call without metadata.
+    #[cfg(test)]
     pub(crate) async fn infer(&self, asked: &Asked<'_>, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, Fault> {
-        self.infer_with(asked, request, &HeaderMap::new(), deadline).await
+        self.infer_with(asked, request, Call { path: MODEL_INFER, metadata: &HeaderMap::new() }, deadline).await
     }
 
-    /// The same; `metadata` goes to a runtime that is no part of this process.
+    /// Runs the model on a copy that is here, loaded first where it must be.
     ///
     /// # Errors
     /// [`Fault`].
@@ -147,17 +206,49 @@ impl<M: Models> Frontend<M> {
         &self,
         asked: &Asked<'_>,
         request: ModelInferRequest,
-        metadata: &HeaderMap,
+        call: Call<'_>,
         deadline: Deadline,
     ) -> Result<ModelInferResponse, Fault> {
-        match &self.runtime {
-            Runtime::Here(infer) => self.infer_here(&**infer, asked, request, deadline).await,
-            Runtime::There { server, .. } => {
-                if !request.model_version.is_empty() {
-                    let about = self.metadata_there(server, asked, metadata, deadline).await?;
-                    known_version(asked, &request.model_version, &about)?;
-                }
-                self.infer_there(server, asked, request, metadata, deadline).await
+        let mut observed = None;
+        let outcome = match &self.runtime {
+            Runtime::Here(infer) => self.infer_here(&**infer, asked, request, call, deadline, &mut observed).await,
+            Runtime::There(server) => self.infer_behind(server, asked, request, call, deadline, &mut observed).await,
+        };
+        if let Some(observed) = observed {
+            call.ended(observed, &outcome);
+        }
+        outcome
+    }
+
+    async fn infer_behind(
+        &self,
+        server: &Server,
+        asked: &Asked<'_>,
+        request: ModelInferRequest,
+        call: Call<'_>,
+        deadline: Deadline,
+        observed: &mut Option<Observed>,
+    ) -> Result<ModelInferResponse, Fault> {
+        if !request.model_version.is_empty() {
+            let about = self.metadata_there(server, asked, call.metadata, deadline).await?;
+            known_version(asked, &request.model_version, &about)?;
+        }
+        self.infer_there(server, asked, request, call, deadline, observed).await
+    }
+
+    /// Shows a request to whoever looks at it, once, when its model is known.
+    pub(crate) fn observe_once(
+        &self,
+        observed: &mut Option<Observed>,
+        call: Call<'_>,
+        asked: &Asked<'_>,
+        model: &ModelId,
+        request: &ModelInferRequest,
+    ) {
+        if observed.is_none() {
+            *observed = self.observe(call.path, asked, model, call.metadata);
+            if let Some(observed) = observed {
+                observed.request(request.encoded_len(), || request.encode_to_vec().into());
             }
         }
     }
@@ -167,7 +258,9 @@ impl<M: Models> Frontend<M> {
         infer: &dyn Infer,
         asked: &Asked<'_>,
         request: ModelInferRequest,
+        call: Call<'_>,
         deadline: Deadline,
+        observed: &mut Option<Observed>,
     ) -> Result<ModelInferResponse, Fault> {
         let (id, mut request) = (request.id.clone(), request);
         let mut reroutes = REROUTES;
@@ -183,6 +276,7 @@ impl<M: Models> Frontend<M> {
             };
             self.check_version(infer, asked, model, &request.model_version, deadline).await?;
             let kept = (reroutes > 0 && typed_bytes(&request.inputs) <= KEPT).then(|| request.clone());
+            self.observe_once(observed, call, asked, model, &request);
             let since = self.clock.now();
             let answer = tokio::select! {
                 biased;
@@ -227,7 +321,7 @@ impl<M: Models> Frontend<M> {
     ) -> Result<ModelMetadataResponse, Fault> {
         let about = match &self.runtime {
             Runtime::Here(infer) => self.metadata_here(&**infer, asked, deadline).await?,
-            Runtime::There { server, .. } => self.metadata_there(server, asked, metadata, deadline).await?,
+            Runtime::There(server) => self.metadata_there(server, asked, metadata, deadline).await?,
         };
         known_version(asked, version, &about).map(|()| about)
     }

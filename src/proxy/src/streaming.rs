@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::body::{Incoming, Outgoing};
 use crate::codes::Fault;
-use crate::frontend::Frontend;
+use crate::frontend::{Call, Frontend, MODEL_STREAM_INFER};
 use crate::id::asked;
 use crate::meters::Measured;
 use crate::route::Models;
@@ -66,7 +66,8 @@ impl<M: Models, B: Incoming> Stream<M, B> {
         // Each request has the time of a call: a stream may be open for hours.
         let deadline = frontend.deadline(&self.headers)?;
         let (id, in_message) = (request.id.clone(), request.model_name.clone());
-        let answer = match frontend.infer(&asked(&self.headers, &in_message)?, request, deadline).await {
+        let call = Call { path: MODEL_STREAM_INFER, metadata: &self.headers };
+        let answer = match frontend.infer_with(&asked(&self.headers, &in_message)?, request, call, deadline).await {
             Ok(answer) => ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer) },
             // With the request's id, so that its sender knows which one it was.
             Err(fault) => {

@@ -12,7 +12,7 @@ use prost::Message;
 
 use crate::body::{self, Incoming, Outgoing};
 use crate::budget::Share;
-use crate::codes::{Fault, Quoted};
+use crate::codes::{self, Fault, Quoted};
 
 /// Before each message: one byte that says whether it is compressed, and its length in four.
 const PREFIX: usize = 5;
@@ -193,6 +193,7 @@ pub(crate) fn framed(message: &impl Message) -> Result<Bytes, Fault> {
 
 /// The answer to a call that did not.
 pub(crate) fn fault(fault: &Fault) -> Response<Outgoing> {
+    tracing::debug!(code = codes::name(fault.verdict().code), error = %fault, "a request gets an error");
     fault.to_status().into_http()
 }
 

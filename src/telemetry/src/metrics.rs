@@ -44,6 +44,12 @@ pub enum Counter {
     TlsReloads,
     /// Clients with which no TLS came about, by reason.
     TlsRefused,
+    /// Payloads delivered, by processor.
+    PayloadsSent,
+    /// Payloads that did not reach their processor, by processor and reason.
+    PayloadsDropped,
+    /// Looks at a changed file of the data plane's configuration, by outcome.
+    DataPlaneReloads,
 }
 
 /// Gauges.
@@ -89,6 +95,10 @@ pub enum Gauge {
     TlsCertificateExpiry,
     /// 1 while the TLS files cannot be used as they are.
     TlsFilesFaulty,
+    /// Bytes of payloads that wait for a processor or are being sent.
+    PayloadBytes,
+    /// 1 while the file of the data plane's configuration cannot be used as it is.
+    DataPlaneFaulty,
 }
 
 /// Histograms, all in seconds.
@@ -135,6 +145,13 @@ impl Counter {
             }
             Counter::TlsReloads => Family { name: "berth_tls_reloads_total", help: "TLS files that changed and were taken over or refused." },
             Counter::TlsRefused => Family { name: "berth_tls_refused_total", help: "Clients with which no TLS came about, by reason." },
+            Counter::PayloadsSent => Family { name: "berth_payloads_sent_total", help: "Payloads that a payload processor took, by processor." },
+            Counter::PayloadsDropped => {
+                Family { name: "berth_payloads_dropped_total", help: "Payloads that did not reach their processor, by processor and reason." }
+            }
+            Counter::DataPlaneReloads => {
+                Family { name: "berth_dataplane_config_reloads_total", help: "Changes of the data plane's configuration file, by outcome." }
+            }
         }
     }
 }
@@ -176,6 +193,13 @@ impl Gauge {
             Gauge::TlsFilesFaulty => {
                 Family { name: "berth_tls_files_faulty", help: "1 while the TLS files cannot be used as they are and the last good ones count." }
             }
+            Gauge::PayloadBytes => {
+                Family { name: "berth_payload_bytes", help: "Bytes of payloads that wait or are being sent, by payload processor." }
+            }
+            Gauge::DataPlaneFaulty => Family {
+                name: "berth_dataplane_config_faulty",
+                help: "1 while the file of the data plane's configuration cannot be used and the last good one counts.",
+            },
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::frontend::Frontend;
 use crate::id::{self, Asked};
 use crate::meters::Measured;
 use crate::methods::{Method, Names};
+use crate::payloads::Observed;
 use crate::route::Models;
 use crate::wire;
 pub(crate) use passed::Passed;
@@ -53,9 +54,11 @@ impl<M: Models> Frontend<M> {
                 Err(fault) => Err(fault),
             },
         };
-        match self.try_pass(server, head, in_headers, body).await {
-            Ok((called, request)) => called.answered::<M>(measured, request),
+        let mut observed = None;
+        match self.try_pass(server, head, in_headers, body, &mut observed).await {
+            Ok((called, request)) => called.answered::<M>(measured, request, observed),
             Err(fault) => {
+                observed.into_iter().for_each(|observed| observed.failed(fault.verdict().code));
                 measured.is(fault.verdict().code);
                 wire::fault(&fault)
             }
@@ -92,6 +95,7 @@ impl<M: Models> Frontend<M> {
         head: &Parts,
         in_headers: Result<Option<Asked<'_>>, Fault>,
         body: hyper::body::Incoming,
+        observed: &mut Option<Observed>,
     ) -> Result<(Called<M::Guard>, Request<hyper::body::Incoming>), Fault> {
         let method = self.method(head)?;
         let deadlines = self.deadlines(&head.headers)?;
@@ -110,7 +114,14 @@ impl<M: Models> Frontend<M> {
                 }
             }
         };
-        let mut passes = Passes { request: &request, method: &method, asked: asked.as_str(), in_message, window: self.config.stream_window };
+        let show = |model: &ModelId| {
+            if observed.is_none() {
+                *observed = self.observe(head.uri.path(), &asked, model, &head.headers);
+                observed.iter().for_each(|observed| request.show(observed.requests(&head.headers)));
+            }
+        };
+        let (asked_as, window) = (asked.as_str(), self.config.stream_window);
+        let mut passes = Passes { request: &request, method: &method, asked: asked_as, in_message, window, show };
         let to = Head { uri: &head.uri, headers: &head.headers };
         let begun = self.send(server, to, &asked, deadlines, &mut passes).await?;
         request.is_answered();
@@ -143,19 +154,22 @@ impl<M: Models> Frontend<M> {
 }
 
 /// A request that is passed on as it comes.
-struct Passes<'a, B> {
+struct Passes<'a, B, F> {
     request: &'a Request<B>,
     method: &'a Method,
     asked: &'a str,
     /// The first message says which model is meant.
     in_message: bool,
     window: ByteSize,
+    /// Shows it to whoever looks at the calls of a model.
+    show: F,
 }
 
-impl<B: Incoming> Sending for Passes<'_, B> {
+impl<B: Incoming, F: FnMut(&ModelId)> Sending for Passes<'_, B, F> {
     type Body = Passing<B>;
 
     fn body(&mut self, model: &ModelId) -> Result<Passing<B>, Fault> {
+        (self.show)(model);
         let id = self.method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
         // Whoever names the model in messages names it in all of them, or in none but the first. And what the runtime reads,
         // because nothing is written over it, must be the model that is guarded.
@@ -199,10 +213,17 @@ struct Called<G> {
 }
 
 impl<G: Send + Sync + 'static> Called<G> {
-    fn answered<M: Models<Guard = G>>(self, measured: Measured, request: Request<hyper::body::Incoming>) -> Response<Outgoing> {
+    fn answered<M: Models<Guard = G>>(
+        self,
+        measured: Measured,
+        request: Request<hyper::body::Incoming>,
+        observed: Option<Observed>,
+    ) -> Response<Outgoing> {
         let Called { headers, body, guard, model, until, unread_timeout } = self;
         let (code, has_come) = (passed::code_of(&headers), body.has_come());
-        let mut passed = Passed::new(body, measured, code, model.clone(), request, until.clone());
+        let mut tap = observed.map(|observed| observed.responses(&headers));
+        code.into_iter().for_each(|code| tap.iter_mut().for_each(|tap| tap.ended(code)));
+        let mut passed = Passed::new(body, measured, code, model.clone(), request, until.clone()).shown(tap);
         if !has_come {
             passed = passed.watched(|answer| async move {
                 let (clock, end) = until;

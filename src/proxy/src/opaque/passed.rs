@@ -26,6 +26,7 @@ use super::{infer_fault, is_late};
 
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
+use crate::payloads::Tap;
 use crate::wire;
 
 /// An answer that the runtime gives.
@@ -55,9 +56,17 @@ struct Open {
     request: Request<hyper::body::Incoming>,
     /// When the answer must have ended.
     until: (Clock, Deadline),
+    /// Sees what is passed on.
+    tap: Option<Box<Tap>>,
 }
 
 impl Open {
+    /// It ends so.
+    fn is(&mut self, code: Code) {
+        self.measured.is(code);
+        self.tap.iter_mut().for_each(|tap| tap.ended(code));
+    }
+
     /// What a failure of the call means.
     fn fault(&self, why: &CallError) -> Fault {
         match self.request.fault() {
@@ -82,9 +91,17 @@ impl Passed {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, measured, model, request, until };
+        let open = Open { answer, measured, model, request, until, tap: None };
         let shared = Shared { open: (!ended).then_some(open), cut: None, waits: None, taken: 0 };
         Passed { shared: Arc::new(Mutex::new(shared)), watcher: None }
+    }
+
+    /// The same, and `tap` sees what is passed on.
+    pub(crate) fn shown(self, tap: Option<Box<Tap>>) -> Self {
+        if let Some(open) = &mut self.shared.lock().open {
+            open.tap = tap;
+        }
+        self
     }
 
     /// Runs `task` until the answer has ended. It can end the answer itself.
@@ -105,14 +122,17 @@ impl Passed {
         let (frame, ended) = match Pin::new(&mut open.answer).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_of) {
-                    open.measured.is(code);
+                    open.is(code);
+                }
+                if let (Some(tap), Some(data)) = (&mut open.tap, frame.data_ref()) {
+                    tap.push(data);
                 }
                 let ended = frame.is_trailers() || open.answer.is_end_stream();
                 (Some(frame), ended)
             }
             Poll::Ready(Some(Err(why))) => {
                 let fault = open.fault(&why);
-                open.measured.is(fault.verdict().code);
+                open.is(fault.verdict().code);
                 (Some(Frame::trailers(wire::badly(&fault))), true)
             }
             Poll::Ready(None) => (None, true),
@@ -175,7 +195,7 @@ impl Watch {
             (over, shared.waits.take())
         };
         if let Some(mut over) = over {
-            over.measured.is(fault.verdict().code);
+            over.is(fault.verdict().code);
         }
         if let Some(waker) = waits {
             waker.wake();

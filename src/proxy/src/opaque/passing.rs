@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::body::Incoming;
 use crate::budget::{Budget, Share};
 use crate::codes::Fault;
+use crate::payloads::Tap;
 
 /// Requests up to this size are kept for another try.
 const KEPT: u64 = 256 * 1024;
@@ -52,6 +53,8 @@ struct Source<B> {
     /// How compressed messages are compressed; `None`: in a way that is not known here.
     encoding: Option<Encoding>,
     budget: Budget,
+    /// Sees what is passed on.
+    tap: Option<Box<Tap>>,
 }
 
 impl<B: Incoming> Source<B> {
@@ -72,6 +75,7 @@ impl<B: Incoming> Source<B> {
             max_message,
             encoding,
             budget: budget.clone(),
+            tap: None,
         }
     }
 
@@ -158,6 +162,9 @@ impl<B: Incoming> Source<B> {
                     }
                 },
             };
+            if let Some(tap) = &mut self.tap {
+                tap.push(&frame);
+            }
             let outcome = self.injector.push(frame, &mut self.pieces);
             self.out.extend(self.pieces.drain(..));
             if let Err(fault) = outcome.map_err(|fault| self.fault_of(fault)).and_then(|()| self.share.hold(self.held)) {
@@ -235,6 +242,7 @@ impl<B: Incoming> Request<B> {
             return None;
         }
         source.turn += 1;
+        source.tap.iter_mut().for_each(|tap| tap.begins_again());
         source.passed = 0;
         source.out.clear();
         let watch = watched.map(|(path, id)| Watch { path, ids: vec![id], limits: Limits::default() });
@@ -245,6 +253,11 @@ impl<B: Incoming> Request<B> {
             source.let_go();
         }
         Some(Passing { source: Arc::clone(&self.0), turn: source.turn })
+    }
+
+    /// Shows what is passed on from its beginning; before the first [`Request::body`].
+    pub(crate) fn show(&self, tap: Box<Tap>) {
+        self.0.lock().tap = Some(tap);
     }
 
     /// Bytes that are in memory while nothing of it is sent: what was read of it and, unless that is all, what its client

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Response};
 
 use super::passing::fault_of;
 use super::sending::{Deadlines, Head};
-use super::whole::Whole;
+use super::whole::{Collected, Whole};
 use crate::body::{Incoming, Outgoing};
 use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
@@ -122,19 +122,29 @@ impl<M: Models> Frontend<M> {
         mut share: Share,
     ) -> Result<Answered, Fault> {
         let deadlines = Deadlines { answer: deadline, end: deadline };
-        let mut request = Whole { pieces: |model: &ModelId| self.with_id(method, message, model), held: message.len() as u64 };
-        let begun = self.send(server, head, asked, deadlines, &mut request).await?;
-        let answer = self.collect(begun, deadline, &mut share).await?;
-        if answer.status().is_none_or(|status| status.code() != tonic::Code::Ok) {
-            let mut badly = wire::begun(Outgoing::Ready { pieces: [].into(), trailers: None });
-            *badly.headers_mut() = answer.headers;
-            merge(badly.headers_mut(), answer.trailers.unwrap_or_default());
-            return Ok(Answered::Badly(badly));
+        let mut observed = None;
+        let pieces = |model: &ModelId| {
+            if observed.is_none() {
+                observed = self.observe(head.uri.path(), asked, model, head.headers);
+                observed.iter().for_each(|observed| observed.request(message.len(), || message.clone()));
+            }
+            self.with_id(method, message, model)
+        };
+        let mut request = Whole { pieces, held: message.len() as u64 };
+        let answered = async {
+            let begun = self.send(server, head, asked, deadlines, &mut request).await?;
+            let answer = self.collect(begun, deadline, &mut share).await?;
+            answered(answer, share)
+        };
+        let answered = answered.await;
+        if let Some(observed) = observed {
+            match &answered {
+                Ok(Answered::Well(one)) => observed.response(&one.headers, one.message.len(), || one.message.clone()),
+                Ok(Answered::Badly(answer)) => observed.failed(super::passed::code_of(answer.headers()).unwrap_or(tonic::Code::Unknown)),
+                Err(fault) => observed.failed(fault.verdict().code),
+            }
         }
-        let message = answer.message()?;
-        share.hold(message.len() as u64)?;
-        let message = Bytes::from_owner(Held { bytes: message, _share: share });
-        Ok(Answered::Well(One { headers: answer.headers, message, trailers: answer.trailers.unwrap_or_default() }))
+        answered
     }
 
     /// `message` as it goes to the runtime: with its prefix, and with the id of `model`.
@@ -150,6 +160,20 @@ impl<M: Models> Frontend<M> {
         injector.end().map_err(|fault| fault_of(fault, &self.bodies))?;
         Ok(pieces)
     }
+}
+
+/// What the runtime said, its message held by `share`.
+fn answered(answer: Collected, mut share: Share) -> Result<Answered, Fault> {
+    if answer.status().is_none_or(|status| status.code() != tonic::Code::Ok) {
+        let mut badly = wire::begun(Outgoing::Ready { pieces: [].into(), trailers: None });
+        *badly.headers_mut() = answer.headers;
+        merge(badly.headers_mut(), answer.trailers.unwrap_or_default());
+        return Ok(Answered::Badly(badly));
+    }
+    let message = answer.message()?;
+    share.hold(message.len() as u64)?;
+    let message = Bytes::from_owner(Held { bytes: message, _share: share });
+    Ok(Answered::Well(One { headers: answer.headers, message, trailers: answer.trailers.unwrap_or_default() }))
 }
 
 /// Adds `more` to `headers`: of what can be there only once the last counts.

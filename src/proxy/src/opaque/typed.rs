@@ -16,13 +16,14 @@ use super::sending::{Deadlines, Head};
 use super::whole::{Collected, Whole};
 use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
-use crate::frontend::{Frontend, weight_of};
+use crate::frontend::{Call, Frontend, weight_of};
 use crate::id::Asked;
+use crate::payloads::Observed;
 use crate::route::Models;
 use crate::wire;
 
 impl<M: Models> Frontend<M> {
-    /// Runs the model on a copy in the runtime behind `server`; `metadata` goes with the request.
+    /// Runs the model on a copy in the runtime behind `server`; the call's metadata goes with the request.
     ///
     /// # Errors
     /// [`Fault`].
@@ -31,14 +32,16 @@ impl<M: Models> Frontend<M> {
         server: &Server,
         asked: &Asked<'_>,
         mut request: ModelInferRequest,
-        metadata: &HeaderMap,
+        call: Call<'_>,
         deadline: Deadline,
+        observed: &mut Option<Observed>,
     ) -> Result<ModelInferResponse, Fault> {
         let (id, held) = (request.id.clone(), weight_of(&request));
         let (mut copied, mut share) = (self.bodies.share(), self.bodies.share());
-        let headers = headers(metadata);
+        let headers = headers(call.metadata);
         let mut whole = Whole {
             pieces: |model: &ModelId| {
+                self.observe_once(observed, call, asked, model, &request);
                 request.model_name = model.to_string();
                 pieces(&mut request, &mut copied)
             },
