@@ -119,10 +119,17 @@ impl Owner {
             }
             Err(_) => {}
         }
+        if result.is_ok() {
+            self.index_came();
+        }
         if let Ok(index) = &result
             && (audit || self.left_over.is_none())
         {
             self.compare_books(began, index);
+        }
+        if self.is_away() {
+            // Orders that it does not hear are not repeated.
+            return;
         }
         for model in self.leaving.iter().cloned().collect::<Vec<_>>() {
             self.look_for(&model, began, result.as_ref().ok(), audit);
