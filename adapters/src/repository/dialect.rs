@@ -1,11 +1,15 @@
 //! In what servers with a model repository differ.
 
-use std::io;
+use std::collections::HashMap;
 use std::path::Path;
 
-use berth_proto::repository::{StatisticsRequest, StatisticsResponse};
+use berth_proto::repository::parameter::Value;
+use berth_proto::repository::{Parameter, StatisticsRequest, StatisticsResponse};
 use berth_types::{ByteSize, Deadline, Footprint, ModelId, Pool, Registration};
 
+use tracing::info;
+
+use crate::layout::{self, Source};
 use crate::rpc::Rpc;
 use crate::{Artifacts, LaidOut, LoadError};
 
@@ -76,24 +80,35 @@ impl Dialect {
 }
 
 impl Dialect {
+    /// Puts the model's files where the server wants them below `root`.
     pub(super) fn lay_out(self, root: &Path, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
-        let (folder, wrong) = (root.join(model.id.as_str()), |fault: io::Error| LoadError::bad_model(fault.to_string()));
-        let _ = std::fs::remove_dir_all(&folder);
-        match self {
-            Dialect::Triton => {
-                std::fs::create_dir_all(folder.join("1")).map_err(wrong)?;
-                std::os::unix::fs::symlink(&artifacts.model, folder.join("1/model.onnx")).map_err(wrong)?;
-                std::fs::write(folder.join("config.pbtxt"), "backend: \"onnxruntime\"\n").map_err(wrong)?;
-            }
-            Dialect::MlServer => {}
+        if layout::name::server_name(&model.id) != model.id.as_str() {
+            // Requests carry the id, and what they name would be no model.
+            let why = "an id for it is made of letters, digits, '_', '-' and '.', starts with none of these but letters and digits or '_'";
+            return Err(LoadError::bad_model(format!("{} cannot call a model {:?}: {why}, and is at most 240 long", self.name(), model.id.as_str())));
         }
-        Ok(LaidOut { path: folder })
+        let source = Source::read(model, artifacts)?;
+        let plan = match self {
+            Dialect::Triton => layout::triton::plan(&source, &layout::triton::Options::default())?,
+            Dialect::MlServer => layout::mlserver::plan(&source, root)?,
+        };
+        for note in &plan.notes {
+            info!(model = %model.id, "{note}");
+        }
+        plan.carry_out(root)
     }
 
-    pub(super) fn clear(self, root: &Path, model: &ModelId) -> io::Result<()> {
-        match std::fs::remove_dir_all(root.join(model.as_str())) {
-            Err(fault) if fault.kind() != io::ErrorKind::NotFound => Err(fault),
-            _ => Ok(()),
+    /// Removes what [`Dialect::lay_out`] made.
+    pub(super) fn clear(self, root: &Path, model: &ModelId) -> Result<(), LoadError> {
+        layout::clear(root, &layout::name::server_name(model))
+    }
+
+    /// What an order to unload says beside the name.
+    pub(super) fn unload_parameters(self) -> HashMap<String, Parameter> {
+        match self {
+            // The parts of an ensemble go with it.
+            Dialect::Triton => [("unload_dependents".to_owned(), Parameter { value: Some(Value::BoolParam(true)) })].into(),
+            Dialect::MlServer => HashMap::new(),
         }
     }
 }

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ServerMetadataRequest, ServerMetadataResponse};
+use berth_proto::inference::{
+    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ServerMetadataRequest, ServerMetadataResponse,
+};
 use berth_proto::repository::{IndexRequest, IndexResponse, LoadRequest, LoadResponse, UnloadRequest, UnloadResponse};
 use berth_telemetry::Clock;
 use berth_types::{Deadline, Footprint, ModelId, Registration};
@@ -30,10 +32,11 @@ use tonic::Code;
 use tracing::{info, warn};
 
 use crate::changes::Changes;
+use crate::layout::name::{Named, named};
 use crate::rpc::{Rpc, RpcError};
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
-    UnloadError,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
+    SupportedFormat, UnloadError,
 };
 pub use dialect::Dialect;
 
@@ -253,7 +256,7 @@ impl Inner {
     }
 
     async fn tell_to_unload(&self, name: &str) -> Result<(), RpcError> {
-        let request = UnloadRequest { model_name: name.to_owned(), ..UnloadRequest::default() };
+        let request = UnloadRequest { model_name: name.to_owned(), parameters: self.config.dialect.unload_parameters(), ..UnloadRequest::default() };
         self.rpc.call::<UnloadResponse>(self.config.dialect.unload(), &request, self.clock.deadline_in(USUAL)).await.map(drop)
     }
 
@@ -342,7 +345,8 @@ impl Runtime for RepositoryServer {
         }
         let task = tokio::spawn(Arc::clone(&self.inner).load(id.clone()));
         let load = async move {
-            let panicked = |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
+            let panicked =
+                |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
             task.await.unwrap_or_else(panicked)
         };
         let load: Load = load.boxed().shared();
@@ -378,8 +382,9 @@ impl Runtime for RepositoryServer {
     async fn index(&self) -> Result<Index, RuntimeDown> {
         self.inner.changes.look();
         let models = self.inner.models().await.map_err(|why| RuntimeDown(why.to_string()))?;
-        let listed = models.into_iter().filter_map(|(name, state)| match (ModelId::new(&name), state) {
-            (Ok(model), State::Is(entry)) => Some((model, entry)),
+        let listed = models.into_iter().filter_map(|(name, state)| match (named(&name), state) {
+            (Named::Model(model), State::Is(entry)) => Some((model, entry)),
+            // The parts of an ensemble come and go with it; what is nobody's is not counted.
             _ => None,
         });
         let mut entries: HashMap<ModelId, IndexEntry> = listed.collect();

@@ -401,7 +401,9 @@ fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
         };
         let beside = |text: &str| path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned();
         let text = match *known {
-            "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file" | "tls-cert" | "tls-key" | "repository" => beside(&text),
+            "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file" | "tls-cert" | "tls-key" | "repository" => {
+                beside(&text)
+            }
             "tls-client-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
             _ => text,
         };

@@ -259,7 +259,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
     }
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
-    let api = berth_api::Deps { store, views: views.clone(), clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
+    let api =
+        berth_api::Deps { store, views: views.clone(), clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
     spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
     // From here on it is the resources that are waited for.

@@ -139,7 +139,7 @@ impl Owner {
 
     /// What callers are told who will not be waited with.
     pub(crate) fn refusal_while_away(&self, model: &ModelId) -> Option<WaitError> {
-        let away = self.watch.away.as_ref().filter(|away| away.refuse_at <= self.clock.now())?;
+        let away = self.watch.away.as_ref().filter(|away| away.refuse_at <= self.clock.now() && !self.watch.says_up())?;
         Some(WaitError::Failed(self.away_failure(model, away)))
     }
 

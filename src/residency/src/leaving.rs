@@ -131,7 +131,10 @@ impl Owner {
             // Orders that it does not hear are not repeated.
             return;
         }
-        for model in self.leaving.iter().cloned().collect::<Vec<_>>() {
+        // In the order in which they are wanted back.
+        let mut leaving: Vec<_> = self.leaving.iter().cloned().collect();
+        leaving.sort_by_cached_key(|model| self.entries.get(model).map(|entry| entry.ticket.clone()));
+        for model in leaving {
             self.look_for(&model, began, result.as_ref().ok(), audit);
         }
     }

@@ -22,9 +22,9 @@ use berth_types::{Failure, Footprint, Location, ModelId, Reason, Refusal, Regist
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
+use crate::away::Watch;
 use crate::ending::Ending;
 use crate::entry::{Class, Entry, Ticket, Waiter};
-use crate::away::Watch;
 use crate::failures::{Failures, Kind};
 use crate::keeping::Keeping;
 use crate::ledger::Ledger;
