@@ -705,6 +705,7 @@ mod tests {
         let subject = Subject {
             runtime: runtime.clone(),
             clock,
+            format: "onnx",
             good: files(10),
             bad: files(10),
             request: raw_request(&[("x", "INT32", &[1], &raw)]),

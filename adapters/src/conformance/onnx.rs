@@ -39,6 +39,7 @@ pub async fn onnx_suite(runtime: &OnnxRuntime, clock: &Clock, folder: &Path, abi
     runtime_suite(&Subject {
         runtime: runtime.clone(),
         clock: clock.clone(),
+        format: "onnx",
         good: bench.write("good", &sample::sum_and_product(true)),
         bad: bench.write("bad", b"<!DOCTYPE html><title>404</title>"),
         request: raw_request(&[("b", "FP32", &[1, 3], &b), ("a", "FP32", &[1, 3], &a)]),
