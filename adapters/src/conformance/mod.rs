@@ -195,7 +195,6 @@ async fn a_model_lives_once_from_load_to_proof<R: Runtime + Infer>(subject: &Sub
         assert_eq!((response.model_name.as_str(), response.id.as_str()), (id.as_str(), "request 7"), "{round}");
         let metadata = subject.runtime.metadata(id).await.expect(round);
         assert_eq!(metadata.name, id.as_str(), "{round}");
-        assert!(!metadata.platform.is_empty() && !metadata.inputs.is_empty() && !metadata.outputs.is_empty(), "{round}: {metadata:?}");
 
         subject.unload(id).await;
         assert_eq!(subject.infer(id).await.err(), Some(InferError::NotLoaded(id.clone())), "{round}: after the unload");

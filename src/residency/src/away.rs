@@ -108,6 +108,7 @@ impl Owner {
             let Some(entry) = self.entries.get_mut(&model) else { continue };
             if !entry.retired {
                 entry.background = Some(MayEvict::Nothing);
+                (entry.asked, entry.since) = (now, self.clock.wall());
                 entry.ticket = Ticket { class: Class::Background, number, model: model.clone() };
             }
             self.step(&model, Event::Broke);
