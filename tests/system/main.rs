@@ -5,6 +5,7 @@
 
 mod access;
 mod answers;
+mod beside;
 mod cli;
 mod crash;
 mod downloads;

@@ -18,6 +18,7 @@ use berth_types::ByteSize;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
 
+use crate::beside::{self, AgentArgs, Beside};
 use crate::token::{self, ApiToken};
 use crate::{data_plane, payloads, tls};
 
@@ -138,8 +139,17 @@ pub(crate) struct ServeArgs {
     log_format: Option<String>,
 }
 
+/// Which command is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// `berth serve`.
+    Serve,
+    /// `berth agent`.
+    Agent,
+}
+
 /// Everything that `berth serve` needs to know, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
     /// The file that was read, if any.
     pub(crate) file: Option<PathBuf>,
@@ -195,6 +205,8 @@ pub(crate) struct Config {
     pub(crate) log: Option<String>,
     /// JSON logs.
     pub(crate) log_json: bool,
+    /// The inference server beside this process; `None` is the embedded engine.
+    pub(crate) beside: Option<Beside>,
 }
 
 /// Who may change what calls of `mmesh.ModelMesh` manage.
@@ -227,15 +239,15 @@ impl fmt::Display for ConfigFaults {
 impl std::error::Error for ConfigFaults {}
 
 /// One setting as it was given, and by what.
-struct Given {
+pub(crate) struct Given {
     text: String,
     origin: String,
 }
 
 /// The settings as given, and the faults found so far.
-struct Reading {
+pub(crate) struct Reading {
     given: BTreeMap<&'static str, Given>,
-    faults: Vec<String>,
+    pub(crate) faults: Vec<String>,
 }
 
 /// The keys, as flags and as keys of the file.
@@ -321,16 +333,21 @@ impl ServeArgs {
 }
 
 impl Reading {
-    fn fault(&mut self, key: &str, problem: impl fmt::Display) {
+    /// Adds a setting, unless it was given already.
+    pub(crate) fn give(&mut self, key: &'static str, text: String, origin: &str) {
+        self.given.entry(key).or_insert_with(|| Given { text, origin: origin.to_owned() });
+    }
+
+    pub(crate) fn fault(&mut self, key: &str, problem: impl fmt::Display) {
         let origin = self.given.get(key).map_or_else(|| format!("default of {key}"), |given| given.origin.clone());
         self.faults.push(format!("{origin}: {problem}"));
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.given.get(key).map(|given| given.text.as_str())
     }
 
-    fn parsed<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub(crate) fn parsed<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         match read(self.text(key)?) {
             Ok(value) => Some(value),
             Err(problem) => {
@@ -353,8 +370,8 @@ impl Reading {
 ///
 /// # Errors
 /// [`ConfigFaults`]: every fault, each with the flag, variable or file key that it came from.
-pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
-    let mut config = read_with(matches, &|name| std::env::var_os(name))?;
+pub(crate) fn read(matches: &ArgMatches, command: Command) -> Result<Config, ConfigFaults> {
+    let mut config = read_with(matches, command, &|name| std::env::var_os(name))?;
     config.vmodel_owner = config.vmodel_owner.or_else(|| std::env::var(DEFAULT_OWNER).ok().filter(|owner| !owner.is_empty()).map(Arc::from));
     Ok(config)
 }
@@ -367,11 +384,19 @@ const TOKEN: &str = "BERTH_API_TOKEN";
 const DEFAULT_OWNER: &str = "MM_DEFAULT_VMODEL_OWNER";
 
 /// `variable` is the content of an environment variable.
-fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
-    let args = ServeArgs::from_arg_matches(matches).map_err(|fault| ConfigFaults(vec![fault.to_string()]))?;
+fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
+    let unreadable = |fault: clap::Error| ConfigFaults(vec![fault.to_string()]);
+    let (args, agent) = match command {
+        Command::Serve => (ServeArgs::from_arg_matches(matches).map_err(unreadable)?, None),
+        Command::Agent => {
+            let args = AgentArgs::from_arg_matches(matches).map_err(unreadable)?;
+            (args.serve.clone(), Some(args))
+        }
+    };
     let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
-    for key in KEYS {
-        if let Some(text) = args.get(key) {
+    let keys: Vec<&'static str> = KEYS.into_iter().chain(beside::KEYS.into_iter().filter(|_| agent.is_some())).collect();
+    for &key in &keys {
+        if let Some(text) = args.get(key).or_else(|| agent.as_ref()?.get(key)) {
             let origin = match matches.value_source(&key.replace('-', "_")) {
                 Some(ValueSource::EnvVariable) => format!("BERTH_{}", key.replace('-', "_").to_uppercase()),
                 _ => format!("--{key}"),
@@ -386,22 +411,26 @@ fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) 
             reading.given.entry(key).or_insert(Given { text: text.to_string_lossy().into_owned(), origin: (*name).to_owned() });
         }
     }
+    if agent.is_some() {
+        beside::read_upstream(&mut reading, variable);
+    }
     let named = args.config.as_ref().map(PathBuf::from);
     let file = named.clone().or_else(|| {
         let beside = Path::new(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS)).join("berth.toml");
         beside.is_file().then_some(beside)
     });
     if let Some(path) = &file {
-        read_file(path, &mut reading);
+        read_file(path, &mut reading, &keys);
     }
-    let config = check(&mut reading, file, variable);
+    let mut config = check(&mut reading, file, variable);
+    config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
     if reading.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(reading.faults)) }
 }
 
 const DEFAULT_MANIFESTS: &str = "examples/quickstart";
 
 /// Adds what the file says where neither a flag nor a variable did. Relative paths in it start at its own folder.
-fn read_file(path: &Path, reading: &mut Reading) {
+fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
     let shown = path.display();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -412,8 +441,8 @@ fn read_file(path: &Path, reading: &mut Reading) {
         Err(fault) => return reading.faults.push(format!("configuration file {shown}: {}", fault.to_string().trim_end().replace('\n', "\n    "))),
     };
     for (key, value) in table {
-        let Some(known) = KEYS.iter().find(|known| **known == key) else {
-            reading.faults.push(format!("configuration file {shown}: unknown key {key:?}: the keys are {}", KEYS.join(", ")));
+        let Some(known) = keys.iter().find(|known| **known == key) else {
+            reading.faults.push(format!("configuration file {shown}: unknown key {key:?}: the keys are {}", keys.join(", ")));
             continue;
         };
         let text = match value {
@@ -434,7 +463,8 @@ fn read_file(path: &Path, reading: &mut Reading) {
             | "api-token-file"
             | "tls-cert"
             | "tls-key"
-            | "dataplane-config-path" => beside(&text),
+            | "dataplane-config-path"
+            | "repository" => beside(&text),
             "tls-client-ca" | "payload-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
             _ => text,
         };
@@ -642,18 +672,19 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         data_plane,
         log,
         log_json,
+        beside: None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Command;
+    use clap::Command as Line;
 
     use super::*;
 
     fn read_flags(flags: &[&str]) -> Result<Config, ConfigFaults> {
-        let command = ServeArgs::augment_args(Command::new("serve"));
-        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), &|_name| None)
+        let command = ServeArgs::augment_args(Line::new("serve"));
+        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), Command::Serve, &|_name| None)
     }
 
     fn read_with_token(flags: &[&str], token: &str) -> Result<Config, ConfigFaults> {
@@ -662,9 +693,9 @@ mod tests {
 
     /// In an environment with those variables.
     fn read_in(flags: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
-        let command = ServeArgs::augment_args(Command::new("serve"));
+        let command = ServeArgs::augment_args(Line::new("serve"));
         let matches = command.get_matches_from(std::iter::once(&"serve").chain(flags));
-        read_with(&matches, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
+        read_with(&matches, Command::Serve, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
     }
 
     fn folder_with(file: &str) -> tempfile::TempDir {
@@ -776,7 +807,7 @@ mod tests {
 
     #[test]
     fn every_key_is_a_flag_and_every_flag_a_key() {
-        let command = ServeArgs::augment_args(Command::new("serve"));
+        let command = ServeArgs::augment_args(Line::new("serve"));
         let flags: Vec<String> =
             command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).filter(|flag| flag != "config").collect();
         assert_eq!(flags, KEYS);

@@ -46,15 +46,15 @@ pub(crate) fn read(path: &Path) -> Result<DataPlane, String> {
     DataPlane::parse(&text).map_err(|fault| told(&fault))
 }
 
-/// Makes `frontend` allow what is configured.
-pub(crate) fn apply<M: Models>(frontend: &Frontend<M>, plane: &DataPlane) {
-    frontend.set_methods(Methods::default().within(plane));
+/// Makes `frontend` allow what is configured of what its runtime has.
+pub(crate) fn apply<M: Models>(frontend: &Frontend<M>, runtimes: &Methods, plane: &DataPlane) {
+    frontend.set_methods(runtimes.clone().within(plane));
 }
 
 /// Follows the file: each good content counts at once, a faulty one is told and changes nothing.
 pub(crate) async fn follow<M: Models>(
     path: PathBuf,
-    plane: DataPlane,
+    (runtimes, plane): (Methods, DataPlane),
     frontend: Arc<Frontend<M>>,
     clock: Clock,
     metrics: Metrics,
@@ -67,7 +67,7 @@ pub(crate) async fn follow<M: Models>(
         let outcome = match news {
             News::None => return,
             News::Replaced => {
-                apply(&frontend, &present.borrow());
+                apply(&frontend, &runtimes, &present.borrow());
                 info!(path = %path.display(), "the data plane's configuration was replaced");
                 Some("replaced")
             }

@@ -88,6 +88,13 @@ fn v2() -> HashMap<String, Method> {
 }
 
 impl Methods {
+    /// Those of the Open Inference Protocol and of Triton's extensions that ask a model something; no others, so that nobody
+    /// who sends requests gives orders to the server.
+    #[must_use]
+    pub fn inference() -> Self {
+        Methods { known: v2(), others: false }
+    }
+
     /// What a runtime says of its methods: for each the field numbers that lead to the field for the id, none where it wants
     /// no id. Of no method at all: every method. Otherwise those alone, unless it allows `any`.
     ///

@@ -55,6 +55,8 @@ pub enum Counter {
 /// Gauges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Gauge {
+    /// Whether the runtime answers: 1 or 0.
+    RuntimeUp,
     /// Budget of a memory pool.
     MemoryBudgetBytes,
     /// Bytes of a memory pool under lease.
@@ -160,6 +162,7 @@ impl Gauge {
     const fn family(self) -> Family {
         match self {
             Gauge::MemoryBudgetBytes => Family { name: "berth_memory_budget_bytes", help: "Budget of a memory pool." },
+            Gauge::RuntimeUp => Family { name: "berth_runtime_up", help: "Whether the runtime answers: 1 or 0." },
             Gauge::MemoryLeasedBytes => Family { name: "berth_memory_leased_bytes", help: "Bytes of a memory pool under lease." },
             Gauge::MemoryUnconfirmedBytes => {
                 Family { name: "berth_memory_unconfirmed_bytes", help: "Bytes of a memory pool whose unload is not confirmed." }
