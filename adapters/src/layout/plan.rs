@@ -62,10 +62,15 @@ impl Plan {
         Ok(LaidOut { path: made })
     }
 
+    /// Every folder that it makes: the parts', then the model's own, so that the model appears when it is whole.
+    fn folders(&self) -> impl Iterator<Item = (&String, &Entries)> {
+        self.parts.iter().chain([(&self.name, &self.entries)])
+    }
+
     /// No path leaves its folder or leads through another entry.
-    fn check(&self) -> Result<(), LoadError> {
+    pub(super) fn check(&self) -> Result<(), LoadError> {
         let refuse = |name: &str, what: &str| Err(LoadError::bad_model(format!("layout of {name}: {what}")));
-        for (name, entries) in self.parts.iter().map(|(name, entries)| (name, entries)).chain([(&self.name, &self.entries)]) {
+        for (name, entries) in self.folders() {
             if name.starts_with('.') || !is_plain(name) || name.contains('/') {
                 return refuse(name, "not a name that a folder can have");
             }
@@ -93,10 +98,9 @@ impl Plan {
         let real = fs::canonicalize(root)?;
         let new = real.join(OURS).join("new");
         fs::create_dir_all(&new)?;
-        let all = || self.parts.iter().map(|(name, entries)| (name, entries)).chain([(&self.name, &self.entries)]);
-        let built = all().try_for_each(|(name, entries)| build(&new.join(name), &real.join(name), entries));
+        let built = self.folders().try_for_each(|(name, entries)| build(&new.join(name), &real.join(name), entries));
         if let Err(fault) = built {
-            all().for_each(|(name, _)| drop(remove(&new.join(name))));
+            self.folders().for_each(|(name, _)| drop(remove(&new.join(name))));
             return Err(fault);
         }
         take_away(&real, &self.name)?;
@@ -106,7 +110,7 @@ impl Plan {
             fs::create_dir_all(list.parent().unwrap_or(&real))?;
             fs::write(list, self.parts.keys().cloned().collect::<Vec<_>>().join("\n"))?;
         }
-        for (name, _) in all() {
+        for (name, _) in self.folders() {
             put_away(&real, name)?;
             fs::rename(new.join(name), real.join(name))?;
         }

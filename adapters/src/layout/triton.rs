@@ -9,7 +9,7 @@ mod ensemble;
 mod fil;
 mod instances;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -131,6 +131,7 @@ fn shaped_folder(source: &Source) -> String {
     while let Some(entries) = source.listing.get(&folder).and_then(Node::entries)
         && entries.len() == 1
         && let Some((name, inner)) = entries.first_key_value()
+        && number(name).is_none()
         && inner.get(CONFIG).is_some_and(|config| !config.is_folder())
     {
         folder = join(&folder, name);
@@ -140,7 +141,7 @@ fn shaped_folder(source: &Source) -> String {
 
 /// A version's number in Triton's eyes: it wants no leading zeros, and none of zero.
 fn number(name: &str) -> Option<u64> {
-    if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     name.parse().ok().filter(|number| i64::try_from(*number).is_ok())
@@ -190,7 +191,6 @@ fn unshaped(source: &Source, options: &Options, at: &str, version: &str, out: &m
         if fil::takes(kind) && !entries.contains_key("model.py") {
             let file = fil::model_of(source, &at)?;
             *config = Some(fil::config(source, options, &join(&at, &file))?);
-            format = Format { folder: None, ..format };
         } else if let Some((name, endings)) = format.default
             && !entries.contains_key(name)
             && let Some(only) = lone(entries, endings)
