@@ -131,6 +131,19 @@ pub(crate) fn clear(root: &Path, name: &str) -> Result<(), LoadError> {
     gone.map_err(|fault| failed(&format!("layout of {name} below {} cannot be removed", root.display()), &fault))
 }
 
+/// Takes away every layout below `root`, whoever made it: what an earlier process left. The root itself stays.
+///
+/// # Errors
+/// The disk's words.
+pub(crate) fn purge(root: &Path) -> Result<(), LoadError> {
+    let gone = match fs::read_dir(root) {
+        Ok(mut entries) => entries.try_for_each(|entry| remove(&entry?.path())),
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    };
+    gone.map_err(|fault| failed(&format!("layouts below {} cannot be removed", root.display()), &fault))
+}
+
 /// The disk's fault, not the model's: waiting may help.
 fn failed(what: &str, fault: &io::Error) -> LoadError {
     LoadError { fault: LoadFault::RuntimeDown, message: format!("{what}: {fault}"), nothing_attempted: true }
@@ -348,6 +361,20 @@ mod tests {
         }
         assert!(place.folder.path().join("files/m/sub/b").exists());
         clear(Path::new("/nowhere/at-all"), "m").expect("nothing to do");
+    }
+
+    #[test]
+    fn a_purge_leaves_the_root_empty_and_the_models_files_alone() {
+        let place = Place::new();
+        let mut plan = place.plan("m", &[("1", place.source("sub"))]);
+        plan.parts.insert("m~.pre".into(), place.plan("", &[("1", place.source("sub"))]).entries);
+        plan.carry_out(&place.root()).expect("done");
+        symlink("../files/m", place.root().join("strange")).expect("a link");
+        fs::write(place.root().join("file"), "x").expect("a file");
+        purge(&place.root()).expect("done");
+        assert_eq!(fs::read_dir(place.root()).expect("there").count(), 0);
+        assert!(place.folder.path().join("files/m/sub/b").exists());
+        purge(Path::new("/nowhere/at-all")).expect("nothing to do");
     }
 
     #[test]

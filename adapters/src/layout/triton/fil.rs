@@ -52,7 +52,7 @@ pub(super) fn model_of(source: &Source, folder: &str) -> Result<String, LoadErro
 }
 
 /// The configuration for the model in a file of the listing.
-pub(super) fn config(source: &Source, options: &Options, file: &str) -> Result<Vec<u8>, LoadError> {
+pub(super) fn config(source: &Source, options: &Options, file: &str, notes: &mut Vec<String>) -> Result<Vec<u8>, LoadError> {
     let name = if file.is_empty() { source.name.as_str() } else { file.rsplit('/').next().unwrap_or(file) };
     let look = match source.listing.get(file) {
         Some(Node::File { look: Some(look), .. }) => look,
@@ -60,6 +60,9 @@ pub(super) fn config(source: &Source, options: &Options, file: &str) -> Result<V
     };
     let trees = if source.kind == "xgboost" { xgboost(look) } else { lightgbm(look) };
     let trees = trees.map_err(|what| LoadError::bad_model(format!("{name} {what}")))?;
+    if trees.form == "xgboost" {
+        notes.push(format!("{name} has the binary form that newer versions of XGBoost neither write nor read: save it as .json or .ubj"));
+    }
     let schema = source.schema.as_ref();
     let rows = schema.map_or(Ok(None), |schema| tensor("input", &schema.inputs, INPUT))?;
     let results = schema.map_or(Ok(None), |schema| tensor("output", &schema.outputs, OUTPUT))?.unwrap_or(1);
@@ -305,6 +308,13 @@ mod tests {
             given.sort();
             assert_eq!(given, [link.to_owned(), config], "{case}");
         }
+        let old = Source {
+            listing: super::super::super::listing::of_files(&[("m", &binary_form("binary:logistic"))]),
+            ..source("xgboost", "d", &["d/m"], None)
+        };
+        let mut notes = Vec::new();
+        let config = super::config(&old, &Options::default(), "m", &mut notes).expect("sound");
+        assert_eq!((notes.len(), format!("config.pbtxt = {}", String::from_utf8_lossy(&config))), (1, expected("m", "xgboost", 30, true)));
         // A folder of xgboost with a model.py is a python model's business.
         let python = plan(&source("xgboost", "d", &["d/model.py", "d/x.json"], None), &Options::default()).expect("sound");
         assert_eq!(shown(&python.entries), ["1 -> d"]);
