@@ -71,7 +71,7 @@ fn format(kind: &str) -> Format {
         "onnx" => of(Some("model.onnx"), Some("model.onnx"), "onnxruntime", Some(("model.onnx", &["onnx"]))),
         "pytorch" => of(Some("model.pt"), None, "pytorch", Some(("model.pt", &["pt", "pth"]))),
         "tensorrt" => of(Some("model.plan"), None, "tensorrt", Some(("model.plan", &["plan", "engine", "trt"]))),
-        "openvino" => Format { steps_in: false, ..of(None, None, "openvino", Some(("model.xml", &["xml"]))) },
+        "openvino" | "openvino_ir" => Format { steps_in: false, ..of(None, None, "openvino", Some(("model.xml", &["xml"]))) },
         "python" => Format { steps_in: false, ..of(None, None, "python", Some(("model.py", &["py"]))) },
         _ => Format { file: None, folder: None, backend: None, default: None, steps_in: false },
     }

@@ -110,7 +110,7 @@ fn a_text_that_is_not_in_the_format_says_where() {
 #[test]
 fn an_edit_changes_what_it_means_and_nothing_else() {
     type Change = fn(&mut Edit<'_, '_>);
-    let cases: [(&str, &str, Change, &str); 9] = [
+    let cases: [(&str, &str, Change, &str); 10] = [
         ("drop", "a: 1\nname: \"x\" # c\nb: 2", |edit| edit.drop_field("name"), "a: 1\n # c\nb: 2"),
         ("drop with its separator", "a: 1; name: \"x\" 'y' , b: 2", |edit| edit.drop_field("name"), "a: 1;  b: 2"),
         ("drop all", "name:'1'name:'2'", |edit| edit.drop_field("name"), ""),
@@ -119,6 +119,15 @@ fn an_edit_changes_what_it_means_and_nothing_else() {
         ("replace the first, drop the others", "i {} b: 1 i [ {} ]; c: 1", |edit| edit.replace_field("i", "i [ 9 ]"), "i [ 9 ] b: 1  c: 1"),
         ("append where there is none", "a: 1 # c", |edit| edit.replace_field("i", "i: 1"), "a: 1 # c\ni: 1\n"),
         ("append to nothing", "", |edit| edit.replace_field("i", "i: 1"), "i: 1\n"),
+        (
+            "of two that overlap the first",
+            "a: 1 b: 2",
+            |edit| {
+                edit.drop_field("a");
+                edit.replace(3..4, "x");
+            },
+            " b: 2",
+        ),
         ("nothing", "\u{feff}a: 1 # c\r\n", |_| {}, "\u{feff}a: 1 # c\r\n"),
     ];
     for (case, text, change, expected) in cases {

@@ -499,9 +499,10 @@ fn the_configuration_can_go_with_the_load_as_json() {
     let text = "name: \"gone\"\nbackend: \"onnx\" 'runtime'\nmax_batch_size: 010\n\
         input { name: \"a\" data_type: TYPE_FP32 dims: -1 dims: 0x10 optional: true }\noutput [ { name: \"b\" dims: [ 2 ] label_filename: \"l\" } ]\n\
         parameters { key: \"p\" value { string_value: \"1\" } } parameters: [ { key: \"q\" value: { string_value: \"\\\"\\303\\274\" } } ]\n\
-        instance_group { count: 2 }\ndynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 100 }\n\
+        instance_group { count: 2 }\nparameters { key: \"r\" } metric_tags { key: \"t\" }\n\
+        dynamic_batching { priority_queue_policy { value { } } preferred_batch_size: 4 max_queue_delay_microseconds: 100 }\n\
         optimization { execution_accelerators { gpu_execution_accelerator { name: \"tensorrt\" parameters { key: \"k\" value: \"v\" } }\n\
-        } cuda { graph_spec { batch_size: 1 input { key: \"a\" value { dim: 3 } } } } }\nnewer: 1.5f newer: -inf\n";
+        } cuda { graph_spec { batch_size: 1 input { key: \"a\" value { dim: 3 } } graph_lower_bound { input { key: \"a\" value { dim: 1 } } } } } }\nnewer: 1.5f newer: -inf\n";
     let file = format!("m/config.pbtxt={text}");
     let plan = plan(&source("onnx", "m", &[&file, "m/1/model.onnx"], None), &options).expect("sound");
     assert_eq!(shown(&plan.entries), ["1 -> m/1"]);
@@ -510,12 +511,13 @@ fn the_configuration_can_go_with_the_load_as_json() {
         "backend": "onnxruntime", "max_batch_size": 8,
         "input": [{ "name": "a", "data_type": "TYPE_FP32", "dims": [-1, 16], "optional": true }],
         "output": [{ "name": "b", "dims": [2], "label_filename": "l" }],
-        "parameters": { "p": { "string_value": "1" }, "q": { "string_value": "\"ü" } },
+        "parameters": { "p": { "string_value": "1" }, "q": { "string_value": "\"ü" }, "r": {} },
+        "metric_tags": { "t": "" },
         "instance_group": [{ "kind": "KIND_GPU", "gpus": [1], "count": 2 }],
-        "dynamic_batching": { "preferred_batch_size": [4], "max_queue_delay_microseconds": 100 },
+        "dynamic_batching": { "priority_queue_policy": { "0": {} }, "preferred_batch_size": [4], "max_queue_delay_microseconds": 100 },
         "optimization": {
             "execution_accelerators": { "gpu_execution_accelerator": [{ "name": "tensorrt", "parameters": { "k": "v" } }] },
-            "cuda": { "graph_spec": [{ "batch_size": 1, "input": { "a": { "dim": [3] } } }] },
+            "cuda": { "graph_spec": [{ "batch_size": 1, "input": { "a": { "dim": [3] } }, "graph_lower_bound": { "input": { "a": { "dim": [1] } } } }] },
         },
         "newer": [1.5, "-Infinity"],
     });
