@@ -15,14 +15,17 @@ const MOST_ENTRIES: usize = 100_000;
 /// Folders within folders.
 const DEEPEST: usize = 32;
 
-/// What is read of a file's beginning. Configurations are read whole, so one that is longer is refused where it is used.
-const HEAD: u64 = 1 << 20;
+/// What is read of a configuration. One that is longer is refused where it is used.
+const LONGEST_TEXT: u64 = 1 << 20;
+
+/// What is read of another file's beginning.
+const HEAD: u64 = 1 << 16;
 
 /// What is read of a file's end.
 const TAIL: u64 = 1 << 16;
 
-/// Files that are looked into.
-const MOST_LOOKS: usize = 256;
+/// What is read of all files together: what a model says of itself must not cost the pod its memory.
+const BUDGET: u64 = 1 << 25;
 
 /// The name of Triton's configuration.
 pub(crate) const CONFIG: &str = "config.pbtxt";
@@ -48,7 +51,7 @@ pub(crate) enum Node {
 /// What was read of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Look {
-    /// Its beginning, at most 1 MiB.
+    /// Its beginning: 1 MiB of a configuration, 64 KiB of another file, at most.
     pub(crate) head: Arc<[u8]>,
     /// Its end, at most 64 KiB.
     pub(crate) tail: Arc<[u8]>,
@@ -105,7 +108,10 @@ impl Listing {
     pub(crate) fn text(&self, path: &str) -> Result<&[u8], LoadError> {
         match self.get(path) {
             Some(Node::File { look: Some(Look { head, whole: true, .. }), .. }) => Ok(head),
-            Some(Node::File { bytes, .. }) => Err(LoadError::bad_model(format!("{path} has {bytes} bytes: expected at most {HEAD}"))),
+            Some(Node::File { bytes, look: Some(_) }) => {
+                Err(LoadError::bad_model(format!("{path} has {bytes} bytes: expected at most {LONGEST_TEXT}")))
+            }
+            Some(Node::File { look: None, .. }) => Err(LoadError::bad_model(format!("{path} was not read: too many like it in one model"))),
             Some(Node::Folder { .. }) => Err(LoadError::bad_model(format!("{path} is a folder: expected a file"))),
             None => Err(LoadError::bad_model(format!("{path} is not there"))),
         }
@@ -123,9 +129,13 @@ pub(crate) fn names(entries: &BTreeMap<String, Node>) -> String {
     shape_text(shown) + &more
 }
 
-/// Whether decisions need to look into a file of this name.
-fn wanted(name: &str, kind: &str) -> bool {
-    matches!(name, CONFIG | SETTINGS) || (matches!(kind, "xgboost" | "lightgbm") && !name.starts_with('.'))
+/// How much of the beginning of a file of this name decisions need; `None` when they do not look into it.
+fn wanted(name: &str, kind: &str) -> Option<u64> {
+    match (name, kind) {
+        (CONFIG | SETTINGS, _) => Some(LONGEST_TEXT),
+        (name, "xgboost" | "lightgbm") if !name.starts_with('.') => Some(HEAD),
+        _ => None,
+    }
 }
 
 /// The model's real path, and what is there. `kind` says into which files to look.
@@ -135,7 +145,7 @@ fn wanted(name: &str, kind: &str) -> bool {
 pub(crate) fn read(model: &Path, kind: &str) -> Result<(PathBuf, Listing), LoadError> {
     let shown = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned();
     let root = fs::canonicalize(model).map_err(|fault| LoadError::bad_model(format!("{shown} cannot be read: {fault}")))?;
-    let mut walk = Walk { root: &root, kind, entries: 0, looks: 0 };
+    let mut walk = Walk { root: &root, kind, entries: 0, looked: 0 };
     let node = walk.node(&root, &shown, 0, false)?;
     Ok((root, Listing(node)))
 }
@@ -144,7 +154,7 @@ struct Walk<'a> {
     root: &'a Path,
     kind: &'a str,
     entries: usize,
-    looks: usize,
+    looked: u64,
 }
 
 impl Walk<'_> {
@@ -154,8 +164,9 @@ impl Walk<'_> {
         let about = fs::metadata(path).map_err(bad)?;
         if about.is_file() {
             let name = shown.rsplit('/').next().unwrap_or(shown);
-            let look = (self.looks < MOST_LOOKS && wanted(name, self.kind)).then(|| look(path, about.len())).transpose().map_err(bad)?;
-            self.looks += usize::from(look.is_some());
+            let head = wanted(name, self.kind).filter(|_| self.looked < BUDGET);
+            let look = head.map(|head| look(path, about.len(), head)).transpose().map_err(bad)?;
+            self.looked += look.as_ref().map_or(0, |look| (look.head.len() + look.tail.len()) as u64);
             return Ok(Node::File { bytes: about.len(), look });
         }
         if !about.is_dir() {
@@ -195,13 +206,13 @@ impl Walk<'_> {
     }
 }
 
-fn look(path: &Path, bytes: u64) -> io::Result<Look> {
+fn look(path: &Path, bytes: u64, most: u64) -> io::Result<Look> {
     let mut file = File::open(path)?;
     let mut head = Vec::new();
     // One byte more than it should have, so that a file that grows meanwhile is not taken for whole.
-    (&mut file).take(HEAD + 1).read_to_end(&mut head)?;
-    let whole = head.len() as u64 <= HEAD;
-    head.truncate(usize::try_from(HEAD).unwrap_or(usize::MAX));
+    (&mut file).take(most + 1).read_to_end(&mut head)?;
+    let whole = head.len() as u64 <= most;
+    head.truncate(usize::try_from(most).unwrap_or(usize::MAX));
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(bytes.saturating_sub(TAIL)))?;
     file.take(TAIL).read_to_end(&mut tail)?;
@@ -281,10 +292,15 @@ mod tests {
     #[test]
     fn what_is_too_much_for_a_model_is_refused() {
         let deep = format!("m/{}x", "d/".repeat(DEEPEST + 1));
-        let folder = make(&[(&deep, "x"), ("big/config.pbtxt", &" ".repeat(usize::try_from(HEAD).expect("small") + 1))]);
+        let folder = make(&[(&deep, "x"), ("big/config.pbtxt", &" ".repeat(usize::try_from(LONGEST_TEXT).expect("small") + 1))]);
         assert!(read(&folder.path().join("m"), "onnx").expect_err("deep").message.contains("folders deep"));
         let (_, listing) = read(&folder.path().join("big"), "onnx").expect("sound");
         assert!(listing.text("config.pbtxt").expect_err("long").message.contains("expected at most 1048576"));
+        let many: Vec<(String, String)> = (0..400).map(|at| (format!("many/{at}.json"), "x".repeat(1 << 17))).collect();
+        let many = make(&many.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect::<Vec<_>>());
+        let (_, listing) = read(&many.path().join("many"), "xgboost").expect("sound");
+        let looks = listing.0.entries().expect("a folder").values().filter(|node| matches!(node, Node::File { look: Some(_), .. })).count();
+        assert_eq!(looks as u64, BUDGET / (HEAD + TAIL));
         assert!(read(&folder.path().join("gone"), "onnx").expect_err("gone").message.starts_with("gone cannot be read: "));
     }
 }

@@ -18,6 +18,7 @@ use super::listing::{Node, SETTINGS, names};
 use super::plan::{Entry, Plan};
 use super::schema::TensorSpec;
 use crate::LoadError;
+use crate::tensor::{Datatype, quoted};
 
 /// What MLServer needs to know of a format.
 struct Runtime {
@@ -47,6 +48,7 @@ fn runtime(kind: &str) -> Option<Runtime> {
 /// # Errors
 /// A bad model: settings that are no settings, or that name a file that is not there.
 pub(crate) fn plan(source: &Source, root: &Path) -> Result<Plan, LoadError> {
+    check_schema(source)?;
     let mut plan = Plan::named(source.server_name());
     let target = root.join(&plan.name);
     let (own, text) = match &source.listing.0 {
@@ -60,6 +62,9 @@ pub(crate) fn plan(source: &Source, root: &Path) -> Result<Plan, LoadError> {
     let settings = if own.is_empty() {
         rewritten(source, &plan.name, &target, text).map_err(|what| LoadError::bad_model(format!("{SETTINGS}: {what}")))?
     } else {
+        if runtime(&source.kind).is_none() {
+            plan.notes.push(format!("no implementation is known for the format {:?}: MLServer must have been told one", source.kind));
+        }
         made(source, &plan.name, &target.join(own))
     };
     if !(own.is_empty() && matches!(source.listing.0, Node::File { .. })) {
@@ -67,6 +72,17 @@ pub(crate) fn plan(source: &Source, root: &Path) -> Result<Plan, LoadError> {
     }
     plan.entries.insert(SETTINGS.to_owned(), Entry::Text(settings.into_bytes()));
     Ok(plan)
+}
+
+/// A datatype that MLServer does not know would make its settings unreadable: the model would not be found, for no reason told.
+fn check_schema(source: &Source) -> Result<(), LoadError> {
+    let specs = source.schema.iter().flat_map(|schema| schema.inputs.iter().chain(&schema.outputs));
+    match specs.into_iter().find(|spec| spec.datatype == Datatype::Bf16) {
+        None => Ok(()),
+        Some(TensorSpec { name, .. }) => {
+            Err(LoadError::bad_model(format!("tensor {} has datatype BF16, which MLServer does not know", quoted(name))))
+        }
+    }
 }
 
 /// Whether MLServer would find settings in there.
@@ -230,5 +246,292 @@ impl<'de> Deserialize<'de> for Pairs {
             }
         }
         deserializer.deserialize_map(Reader)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::tests::{Case, id, shown, source};
+    use super::*;
+
+    /// Upstream's own cases, and those that it has no test for.
+    pub(in super::super) const CASES: &[Case] = &[
+        (
+            "a single file",
+            "sklearn",
+            "sklearn/mnist-svm.joblib",
+            &["sklearn/mnist-svm.joblib"],
+            &[
+                "mnist-svm.joblib -> sklearn/mnist-svm.joblib",
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_sklearn.SKLearnModel","parameters":{"uri":"/models/m/mnist-svm.joblib"}}"#,
+            ],
+        ),
+        (
+            "a folder with one file",
+            "lightgbm",
+            "dir",
+            &["dir/model.bst"],
+            &[
+                "dir -> dir",
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_lightgbm.LightGBMModel","parameters":{"uri":"/models/m/dir"}}"#,
+            ],
+        ),
+        (
+            "a folder with one file of a name that the runtime does not look for",
+            "sklearn",
+            "dir",
+            &["dir/mnist-svm.joblib"],
+            &[
+                "dir -> dir",
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_sklearn.SKLearnModel","parameters":{"uri":"/models/m/dir/mnist-svm.joblib"}}"#,
+            ],
+        ),
+        (
+            "a complex folder",
+            "mllib",
+            "dir",
+            &["dir/data/a", "dir/metadata/b", "dir/c"],
+            &[
+                "dir -> dir",
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_mllib.MLlibModel","parameters":{"uri":"/models/m/dir"}}"#,
+            ],
+        ),
+        (
+            "settings and others",
+            "sklearn",
+            "dir",
+            &[r#"dir/model-settings.json={"name": "old", "implementation": "a.B"}"#, "dir/model.joblib", "dir/more/x"],
+            &["model-settings.json = {\"name\":\"m\",\"implementation\":\"a.B\"}", "model.joblib -> dir/model.joblib", "more -> dir/more"],
+        ),
+        (
+            "an empty path: named after the id",
+            "sklearn",
+            "",
+            &["a", "b"],
+            &["m -> ", r#"model-settings.json = {"name":"m","implementation":"mlserver_sklearn.SKLearnModel","parameters":{"uri":"/models/m/m"}}"#],
+        ),
+        (
+            "sklearn with settings: the name is replaced",
+            "sklearn",
+            "dir",
+            &[
+                r#"dir/model-settings.json={"name":"mnist","implementation":"mlserver_sklearn.SKLearnModel","parameters":{"version":"v1","uri":"./mnist.joblib"}}"#,
+                "dir/mnist.joblib",
+            ],
+            &[
+                "mnist.joblib -> dir/mnist.joblib",
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_sklearn.SKLearnModel","parameters":{"version":"v1","uri":"/models/m/mnist.joblib"}}"#,
+            ],
+        ),
+        (
+            "xgboost with settings: a name is added, the version kept",
+            "xgboost",
+            "dir",
+            &[
+                r#"dir/model-settings.json={"parameters": {"uri": "./mushroom-xgboost.json", "version": "v0.1.0"}, "implementation": "mlserver_xgboost.XGBoostModel"}"#,
+                "dir/mushroom-xgboost.json",
+            ],
+            &[
+                r#"model-settings.json = {"parameters":{"uri":"/models/m/mushroom-xgboost.json","version":"v0.1.0"},"implementation":"mlserver_xgboost.XGBoostModel","name":"m"}"#,
+                "mushroom-xgboost.json -> dir/mushroom-xgboost.json",
+            ],
+        ),
+        (
+            "mllib with settings and folders",
+            "mllib",
+            "dir",
+            &[r#"dir/model-settings.json={"implementation":"x","parameters":{"uri":"data/part"}}"#, "dir/data/part/a", "dir/metadata/b"],
+            &[
+                "data -> dir/data",
+                "metadata -> dir/metadata",
+                r#"model-settings.json = {"implementation":"x","parameters":{"uri":"/models/m/data/part"},"name":"m"}"#,
+            ],
+        ),
+        (
+            "a settings file that comes after the model's in the alphabet",
+            "sklearn",
+            "dir",
+            &[r#"dir/model-settings.json={"name":"m","parameters":{"uri":"a.joblib"}}"#, "dir/a.joblib"],
+            &["a.joblib -> dir/a.joblib", r#"model-settings.json = {"name":"m","parameters":{"uri":"/models/m/a.joblib"}}"#],
+        ),
+        (
+            "a list of versions and a path with ./",
+            "sklearn",
+            "dir",
+            &[r#"dir/model-settings.json={"name":"n","versions":[{"v": 1.0},18446744073709551617],"parameters":{"uri":"./x"}}"#, "dir/x"],
+            &[r#"model-settings.json = {"name":"m","versions":[{"v": 1.0},18446744073709551617],"parameters":{"uri":"/models/m/x"}}"#, "x -> dir/x"],
+        ),
+        (
+            "settings deeper in a folder would be another model",
+            "huggingface",
+            "dir",
+            &["dir/a/b/model-settings.json={}", "dir/a/b/x", "dir/a/c/y", "dir/z"],
+            &[
+                "dir/",
+                "dir/a/",
+                "dir/a/b/",
+                "dir/a/b/x -> dir/a/b/x",
+                "dir/a/c -> dir/a/c",
+                "dir/z -> dir/z",
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_huggingface.HuggingFaceRuntime","parameters":{"uri":"/models/m/dir"}}"#,
+            ],
+        ),
+        (
+            "settings deeper than the model's own",
+            "sklearn",
+            "dir",
+            &[r#"dir/model-settings.json={"name":"m"}"#, "dir/old/model-settings.json={}", "dir/old/x"],
+            &[r#"model-settings.json = {"name":"m"}"#, "old/", "old/x -> dir/old/x"],
+        ),
+        (
+            "settings and nothing else",
+            "sklearn",
+            "model-settings.json",
+            &[r#"model-settings.json={"implementation":"a.B"}"#],
+            &[r#"model-settings.json = {"implementation":"a.B","name":"m"}"#],
+        ),
+        (
+            "a format that the server's own image may know",
+            "spacy",
+            "dir",
+            &["dir/x"],
+            &["dir -> dir", r#"model-settings.json = {"name":"m","parameters":{"uri":"/models/m/dir"}}"#],
+        ),
+        (
+            "what is no path stays",
+            "mlflow",
+            "dir",
+            &[r#"dir/model-settings.json={"parameters":{"uri":"runs://x","extra":null}}"#, "dir/x"],
+            &[r#"model-settings.json = {"parameters":{"uri":"runs://x","extra":null},"name":"m"}"#, "x -> dir/x"],
+        ),
+        (
+            "an absolute path is one below the model",
+            "sklearn",
+            "dir",
+            &[r#"dir/model-settings.json={"parameters":{"uri":"/../sub/./x"}}"#, "dir/sub/x"],
+            &[r#"model-settings.json = {"parameters":{"uri":"/models/m/sub/x"},"name":"m"}"#, "sub -> dir/sub"],
+        ),
+        (
+            "the whole folder",
+            "huggingface",
+            "dir",
+            &[r#"dir/model-settings.json={"parameters":{"uri":"."}}"#, "dir/x"],
+            &[r#"model-settings.json = {"parameters":{"uri":"/models/m"},"name":"m"}"#, "x -> dir/x"],
+        ),
+        (
+            "parameters of null",
+            "sklearn",
+            "dir",
+            &[r#"dir/model-settings.json={"parameters":null,"name":"a","name":"b"}"#],
+            &[r#"model-settings.json = {"parameters":null,"name":"a","name":"m"}"#],
+        ),
+        (
+            "example: mushroom-dup with a further file",
+            "xgboost",
+            "xgboost/mushroom-dup",
+            &["xgboost/mushroom-dup/mushroom.json", "xgboost/mushroom-dup/dummy"],
+            &[
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_xgboost.XGBoostModel","parameters":{"uri":"/models/m/mushroom-dup"}}"#,
+                "mushroom-dup -> xgboost/mushroom-dup",
+            ],
+        ),
+        (
+            "example: lightgbm/mushroom.bst",
+            "lightgbm",
+            "lightgbm/mushroom.bst",
+            &["lightgbm/mushroom.bst"],
+            &[
+                r#"model-settings.json = {"name":"m","implementation":"mlserver_lightgbm.LightGBMModel","parameters":{"uri":"/models/m/mushroom.bst"}}"#,
+                "mushroom.bst -> lightgbm/mushroom.bst",
+            ],
+        ),
+    ];
+
+    fn planned(source: &Source) -> Result<Plan, LoadError> {
+        plan(source, Path::new("/models"))
+    }
+
+    #[test]
+    fn every_model_becomes_one_folder_with_one_settings_file() {
+        for (case, kind, path, files, expected) in CASES {
+            let plan = planned(&source(kind, path, files, None)).unwrap_or_else(|fault| panic!("{case}: {fault}"));
+            let (mut given, mut wanted) = (shown(&plan.entries), expected.to_vec());
+            given.sort();
+            wanted.sort_unstable();
+            assert_eq!(given, wanted, "{case}");
+            assert_eq!(plan.entries.keys().filter(|path| path.ends_with(SETTINGS)).count(), 1, "{case}");
+            assert_eq!(plan.notes.len(), usize::from(case.contains("deeper") || *kind == "spacy"), "{case}: {:?}", plan.notes);
+        }
+    }
+
+    #[test]
+    fn every_runtime_of_mlservers_own_is_known_by_its_right_name() {
+        for (kind, implementation) in [
+            ("sklearn", "mlserver_sklearn.SKLearnModel"),
+            ("xgboost", "mlserver_xgboost.XGBoostModel"),
+            ("lightgbm", "mlserver_lightgbm.LightGBMModel"),
+            ("mllib", "mlserver_mllib.MLlibModel"),
+            ("huggingface", "mlserver_huggingface.HuggingFaceRuntime"),
+            ("mlflow", "mlserver_mlflow.MLflowRuntime"),
+            ("catboost", "mlserver_catboost.CatboostModel"),
+            ("alibi-detect", "mlserver_alibi_detect.AlibiDetectRuntime"),
+            ("alibi-explain", "mlserver_alibi_explain.AlibiExplainRuntime"),
+            ("SKLearn:1.2", "mlserver_sklearn.SKLearnModel"),
+        ] {
+            let plan = planned(&source(kind, "a", &["a"], None)).expect("sound");
+            assert!(shown(&plan.entries)[1].contains(&format!("\"implementation\":\"{implementation}\"")), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_schema_fills_in_what_it_states() {
+        let schema = r#"{"inputs":[{"name":"x","datatype":"FP32","shape":[-1,126]}],"outputs":[{"name":"p","datatype":"STRING","shape":[-1]}]}"#;
+        let plan = planned(&source("xgboost", "m.json", &["m.json"], Some(schema))).expect("sound");
+        let inputs = r#""inputs":[{"datatype":"FP32","name":"x","shape":[-1,126]}]"#;
+        let outputs = r#""outputs":[{"datatype":"BYTES","name":"p","shape":[-1]}]"#;
+        let text = format!(
+            r#"model-settings.json = {{"name":"m","implementation":"mlserver_xgboost.XGBoostModel","parameters":{{"uri":"/models/m/m.json"}},{inputs},{outputs}}}"#
+        );
+        assert_eq!(shown(&plan.entries), ["m.json -> m.json".to_owned(), text]);
+        let only = r#"{"outputs":[{"name":"p","datatype":"BYTES","shape":[-1]}]}"#;
+        let settings = r#"dir/model-settings.json={"outputs":[1,2],"inputs":[ {"name":"kept"} ],"name":"n"}"#;
+        let plan = planned(&source("xgboost", "dir", &[settings], Some(only))).expect("sound");
+        assert_eq!(shown(&plan.entries), [format!(r#"model-settings.json = {{{outputs},"inputs":[ {{"name":"kept"}} ],"name":"m"}}"#)]);
+    }
+
+    #[test]
+    fn a_datatype_that_mlserver_does_not_know_is_refused_by_name() {
+        let schema = r#"{"outputs":[{"name":"p","datatype":"BF16","shape":[1]}]}"#;
+        let refused = planned(&source("sklearn", "a", &["a"], Some(schema))).expect_err("unknown");
+        assert_eq!(refused.message, "tensor \"p\" has datatype BF16, which MLServer does not know");
+    }
+
+    #[test]
+    fn settings_that_are_none_are_refused_with_what_and_where() {
+        for (text, says) in [
+            ("", "model-settings.json: EOF while parsing a value at line 1 column 0"),
+            ("{\"name\": }", "model-settings.json: expected value at line 1 column 10"),
+            ("[]", "model-settings.json: invalid type: sequence, expected an object at line 1 column 0"),
+            (r#"{"parameters":"x"}"#, "model-settings.json: parameters: invalid type: string \"x\", expected an object at line 1 column 3"),
+            (r#"{"parameters":{"uri":["x"]}}"#, "model-settings.json: parameters.uri: invalid type: sequence, expected a string"),
+            (r#"{"parameters":{"uri":"./y"}}"#, "parameters.uri \"./y\" is not among the model's files: found [model-settings.json, x]"),
+        ] {
+            let settings = format!("dir/model-settings.json={text}");
+            let refused = planned(&source("sklearn", "dir", &[&settings, "dir/x"], None)).expect_err(text);
+            assert!(refused.message.contains(says) && refused.nothing_attempted, "{text}: {refused}");
+        }
+        let folder = planned(&source("sklearn", "model-settings.json", &["model-settings.json/x"], None)).expect_err("a folder");
+        assert!(folder.message.contains("is a folder"), "{folder}");
+    }
+
+    #[test]
+    fn an_id_that_is_no_folders_name_is_escaped_everywhere() {
+        let source = Source { id: id("team/m"), ..source("sklearn", "a", &["a"], None) };
+        let plan = planned(&source).expect("sound");
+        assert_eq!(plan.name, "team~2Fm");
+        assert!(
+            shown(&plan.entries)[1]
+                .contains(r#"{"name":"team~2Fm","implementation":"mlserver_sklearn.SKLearnModel","parameters":{"uri":"/models/team~2Fm/a"}}"#)
+        );
     }
 }

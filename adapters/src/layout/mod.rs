@@ -25,8 +25,8 @@ use std::path::PathBuf;
 use berth_types::{ModelId, Registration};
 
 pub(crate) use listing::Listing;
-#[allow(unused_imports, reason = "adapters")]
-pub(crate) use plan::{Plan, clear};
+#[allow(unused_imports, reason = "used by the adapters as they come")]
+pub(crate) use plan::{Plan, clear, purge};
 pub(crate) use schema::Schema;
 
 use crate::{Artifacts, LoadError};

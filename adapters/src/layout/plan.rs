@@ -62,10 +62,15 @@ impl Plan {
         Ok(LaidOut { path: made })
     }
 
+    /// Every folder that it makes: the parts', then the model's own, so that the model appears when it is whole.
+    fn folders(&self) -> impl Iterator<Item = (&String, &Entries)> {
+        self.parts.iter().chain([(&self.name, &self.entries)])
+    }
+
     /// No path leaves its folder or leads through another entry.
-    fn check(&self) -> Result<(), LoadError> {
+    pub(super) fn check(&self) -> Result<(), LoadError> {
         let refuse = |name: &str, what: &str| Err(LoadError::bad_model(format!("layout of {name}: {what}")));
-        for (name, entries) in self.parts.iter().map(|(name, entries)| (name, entries)).chain([(&self.name, &self.entries)]) {
+        for (name, entries) in self.folders() {
             if name.starts_with('.') || !is_plain(name) || name.contains('/') {
                 return refuse(name, "not a name that a folder can have");
             }
@@ -93,10 +98,9 @@ impl Plan {
         let real = fs::canonicalize(root)?;
         let new = real.join(OURS).join("new");
         fs::create_dir_all(&new)?;
-        let all = || self.parts.iter().map(|(name, entries)| (name, entries)).chain([(&self.name, &self.entries)]);
-        let built = all().try_for_each(|(name, entries)| build(&new.join(name), &real.join(name), entries));
+        let built = self.folders().try_for_each(|(name, entries)| build(&new.join(name), &real.join(name), entries));
         if let Err(fault) = built {
-            all().for_each(|(name, _)| drop(remove(&new.join(name))));
+            self.folders().for_each(|(name, _)| drop(remove(&new.join(name))));
             return Err(fault);
         }
         take_away(&real, &self.name)?;
@@ -106,7 +110,7 @@ impl Plan {
             fs::create_dir_all(list.parent().unwrap_or(&real))?;
             fs::write(list, self.parts.keys().cloned().collect::<Vec<_>>().join("\n"))?;
         }
-        for (name, _) in all() {
+        for (name, _) in self.folders() {
             put_away(&real, name)?;
             fs::rename(new.join(name), real.join(name))?;
         }
@@ -125,6 +129,19 @@ pub(crate) fn clear(root: &Path, name: &str) -> Result<(), LoadError> {
         Err(fault) => Err(fault),
     };
     gone.map_err(|fault| failed(&format!("layout of {name} below {} cannot be removed", root.display()), &fault))
+}
+
+/// Takes away every layout below `root`, whoever made it: what an earlier process left. The root itself stays.
+///
+/// # Errors
+/// The disk's words.
+pub(crate) fn purge(root: &Path) -> Result<(), LoadError> {
+    let gone = match fs::read_dir(root) {
+        Ok(mut entries) => entries.try_for_each(|entry| remove(&entry?.path())),
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    };
+    gone.map_err(|fault| failed(&format!("layouts below {} cannot be removed", root.display()), &fault))
 }
 
 /// The disk's fault, not the model's: waiting may help.
@@ -344,6 +361,20 @@ mod tests {
         }
         assert!(place.folder.path().join("files/m/sub/b").exists());
         clear(Path::new("/nowhere/at-all"), "m").expect("nothing to do");
+    }
+
+    #[test]
+    fn a_purge_leaves_the_root_empty_and_the_models_files_alone() {
+        let place = Place::new();
+        let mut plan = place.plan("m", &[("1", place.source("sub"))]);
+        plan.parts.insert("m~.pre".into(), place.plan("", &[("1", place.source("sub"))]).entries);
+        plan.carry_out(&place.root()).expect("done");
+        symlink("../files/m", place.root().join("strange")).expect("a link");
+        fs::write(place.root().join("file"), "x").expect("a file");
+        purge(&place.root()).expect("done");
+        assert_eq!(fs::read_dir(place.root()).expect("there").count(), 0);
+        assert!(place.folder.path().join("files/m/sub/b").exists());
+        purge(Path::new("/nowhere/at-all")).expect("nothing to do");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod ensemble;
 mod fil;
 mod instances;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -71,7 +71,7 @@ fn format(kind: &str) -> Format {
         "onnx" => of(Some("model.onnx"), Some("model.onnx"), "onnxruntime", Some(("model.onnx", &["onnx"]))),
         "pytorch" => of(Some("model.pt"), None, "pytorch", Some(("model.pt", &["pt", "pth"]))),
         "tensorrt" => of(Some("model.plan"), None, "tensorrt", Some(("model.plan", &["plan", "engine", "trt"]))),
-        "openvino" => Format { steps_in: false, ..of(None, None, "openvino", Some(("model.xml", &["xml"]))) },
+        "openvino" | "openvino_ir" => Format { steps_in: false, ..of(None, None, "openvino", Some(("model.xml", &["xml"]))) },
         "python" => Format { steps_in: false, ..of(None, None, "python", Some(("model.py", &["py"]))) },
         _ => Format { file: None, folder: None, backend: None, default: None, steps_in: false },
     }
@@ -87,7 +87,7 @@ pub(crate) fn plan(source: &Source, options: &Options) -> Result<Plan, LoadError
     match &source.listing.0 {
         Node::File { .. } => {
             let version = options.version.unwrap_or(1).to_string();
-            unshaped(source, options, "", &version, &mut plan.entries, &mut config)?;
+            unshaped(source, options, "", &version, &mut plan, &mut config)?;
         }
         Node::Folder { .. } => {
             let folder = shaped_folder(source);
@@ -100,7 +100,7 @@ pub(crate) fn plan(source: &Source, options: &Options) -> Result<Plan, LoadError
                 config = Some(config::edited(source, &folder, &change)?);
             } else {
                 let (folder, version) = version_of(source, options.version, &folder)?;
-                unshaped(source, options, &folder, &version, &mut plan.entries, &mut config)?;
+                unshaped(source, options, &folder, &version, &mut plan, &mut config)?;
             }
         }
     }
@@ -131,6 +131,7 @@ fn shaped_folder(source: &Source) -> String {
     while let Some(entries) = source.listing.get(&folder).and_then(Node::entries)
         && entries.len() == 1
         && let Some((name, inner)) = entries.first_key_value()
+        && number(name).is_none()
         && inner.get(CONFIG).is_some_and(|config| !config.is_folder())
     {
         folder = join(&folder, name);
@@ -140,7 +141,7 @@ fn shaped_folder(source: &Source) -> String {
 
 /// A version's number in Triton's eyes: it wants no leading zeros, and none of zero.
 fn number(name: &str) -> Option<u64> {
-    if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     name.parse().ok().filter(|number| i64::try_from(*number).is_ok())
@@ -168,7 +169,7 @@ pub(super) fn version_of(source: &Source, chosen: Option<u64>, folder: &str) -> 
 }
 
 /// Links what has no configuration of its own under the names that the backend of its format looks for.
-fn unshaped(source: &Source, options: &Options, at: &str, version: &str, out: &mut Entries, config: &mut Option<Vec<u8>>) -> Result<(), LoadError> {
+fn unshaped(source: &Source, options: &Options, at: &str, version: &str, plan: &mut Plan, config: &mut Option<Vec<u8>>) -> Result<(), LoadError> {
     let kind = source.kind.as_str();
     let mut format = format(kind);
     let mut at = at.to_owned();
@@ -189,8 +190,7 @@ fn unshaped(source: &Source, options: &Options, at: &str, version: &str, out: &m
         let entries = entries_of(source, &at)?;
         if fil::takes(kind) && !entries.contains_key("model.py") {
             let file = fil::model_of(source, &at)?;
-            *config = Some(fil::config(source, options, &join(&at, &file))?);
-            format = Format { folder: None, ..format };
+            *config = Some(fil::config(source, options, &join(&at, &file), &mut plan.notes)?);
         } else if let Some((name, endings)) = format.default
             && !entries.contains_key(name)
             && let Some(only) = lone(entries, endings)
@@ -198,18 +198,18 @@ fn unshaped(source: &Source, options: &Options, at: &str, version: &str, out: &m
             default = Some(only);
             format = Format { folder: None, ..format };
         }
-        out.insert(format.folder.map_or_else(|| version.to_owned(), |name| format!("{version}/{name}")), source.link(&at));
+        plan.entries.insert(format.folder.map_or_else(|| version.to_owned(), |name| format!("{version}/{name}")), source.link(&at));
     } else {
         if kind == "keras" {
             let what = "Triton has no backend for a Keras file, and converting needs TensorFlow: export the model as SavedModel or ONNX";
             return Err(LoadError::bad_model(format!("{own_name}: {what}")));
         }
         if fil::takes(kind) {
-            *config = Some(fil::config(source, options, &at)?);
+            *config = Some(fil::config(source, options, &at, &mut plan.notes)?);
         } else if format.file.is_none() && format.default.is_some_and(|(name, _)| name != own_name) {
             default = Some(own_name.to_owned());
         }
-        out.insert(format!("{version}/{}", format.file.unwrap_or(own_name)), source.link(&at));
+        plan.entries.insert(format!("{version}/{}", format.file.unwrap_or(own_name)), source.link(&at));
     }
     if config.is_none() {
         let needed = kind == "python" || default.is_some() || source.schema.is_some() || options.device.is_some();

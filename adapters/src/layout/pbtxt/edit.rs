@@ -23,7 +23,7 @@ pub(crate) fn quote(text: &str) -> String {
     out
 }
 
-/// Changes to a document, made all at once. Two changes must not overlap.
+/// Changes to a document, made all at once. Of two that overlap only the first is made.
 pub(crate) struct Edit<'a, 'd> {
     document: &'d Document<'a>,
     changes: Vec<(Range<usize>, Vec<u8>)>,
@@ -78,7 +78,8 @@ impl<'a, 'd> Edit<'a, 'd> {
             seam = true;
         };
         for (span, new) in self.changes {
-            push(&mut out, &text[at..span.start]);
+            let Some(kept) = text.get(at..span.start) else { continue };
+            push(&mut out, kept);
             push(&mut out, &new);
             at = span.end;
         }

@@ -4,6 +4,8 @@
 //! those fields of `inference.ModelConfig` are here. Of a field that is not among them a list is made where it is written as
 //! one or stands more than once.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Number, Value as Json};
 
 use super::{Document, Field, Fields as _, Scalar, ScalarKind, Value};
@@ -57,12 +59,12 @@ fn message(fields: &[Field], within: &str) -> Map<String, Json> {
     for field in fields {
         let name = field.name.as_str();
         // `input` is a list of tensors, but in a graph's specification a map of shapes.
-        let is_map = MAPS.contains(&name) || matches!((within, name), ("graph_spec" | "lower_bound", "input"));
+        let is_map = MAPS.contains(&name) || matches!((within, name), ("graph_spec" | "graph_lower_bound", "input"));
         let is_list = LISTS.contains(&name) || matches!(field.value, Value::List(_));
         if is_map {
             let entries = out.entry(name).or_insert_with(|| Json::Object(Map::new()));
             if let Json::Object(entries) = entries {
-                entries.extend(field.value.messages().map(|entry| pair(entry.fields(), name)));
+                entries.extend(field.value.messages().map(|entry| pair(entry.fields(), name, within.is_empty())));
             }
         } else if is_list || out.contains_key(name) {
             let values = field.value.each().map(|one| value(one, name));
@@ -84,13 +86,21 @@ fn message(fields: &[Field], within: &str) -> Map<String, Json> {
     out
 }
 
-fn pair(entry: &[Field], within: &str) -> (String, Json) {
+/// An entry of a map. What is left out is the type's own nothing: 0 where keys are numbers, an empty message where values are
+/// messages.
+fn pair(entry: &[Field], within: &str, is_top: bool) -> (String, Json) {
     let of = |name: &str| entry.iter().rev().find(|field| field.name == name).map(|field| &field.value);
     let key = match of("key") {
-        Some(Value::Scalar(scalar)) => scalar.text().map_or_else(|| scalar.to_string(), std::borrow::Cow::into_owned),
+        Some(Value::Scalar(scalar)) => scalar.text().map_or_else(|| scalar.to_string(), Cow::into_owned),
+        _ if within == "priority_queue_policy" => "0".to_owned(),
         _ => String::new(),
     };
-    (key, of("value").map_or_else(|| Json::String(String::new()), |of| value(of, within)))
+    let absent = || match within {
+        "input" | "inputs" | "priority_queue_policy" => Json::Object(Map::new()),
+        "parameters" if is_top => Json::Object(Map::new()),
+        _ => Json::String(String::new()),
+    };
+    (key, of("value").map_or_else(absent, |of| value(of, within)))
 }
 
 fn value(of: &Value, within: &str) -> Json {

@@ -51,8 +51,13 @@ fn tensors(field: &str, specs: &[TensorSpec], batches: bool) -> Result<String, L
                 return Err(LoadError::bad_model(format!("{field} {} has shape {}: {what}", quoted(name), shape_text(other))));
             }
         };
-        // Triton wants at least one dimension: what has none is given one and put back before the backend sees it.
-        let dims = if dims.is_empty() { "[ 1 ] reshape { shape: [ ] }".to_owned() } else { list(dims) };
+        let dims = match (dims, batches) {
+            // Triton wants at least one dimension. A batch of scalars gets one, which is taken away before the backend sees it;
+            // without a batch Triton refuses to take it away, and a backend that knows scalars takes one element for one.
+            ([], true) => "[ 1 ] reshape { shape: [ ] }".to_owned(),
+            ([], false) => "[ 1 ]".to_owned(),
+            (dims, _) => list(dims),
+        };
         let comma = if at + 1 < specs.len() { "," } else { "" };
         let _ = write!(text, "\n  {{ name: {} data_type: {} dims: {dims} }}{comma}", quote(name), data_type(*datatype));
     }

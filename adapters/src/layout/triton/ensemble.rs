@@ -31,10 +31,10 @@ fn document<'a>(source: &'a Source, folder: &str) -> Result<Document<'a>, LoadEr
     Document::parse(source.listing.text(&path)?).map_err(|fault| LoadError::bad_model(format!("{path}: {fault}")))
 }
 
-/// The models of Triton in a folder.
+/// The models of Triton in a folder. A version's folder is none, whatever somebody has put there.
 fn models<'a>(source: &'a Source, folder: &str) -> Result<BTreeMap<&'a String, Document<'a>>, LoadError> {
     let is_model = |node: &Node| node.is_folder() && node.get(CONFIG).is_some_and(|config| !config.is_folder());
-    let folders = entries_of(source, folder)?.iter().filter(|(_, node)| is_model(node));
+    let folders = entries_of(source, folder)?.iter().filter(|(name, node)| super::number(name).is_none() && is_model(node));
     folders.map(|(name, _)| Ok((name, document(source, &join(folder, name))?))).collect()
 }
 

@@ -52,7 +52,7 @@ pub(super) fn model_of(source: &Source, folder: &str) -> Result<String, LoadErro
 }
 
 /// The configuration for the model in a file of the listing.
-pub(super) fn config(source: &Source, options: &Options, file: &str) -> Result<Vec<u8>, LoadError> {
+pub(super) fn config(source: &Source, options: &Options, file: &str, notes: &mut Vec<String>) -> Result<Vec<u8>, LoadError> {
     let name = if file.is_empty() { source.name.as_str() } else { file.rsplit('/').next().unwrap_or(file) };
     let look = match source.listing.get(file) {
         Some(Node::File { look: Some(look), .. }) => look,
@@ -60,6 +60,9 @@ pub(super) fn config(source: &Source, options: &Options, file: &str) -> Result<V
     };
     let trees = if source.kind == "xgboost" { xgboost(look) } else { lightgbm(look) };
     let trees = trees.map_err(|what| LoadError::bad_model(format!("{name} {what}")))?;
+    if trees.form == "xgboost" {
+        notes.push(format!("{name} has the binary form that newer versions of XGBoost neither write nor read: save it as .json or .ubj"));
+    }
     let schema = source.schema.as_ref();
     let rows = schema.map_or(Ok(None), |schema| tensor("input", &schema.inputs, INPUT))?;
     let results = schema.map_or(Ok(None), |schema| tensor("output", &schema.outputs, OUTPUT))?.unwrap_or(1);
@@ -194,9 +197,194 @@ fn lightgbm(look: &Look) -> Result<Trees, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::plan::Entry;
+    use super::super::super::tests::{shown, source};
+    use super::super::{CONFIG, Device, plan};
     use super::*;
 
+    const XGBOOST: &str = concat!(
+        r#"{"learner":{"attributes":{},"gradient_booster":{"model":{"trees":[{"tree_param":{"num_feature":"1"}}]},"name":"gbtree"},"#,
+        r#""learner_model_param":{"base_score":"5E-1","num_class":"0","num_feature":"126"},"objective":{"name":"binary:logistic"}},"version":[2,0,3]}"#
+    );
+    const LIGHTGBM: &str = "tree\nversion=v4\nnum_class=1\nlabel_index=0\nmax_feature_idx=125\nobjective=binary sigmoid:1\nfeature_names=a b\n";
+
+    fn ubjson(objective: &str) -> Vec<u8> {
+        let text = |text: &str| [b"SL".as_slice(), &(text.len() as u64).to_be_bytes(), text.as_bytes()].concat();
+        let key = |text: &str| [b"L".as_slice(), &(text.len() as u64).to_be_bytes(), text.as_bytes()].concat();
+        let object = |members: &[Vec<u8>]| [b"{".as_slice(), &members.concat(), b"}"].concat();
+        let params = object(&[key("base_score"), text("0.5"), key("num_feature"), text("13")]);
+        let learner = object(&[key("learner_model_param"), params, key("objective"), object(&[key("name"), text(objective)])]);
+        object(&[key("learner"), learner])
+    }
+
+    fn binary_form(objective: &str) -> Vec<u8> {
+        let mut bytes = vec![0; 136];
+        bytes[4..8].copy_from_slice(&30u32.to_le_bytes());
+        [bytes, (objective.len() as u64).to_le_bytes().to_vec(), objective.as_bytes().to_vec(), vec![6, 0, 0]].concat()
+    }
+
     fn look(bytes: &[u8]) -> Look {
-        Look { head: bytes.into(), tail: bytes.into(), whole: true }
+        let tail = &bytes[bytes.len().saturating_sub(1 << 16)..];
+        Look { head: bytes.into(), tail: tail.into(), whole: true }
+    }
+
+    fn expected(file: &str, form: &str, features: i64, classes: bool) -> String {
+        format!(
+            "config.pbtxt = backend: \"fil\"\ndefault_model_filename: \"{file}\"\nmax_batch_size: 32768\n\
+             input [\n  {{ name: \"input__0\" data_type: TYPE_FP32 dims: [ {features} ] }}\n]\n\
+             output [\n  {{ name: \"output__0\" data_type: TYPE_FP32 dims: [ 1 ] }}\n]\n\
+             instance_group [ {{ kind: KIND_AUTO }} ]\n\
+             parameters {{ key: \"model_type\" value: {{ string_value: \"{form}\" }} }}\n\
+             parameters {{ key: \"output_class\" value: {{ string_value: \"{classes}\" }} }}\n\
+             parameters {{ key: \"predict_proba\" value: {{ string_value: \"false\" }} }}\n"
+        )
+    }
+
+    #[test]
+    fn trees_get_the_configuration_that_they_need() {
+        let (json, text) = (XGBOOST.replace('=', ""), LIGHTGBM);
+        for (case, kind, path, files, link, config) in [
+            (
+                "xgboost/mushroom.json",
+                "xgboost",
+                "mushroom.json",
+                vec![format!("mushroom.json={json}")],
+                "1/mushroom.json -> mushroom.json",
+                expected("mushroom.json", "xgboost_json", 126, true),
+            ),
+            (
+                "lightgbm/mushroom.bst",
+                "lightgbm",
+                "mushroom.bst",
+                vec![format!("mushroom.bst={text}")],
+                "1/mushroom.bst -> mushroom.bst",
+                expected("mushroom.bst", "lightgbm", 126, true),
+            ),
+            (
+                "the content counts, not the name",
+                "xgboost",
+                "a.bst",
+                vec![format!("a.bst= {json}")],
+                "1/a.bst -> a.bst",
+                expected("a.bst", "xgboost_json", 126, true),
+            ),
+            (
+                "a folder with one",
+                "xgboost",
+                "d",
+                vec![format!("d/x.json={json}"), "d/readme.md".into()],
+                "1 -> d",
+                expected("x.json", "xgboost_json", 126, true),
+            ),
+            (
+                "mushroom-dup/dummy",
+                "xgboost",
+                "d",
+                vec![format!("d/mushroom.json={json}"), "d/dummy".into()],
+                "1 -> d",
+                expected("mushroom.json", "xgboost_json", 126, true),
+            ),
+            (
+                "the backend's own name among several",
+                "lightgbm",
+                "d",
+                vec![format!("d/model.txt={text}"), "d/notes.txt".into()],
+                "1 -> d",
+                expected("model.txt", "lightgbm", 126, true),
+            ),
+            (
+                "a version",
+                "lightgbm",
+                "d",
+                vec![format!("d/3/a.txt={text}"), format!("d/1/a.txt={text}")],
+                "3 -> d/3",
+                expected("a.txt", "lightgbm", 126, true),
+            ),
+            ("a folder in a folder", "lightgbm", "d", vec![format!("d/in/a.txt={text}")], "1 -> d/in", expected("a.txt", "lightgbm", 126, true)),
+        ] {
+            let files: Vec<&str> = files.iter().map(String::as_str).collect();
+            let plan = plan(&source(kind, path, &files, None), &Options::default()).unwrap_or_else(|fault| panic!("{case}: {fault}"));
+            let mut given = shown(&plan.entries);
+            given.sort();
+            assert_eq!(given, [link.to_owned(), config], "{case}");
+        }
+        let old = Source {
+            listing: super::super::super::listing::of_files(&[("m", &binary_form("binary:logistic"))]),
+            ..source("xgboost", "d", &["d/m"], None)
+        };
+        let mut notes = Vec::new();
+        let config = super::config(&old, &Options::default(), "m", &mut notes).expect("sound");
+        assert_eq!((notes.len(), format!("config.pbtxt = {}", String::from_utf8_lossy(&config))), (1, expected("m", "xgboost", 30, true)));
+        // A folder of xgboost with a model.py is a python model's business.
+        let python = plan(&source("xgboost", "d", &["d/model.py", "d/x.json"], None), &Options::default()).expect("sound");
+        assert_eq!(shown(&python.entries), ["1 -> d"]);
+    }
+
+    #[test]
+    fn a_schema_and_a_device_have_their_say() {
+        let file = format!("m.json={XGBOOST}");
+        let schema = |inputs: &str, outputs: &str| format!(r#"{{"inputs":[{inputs}],"outputs":[{outputs}]}}"#);
+        let input = r#"{"name":"input__0","datatype":"FP32","shape":[-1,126]}"#;
+        let options = Options { device: Some(Device::Gpu(2)), ..Options::default() };
+        let both = schema(input, r#"{"name":"output__0","datatype":"FP32","shape":[-1,2]}"#);
+        let laid_out = plan(&source("xgboost", "m.json", &[&file], Some(&both)), &options).expect("sound");
+        let Some(Entry::Text(text)) = laid_out.entries.get(CONFIG) else { panic!("a configuration") };
+        let text = String::from_utf8_lossy(text);
+        assert!(text.contains("output__0\" data_type: TYPE_FP32 dims: [ 2 ]") && text.contains("kind: KIND_GPU gpus: [ 2 ]"), "{text}");
+        assert!(text.contains("\"predict_proba\" value: { string_value: \"true\" }"), "{text}");
+        for (case, schema, says) in [
+            ("another count", schema(r#"{"name":"input__0","datatype":"FP32","shape":[7]}"#, ""), "m.json has 126 features, its schema says 7"),
+            ("another name", schema(r#"{"name":"x","datatype":"FP32","shape":[126]}"#, ""), "trees take one input named input__0, FP32"),
+            ("another type", schema(r#"{"name":"input__0","datatype":"FP64","shape":[126]}"#, ""), "datatype FP64: trees take one input"),
+            ("a fixed batch", schema(r#"{"name":"input__0","datatype":"FP32","shape":[4,126]}"#, ""), "has shape [4, 126]: trees take one input"),
+            ("two", schema(input, &format!("{input},{}", input.replace("input", "output"))), "the schema has 2 outputs"),
+        ] {
+            let refused = plan(&source("xgboost", "m.json", &[&file], Some(&schema)), &Options::default()).expect_err(case);
+            assert!(refused.message.contains(says), "{case}: {refused}");
+        }
+    }
+
+    #[test]
+    fn every_form_says_what_it_is() {
+        let trees = |form, features, classes| Ok(Trees { form, features, classes });
+        assert_eq!(xgboost(&look(XGBOOST.as_bytes())), trees("xgboost_json", Some(126), true));
+        assert_eq!(xgboost(&look(XGBOOST.replace("binary:logistic", "reg:squarederror").as_bytes())), trees("xgboost_json", Some(126), false));
+        assert_eq!(xgboost(&look(&ubjson("multi:softprob"))), trees("xgboost_ubj", Some(13), true));
+        assert_eq!(xgboost(&look(&ubjson("rank:pairwise"))), trees("xgboost_ubj", Some(13), false));
+        assert_eq!(xgboost(&look(&binary_form("binary:logistic"))), trees("xgboost", Some(30), true));
+        assert_eq!(xgboost(&look(&[b"binf".to_vec(), binary_form("reg:linear")].concat())), trees("xgboost", Some(30), false));
+        // A big one: what matters is behind the trees.
+        let big = XGBOOST.replace("\"trees\":[", &format!("\"trees\":[{}", "{},".repeat(100_000)));
+        assert_eq!(xgboost(&look(big.as_bytes())), trees("xgboost_json", Some(126), true));
+        assert_eq!(lightgbm(&look(LIGHTGBM.as_bytes())), trees("lightgbm", Some(126), true));
+        assert_eq!(lightgbm(&look(LIGHTGBM.replace("binary sigmoid:1", "regression").as_bytes())), trees("lightgbm", Some(126), false));
+        for bytes in [b"".as_slice(), b"\x80\x04\x95", b"hello", &[0; 200], b"[1]"] {
+            assert!(xgboost(&look(bytes)).is_err() && lightgbm(&look(bytes)).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        for (case, kind, path, file, says) in [
+            ("a pickle", "xgboost", "m.pkl", "m.pkl=\u{80}", "is no model of XGBoost"),
+            ("no trees", "lightgbm", "m.txt", "m.txt=hello", "m.txt is no model of LightGBM"),
+            ("no features", "xgboost", "m.json", "m.json={\"learner\":{}}", "m.json does not say how many features it takes"),
+            ("no file", "xgboost", "d", "d/readme.md", "no xgboost model in d: expected xgboost.json"),
+            ("two files", "lightgbm", "d", "d/a.txt", "found [a.txt, b.txt]"),
+        ] {
+            let files = if case == "two files" { vec![file, "d/b.txt"] } else { vec![file, "other"] };
+            let refused = plan(&source(kind, path, &files, None), &Options::default()).expect_err(case);
+            assert!(refused.message.contains(says) && refused.nothing_attempted, "{case}: {refused}");
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 1000, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(7), ..Default::default() })]
+        #[test]
+        fn no_file_makes_the_readers_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), start in 0usize..4) {
+            let starts: [&[u8]; 4] = [b"", b"{L", b"tree\nmax_feature_idx=", b"{\"objectivenum_featureSL"];
+            let bytes = [starts[start], &bytes, b"num_feature", &bytes].concat();
+            let _ = (xgboost(&look(&bytes)), lightgbm(&look(&bytes)));
+        }
     }
 }
