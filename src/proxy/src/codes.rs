@@ -417,6 +417,7 @@ mod tests {
             (infer(InferError::Refused { code: 9, message: "x".into() }), FailedPrecondition, 400, None),
             (Fault::TooLarge { size: Some(2), limit: size }, ResourceExhausted, 413, None),
             (Fault::NoBuffer { more: size, taken: size, budget: size }, ResourceExhausted, 429, Some(1)),
+            (Fault::NoRoomToWait { model: q("m"), all: true, more: size, held: size, bound: size }, ResourceExhausted, 429, Some(1)),
             (Fault::TooHeavy { need: size, budget: size }, ResourceExhausted, 413, None),
             (Fault::SlowRequest, DeadlineExceeded, 504, None),
             (Fault::Unimplemented("x".into()), Unimplemented, 501, None),

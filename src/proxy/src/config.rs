@@ -11,7 +11,7 @@ pub struct ProxyConfig {
     pub max_message: ByteSize,
     /// What all requests of both inference ports may hold in memory together: bodies from their first bytes until they
     /// are answered, and what they become when they are decoded. At least `max_message`; JSON and typed tensors need up to
-    /// several times their size.
+    /// several times their size. Those that wait for a model may hold three quarters of it, and half for one model.
     pub body_budget: ByteSize,
     /// Deadline of a request that brings none.
     pub default_deadline: Duration,

@@ -28,7 +28,7 @@ struct Inner {
 #[derive(Default)]
 struct Held {
     in_all: u64,
-    /// Of those that somebody waits for.
+    /// For each that somebody waits for: the bytes, and how many callers.
     models: HashMap<ModelId, (u64, usize)>,
 }
 
@@ -46,7 +46,7 @@ impl Waiting {
     pub(crate) fn place(&self, model: &ModelId, bytes: u64) -> Result<Place, Fault> {
         let mut held = self.0.held.lock();
         let (of_model, callers) = held.models.get(model).copied().unwrap_or_default();
-        let none = |held: u64, bound: ByteSize, all: bool| Fault::NoRoomToWait {
+        let refused = |held: u64, bound: ByteSize, all: bool| Fault::NoRoomToWait {
             model: Quoted::new(model.as_str()),
             all,
             more: ByteSize(bytes),
@@ -55,10 +55,10 @@ impl Waiting {
         };
         let fits = |held: u64, bound: ByteSize| held == 0 || held.saturating_add(bytes) <= bound.0;
         if !fits(of_model, self.0.per_model) {
-            return Err(none(of_model, self.0.per_model, false));
+            return Err(refused(of_model, self.0.per_model, false));
         }
         if !fits(held.in_all, self.0.in_all) {
-            return Err(none(held.in_all, self.0.in_all, true));
+            return Err(refused(held.in_all, self.0.in_all, true));
         }
         held.in_all = held.in_all.saturating_add(bytes);
         held.models.insert(model.clone(), (of_model.saturating_add(bytes), callers + 1));

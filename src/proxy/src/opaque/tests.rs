@@ -6,6 +6,7 @@ mod twice;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use berth_telemetry::{Clock, Counter, HostNet, Listener, Metrics, Net};
@@ -662,4 +663,62 @@ async fn callers_who_wait_for_a_model_leave_the_connection_to_those_beside_them(
     waiting.abort_all();
     while waiting.join_next().await.is_some() {}
     world.models.waiting.subscribe().wait_for(|waiting| *waiting == 0).await.unwrap();
+}
+
+/// A body without an end, of messages that name the model, and the bytes that were asked of it.
+fn endless() -> (Body, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (piece, counted) = (message(&naming("digits", 16_000)), Arc::clone(&asked));
+    let frames = futures::stream::repeat_with(move || {
+        counted.fetch_add(piece.len(), Ordering::Relaxed);
+        Ok(Frame::data(piece.clone()))
+    });
+    (BodyExt::boxed(StreamBody::new(frames)), asked)
+}
+
+/// Returns once no more of a body is asked for while others are served, which are refused here.
+async fn stops(world: &mut World, asked: &AtomicUsize, most: usize) {
+    loop {
+        let before = asked.load(Ordering::Relaxed);
+        for _ in 0..50 {
+            let got = world.call(INFER, &[], whole(message(&naming("unheard-of", 1)))).await;
+            assert_eq!(got.status().0, Code::NotFound);
+        }
+        let now = asked.load(Ordering::Relaxed);
+        assert!(now <= most, "{now} bytes are on their way to somebody who reads none");
+        if now > 0 && now == before {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_does_not_read_stops_the_client_and_a_client_that_does_not_read_the_runtime() {
+    let unread: Behaviour = Arc::new(|request| {
+        async move {
+            let _request = request;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let deaf = runtime(unread).await;
+    let mut world_of_deaf = world(deaf.addr).await;
+    let (body, asked) = endless();
+    let sending = tokio::spawn(world_of_deaf.client.send_request(call(INFER, &[], body)));
+    stops(&mut world_of_deaf, &asked, 8 << 20).await;
+    sending.abort();
+    world_of_deaf.unguarded().await;
+
+    let (body, asked) = endless();
+    let answer = Arc::new(parking_lot::Mutex::new(Some(body)));
+    let talks: Behaviour = Arc::new(move |_| {
+        let body = answer.lock().take().expect("called once");
+        async move { Response::new(body) }.boxed()
+    });
+    let talker = runtime(talks).await;
+    let mut world = world(talker.addr).await;
+    let unread = world.client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))).await.unwrap();
+    stops(&mut world, &asked, 16 << 20).await;
+    drop(unread);
+    world.unguarded().await;
 }
