@@ -1,15 +1,13 @@
 //! From an id to a guarded copy: one view, one registration, one guard.
 
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use berth_registry::{Resolved, Views};
 use berth_residency::{Guard, Residency, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Deadline, Failure, ModelId, Registration};
-use futures::{FutureExt as _, poll};
+use futures::FutureExt as _;
 use parking_lot::RwLock;
 
 use crate::codes::{Fault, Quoted};
@@ -162,39 +160,28 @@ pub(crate) async fn acquire<M: Models>(
     models: &M,
     registration: &Arc<Registration>,
     waiting: &Waiting,
-    held: impl Fn() -> u64,
+    held: impl FnOnce() -> u64,
     clock: &Clock,
     deadline: Deadline,
 ) -> Result<M::Guard, Fault> {
     let model = &registration.id;
-    let waited = |error| Fault::Wait { model: Quoted::new(model.as_str()), error };
     let mut at_once = models.try_acquire(model);
     // Nearly always it is loaded and takes this request: no timer for what takes no time.
     let turn = at_once.as_mut().and_then(|guard| M::turn(guard).now_or_never());
-    let guard = match (at_once, turn) {
-        (Some(guard), Some(turn)) => return turn.map(|()| guard).map_err(waited),
-        (guard, _) => guard,
+    let acquired = match (at_once, turn) {
+        (Some(guard), Some(turn)) => turn.map(|()| guard),
+        (guard, _) => {
+            let _place = waiting.place(model, held())?;
+            // The wait has the same deadline inside; this one holds even if the other side forgets it.
+            let acquired = async {
+                let mut guard = match guard {
+                    Some(guard) => guard,
+                    None => models.ensure_loaded(registration, deadline).await?,
+                };
+                M::turn(&mut guard).await.map(|()| guard)
+            };
+            Box::pin(clock.until(deadline, acquired)).await.unwrap_or(Err(WaitError::Deadline))
+        }
     };
-    // The wait has the same deadline inside; this one holds even if the other side forgets it.
-    let acquired = async {
-        let mut guard = match guard {
-            Some(guard) => guard,
-            None => {
-                let _place = waiting.place(model, held())?;
-                models.ensure_loaded(registration, deadline).await.map_err(waited)?
-            }
-        };
-        let turned = {
-            let mut turn = pin!(M::turn(&mut guard));
-            match poll!(turn.as_mut()) {
-                Poll::Ready(turned) => turned,
-                Poll::Pending => {
-                    let _place = waiting.place(model, held())?;
-                    turn.await
-                }
-            }
-        };
-        turned.map(|()| guard).map_err(waited)
-    };
-    Box::pin(clock.until(deadline, acquired)).await.unwrap_or_else(|| Err(waited(WaitError::Deadline)))
+    acquired.map_err(|error| Fault::Wait { model: Quoted::new(model.as_str()), error })
 }
