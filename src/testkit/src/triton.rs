@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::calls::{Client, Kind, Order};
-use crate::http::{get, post};
+use crate::http::{post, ready};
 use crate::message::text;
 use crate::parts::part;
 use crate::real_time::{Found, eventually};
@@ -146,15 +146,7 @@ impl Triton {
         command.args([format!("--http-port={}", http.port()), format!("--grpc-port={}", grpc.port())]);
         command.arg(format!("--backend-config=python,shm-region-prefix-name={regions}")).process_group(0);
         let triton = Triton { process: Process::start("tritonserver", command)?, parts: parts.clone(), grpc, http, regions };
-        eventually("Triton to be ready", PATIENCE, || async {
-            Ok(match get(&format!("http://{http}/v2/health/ready")).await {
-                Ok(reply) if reply.status == 200 => Found::Yes(()),
-                Ok(reply) => Found::NotYet(reply.status.to_string()),
-                Err(fault) => Found::NotYet(format!("{fault:#}")),
-            })
-        })
-        .await
-        .with_context(|| triton.process.written())?;
+        ready("Triton", http, PATIENCE).await.with_context(|| triton.process.written())?;
         Ok(triton)
     }
 
