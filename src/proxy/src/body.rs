@@ -14,7 +14,7 @@ use http_body_util::BodyExt as _;
 
 use crate::budget::Share;
 use crate::codes::Fault;
-use crate::opaque::Passed;
+use crate::opaque::Flows;
 
 /// A body that a client sends.
 pub(crate) trait Incoming: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + Unpin + 'static {}
@@ -117,7 +117,7 @@ pub(crate) enum Outgoing {
     /// Messages as they are made, then trailers.
     Made(BoxStream<'static, Frame<Bytes>>),
     /// What a runtime answers, as it comes.
-    Passed(Box<Passed>),
+    Passed(Box<dyn Flows>),
 }
 
 impl Default for Outgoing {

@@ -11,15 +11,18 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Listener};
 use berth_types::ByteSize;
+use berth_upstream::Gather;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::header::{CONNECTION, HeaderValue};
@@ -354,13 +357,29 @@ where
             }
         }
         Protocol::Http2 => {
+            let answered = Arc::new(AtomicU64::new(0));
+            let answers = Arc::clone(&answered);
             let service = service_fn(move |request| {
-                let (handler, request) = (handler.clone(), known(request));
-                async move { handler.answer(request).await }
+                let (handler, request, answers) = (handler.clone(), known(request), Arc::clone(&answers));
+                // In a box: what holds it is moved about several times, and lives as long as the answer.
+                Box::pin(async move {
+                    let answer = handler.answer(request).await;
+                    answers.fetch_add(1, Ordering::Relaxed);
+                    answer
+                })
             });
             let mut connection = pin!(terms.http2.serve_connection(TokioIo::new(stream), service));
+            let mut gather = Gather::default();
+            let gathering = poll_fn(|cx| {
+                if gather.waits(answered.load(Ordering::Relaxed)) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                connection.as_mut().poll(cx)
+            });
             tokio::select! {
-                ended = connection.as_mut() => ended,
+                biased;
+                ended = gathering => ended,
                 () = shutdown.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await

@@ -61,14 +61,15 @@ impl<M: Models> Handler for GrpcPort<M> {
             return Ok(refusal);
         }
         if request.uri().path().starts_with(HEALTH) {
-            return self.health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic));
+            return Box::pin(self.health.clone().call(request)).await.map(|response| response.map(Outgoing::Tonic));
         }
         if let Some(reflection) = self.reflection.at(request.uri().path()) {
-            return Ok(reflection.answer(request).await);
+            return Ok(Box::pin(reflection.answer(request)).await);
         }
+        // What is asked less often is in a box, so that the state of each call has no room for it.
         let (head, body) = request.into_parts();
         if let Some(method) = mesh::method(head.uri.path()) {
-            return Ok(self.frontend.mesh(method, &head, body).await);
+            return Ok(Box::pin(self.frontend.mesh(method, &head, body)).await);
         }
         let method = head.uri.path().strip_prefix(SERVICE);
         // About this server, not about a model: answered here.
@@ -77,16 +78,20 @@ impl<M: Models> Handler for GrpcPort<M> {
             return Ok(self.frontend.pass(server, &head, body).await);
         }
         Ok(match method {
-            Some("ModelInfer") => self.frontend.grpc_infer(&head, body).await,
+            Some("ModelInfer") => Box::pin(self.frontend.grpc_infer(&head, body)).await,
             Some("ModelStreamInfer") => streaming::infer(Arc::clone(&self.frontend), &head, body),
-            Some("ModelMetadata") => answered(self.frontend.grpc_metadata(&head, body).await),
-            Some("ModelReady") => answered(self.frontend.grpc_ready(&head, body).await),
-            Some("ServerLive") => answered(self.frontend.read(&head, body).await.map(|ServerLiveRequest {}| ServerLiveResponse { live: true })),
+            Some("ModelMetadata") => answered(Box::pin(self.frontend.grpc_metadata(&head, body)).await),
+            Some("ModelReady") => answered(Box::pin(self.frontend.grpc_ready(&head, body)).await),
+            Some("ServerLive") => {
+                answered(Box::pin(self.frontend.read(&head, body)).await.map(|ServerLiveRequest {}| ServerLiveResponse { live: true }))
+            }
             Some("ServerReady") => {
-                let read = self.frontend.read(&head, body).await;
+                let read = Box::pin(self.frontend.read(&head, body)).await;
                 answered(read.map(|ServerReadyRequest {}| ServerReadyResponse { ready: (self.frontend.ready)().is_ok() }))
             }
-            Some("ServerMetadata") => answered(self.frontend.read(&head, body).await.map(|ServerMetadataRequest {}| self.frontend.server_metadata())),
+            Some("ServerMetadata") => {
+                answered(Box::pin(self.frontend.read(&head, body)).await.map(|ServerMetadataRequest {}| self.frontend.server_metadata()))
+            }
             _ => wire::fault(&Fault::Unimplemented(format!("method {} is not implemented", Quoted::new(head.uri.path())))),
         })
     }

@@ -7,6 +7,7 @@ use berth_registry::{Resolved, Views};
 use berth_residency::{Guard, Residency, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Deadline, Failure, ModelId, Registration};
+use futures::FutureExt as _;
 use parking_lot::RwLock;
 
 use crate::codes::{Fault, Quoted};
@@ -155,13 +156,22 @@ pub fn registration(models: &impl Models, asked: &Asked<'_>) -> Result<Arc<Regis
 /// # Errors
 /// [`Fault::Wait`].
 pub async fn acquire<M: Models>(models: &M, registration: &Arc<Registration>, clock: &Clock, deadline: Deadline) -> Result<M::Guard, Fault> {
-    // The wait has the same deadline inside; this one holds even if the other side forgets it.
-    let acquired = clock.until(deadline, async {
-        let mut guard = match models.try_acquire(&registration.id) {
-            Some(guard) => guard,
-            None => models.ensure_loaded(registration, deadline).await?,
-        };
-        M::turn(&mut guard).await.map(|()| guard)
-    });
-    acquired.await.unwrap_or(Err(WaitError::Deadline)).map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
+    let mut at_once = models.try_acquire(&registration.id);
+    // Nearly always it is loaded and takes this request: no timer for what takes no time.
+    let turn = at_once.as_mut().and_then(|guard| M::turn(guard).now_or_never());
+    let acquired = match (at_once, turn) {
+        (Some(guard), Some(turn)) => turn.map(|()| guard),
+        (guard, _) => {
+            // The wait has the same deadline inside; this one holds even if the other side forgets it.
+            let acquired = async {
+                let mut guard = match guard {
+                    Some(guard) => guard,
+                    None => models.ensure_loaded(registration, deadline).await?,
+                };
+                M::turn(&mut guard).await.map(|()| guard)
+            };
+            Box::pin(clock.until(deadline, acquired)).await.unwrap_or(Err(WaitError::Deadline))
+        }
+    };
+    acquired.map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
 }

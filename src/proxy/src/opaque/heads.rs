@@ -10,11 +10,17 @@ use tonic::{Code, Status};
 
 pub(crate) use super::passed::code_of as code;
 
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const MODEL: HeaderName = HeaderName::from_static("mm-model-id");
+const MODEL_BINARY: HeaderName = HeaderName::from_static("mm-model-id-bin");
+
 /// Headers that are not the runtime's business: they are about the connection, the length of a body that grows, or said anew.
 fn is_ours(name: &HeaderName) -> bool {
-    const CONNECTION: [&str; 6] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "content-length"];
-    let name = name.as_str();
-    name.starts_with("mm-") || name == "tas-model-id" || name == "grpc-timeout" || name == "host" || CONNECTION.contains(&name)
+    match name.as_str() {
+        "tas-model-id" | "grpc-timeout" | "host" => true,
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "content-length" => true,
+        name => name.starts_with("mm-"),
+    }
 }
 
 /// The headers of a request to the runtime for `model`, which has `left` to be answered.
@@ -26,17 +32,17 @@ pub(crate) fn to_runtime(from: &HeaderMap, model: &ModelId, left: Duration) -> H
         }
     }
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    headers.insert(HeaderName::from_static("grpc-timeout"), timeout(left));
+    headers.insert(TIMEOUT, timeout(left));
     let binary = STANDARD_NO_PAD.encode(model.as_str());
     if let Ok(mut value) = HeaderValue::try_from(binary) {
         value.set_sensitive(true);
-        headers.insert(HeaderName::from_static("mm-model-id-bin"), value);
+        headers.insert(MODEL_BINARY, value);
     }
     if model.as_str().bytes().all(|byte| (0x20..0x7f).contains(&byte))
         && let Ok(mut value) = HeaderValue::from_str(model.as_str())
     {
         value.set_sensitive(true);
-        headers.insert(HeaderName::from_static("mm-model-id"), value);
+        headers.insert(MODEL, value);
     }
     headers
 }

@@ -14,6 +14,7 @@ mod typed;
 #[cfg(test)]
 mod tests;
 
+use std::pin::pin;
 use std::time::Duration;
 
 use berth_adapters::InferError;
@@ -26,16 +27,17 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method as Verb, Request as HttpRequest, Response, StatusCode, Version};
 
-use crate::body::{Incoming, Outgoing};
+use crate::body::Outgoing;
 use crate::codes::{Fault, Quoted};
 use crate::frontend::Frontend;
 use crate::id::{self, Asked};
 use crate::meters::Measured;
-use crate::methods::{Method, Names};
+use crate::methods::Names;
 use crate::route::{self, Models};
 use crate::wire;
-pub(crate) use passed::Passed;
-use passing::{Request, Source};
+pub(crate) use passed::Flows;
+use passed::Passed;
+use passing::Request;
 pub(crate) use typed::Typed;
 
 /// How often a call is sent once more: after the runtime did not hold the model, or the connection broke.
@@ -52,16 +54,20 @@ impl<M: Models> Frontend<M> {
     /// Passes a call on to `server`.
     pub(crate) async fn pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Response<Outgoing> {
         let mut measured = self.meters.grpc.started(&self.clock);
-        match id::several(&head.headers) {
-            Ok(None) => {}
-            Ok(Some(asked)) => return self.passed_several(server, head, &asked, body, measured).await,
-            Err(fault) => {
-                measured.is(fault.verdict().code);
-                return wire::fault(&fault);
+        let in_headers = match id::plain(&head.headers) {
+            Some(asked) => Ok(asked),
+            None => match id::several(&head.headers) {
+                Ok(None) => id::in_headers(&head.headers),
+                Ok(Some(asked)) => return Box::pin(self.passed_several(server, head, &asked, body, measured)).await,
+                Err(fault) => Err(fault),
+            },
+        };
+        match self.try_pass(server, head, in_headers, body).await {
+            Ok((headers, called, request)) => {
+                let mut response = Response::new(Outgoing::Passed(Box::new(Passed::new(called, measured, request, self.clock.clone()))));
+                *response.headers_mut() = headers;
+                response
             }
-        }
-        match self.try_pass(server, head, body).await {
-            Ok((called, request)) => called.answered(measured, request),
             Err(fault) => {
                 measured.is(fault.verdict().code);
                 wire::fault(&fault)
@@ -93,13 +99,30 @@ impl<M: Models> Frontend<M> {
         }
     }
 
-    async fn try_pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Result<(Called, Request<hyper::body::Incoming>), Fault> {
+    async fn try_pass(
+        &self,
+        server: &Server,
+        head: &Parts,
+        in_headers: Result<Option<Asked<'_>>, Fault>,
+        body: hyper::body::Incoming,
+    ) -> Result<(HeaderMap, Called<M>, Request<hyper::body::Incoming>), Fault> {
         let method = self.methods().of(head.uri.path())?;
         let deadlines = self.deadlines(&head.headers)?;
-        let mut source = Source::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
-        let found = self.clock.until(deadlines.answer, asked(&method, &head.headers, &mut source)).await;
-        let (asked, in_message) = found.unwrap_or(Err(Fault::SlowRequest))?;
-        let request = Request::new(source);
+        let request = Request::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
+        let (asked, in_message) = match (in_headers?, &method.extract) {
+            (None, None) => return Err(id::none()),
+            (Some(asked), None) => (asked, false),
+            (Some(asked), Some(extract)) if !extract.first => (asked, false),
+            (in_headers, Some(extract)) => {
+                let found = self.clock.until(deadlines.answer, request.find(&extract.path)).await;
+                match (found.unwrap_or(Err(Fault::SlowRequest))?, in_headers) {
+                    (Some(id), _) if extract.names == Names::Name => (Asked::Name(id.into()), true),
+                    (Some(id), _) => (Asked::Version(id.into()), true),
+                    (None, Some(asked)) => (asked, false),
+                    (None, None) => return Err(id::none()),
+                }
+            }
+        };
         let mut tries = TRIES;
         loop {
             let registration = route::registration(&self.models, &asked)?;
@@ -119,9 +142,11 @@ impl<M: Models> Frontend<M> {
                 return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
             };
             let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), body);
+            // Pinned where it is: it is not moved once more.
+            let call = pin!(server.call(sent));
             let called = tokio::select! {
                 biased;
-                called = self.clock.until(deadlines.answer, server.call(sent)) => called,
+                called = self.clock.until(deadlines.answer, call) => called,
                 () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
             };
             let last = tries == 0;
@@ -138,8 +163,8 @@ impl<M: Models> Frontend<M> {
                 }
                 Some(Ok(answer)) => {
                     request.is_answered();
-                    let called = self.called(answer, model, guard, deadlines.end)?;
-                    return Ok((called, request));
+                    let (headers, called) = begun(answer, model, guard, deadlines.end)?;
+                    return Ok((headers, called, request));
                 }
                 Some(Err(why)) => {
                     if let Some(fault) = request.fault() {
@@ -172,58 +197,26 @@ impl<M: Models> Frontend<M> {
         let end = if headers.contains_key("grpc-timeout") { answer } else { self.clock.deadline_in(self.config.max_deadline) };
         Ok(Deadlines { answer, end })
     }
-
-    fn called(&self, answer: Response<Answer>, model: &ModelId, guard: M::Guard, end: Deadline) -> Result<Called, Fault> {
-        let (head, body) = answer.into_parts();
-        if head.status != StatusCode::OK {
-            let why = format!("it answered with HTTP status {}", head.status.as_u16());
-            return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
-        }
-        let (clock, named, until) = (self.clock.clone(), model.clone(), (self.clock.clone(), end));
-        let ending = Box::pin(async move {
-            tokio::select! {
-                () = M::revoked(&guard) => Fault::Revoked(Quoted::new(named.as_str())),
-                () = clock.sleep_until(end) => infer_fault(&named, InferError::DeadlineExceeded),
-            }
-        });
-        Ok(Called { headers: head.headers, body, ending, model: model.clone(), until })
-    }
 }
 
-/// An answer that has begun.
-struct Called {
-    headers: HeaderMap,
+/// An answer that has begun, without its headers.
+struct Called<M: Models> {
     body: Answer,
-    ending: passed::Ending,
+    guard: M::Guard,
     model: ModelId,
-    until: (Clock, Deadline),
+    end: Deadline,
+    /// The answer's, where its head says it already.
+    code: Option<tonic::Code>,
 }
 
-impl Called {
-    fn answered(self, measured: Measured, request: Request<hyper::body::Incoming>) -> Response<Outgoing> {
-        let code = passed::code_of(&self.headers);
-        let mut response =
-            Response::new(Outgoing::Passed(Box::new(Passed::new(self.body, self.ending, measured, code, self.model, request, self.until))));
-        *response.headers_mut() = self.headers;
-        response
+fn begun<M: Models>(answer: Response<Answer>, model: &ModelId, guard: M::Guard, end: Deadline) -> Result<(HeaderMap, Called<M>), Fault> {
+    let (head, body) = answer.into_parts();
+    if head.status != StatusCode::OK {
+        let why = format!("it answered with HTTP status {}", head.status.as_u16());
+        return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
     }
-}
-
-/// Which model a call asks for, by its headers or by its first message; true for the message.
-async fn asked<B: Incoming>(method: &Method, headers: &HeaderMap, source: &mut Source<B>) -> Result<(Asked<'static>, bool), Fault> {
-    let in_headers = id::in_headers(headers)?.map(Asked::into_owned);
-    let Some(extract) = &method.extract else { return in_headers.ok_or_else(id::none).map(|asked| (asked, false)) };
-    if let (Some(asked), false) = (&in_headers, extract.first) {
-        return Ok((asked.clone(), false));
-    }
-    match (source.find(&extract.path).await?, in_headers) {
-        (Some(id), _) => {
-            let asked = if extract.names == Names::Name { Asked::Name(id.into()) } else { Asked::Version(id.into()) };
-            Ok((asked, true))
-        }
-        (None, Some(asked)) => Ok((asked, false)),
-        (None, None) => Err(id::none()),
-    }
+    let code = passed::code_of(&head.headers);
+    Ok((head.headers, Called { body, guard, model: model.clone(), end, code }))
 }
 
 /// How messages are compressed; `None`: in a way that is not known here.

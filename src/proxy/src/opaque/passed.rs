@@ -16,49 +16,59 @@ use http_body::{Body as _, Frame};
 use tonic::{Code, Status};
 
 use super::passing::Request;
-use super::{infer_fault, is_late};
+use super::{Called, infer_fault, is_late};
 
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
+use crate::route::Models;
 use crate::wire;
 
-/// Completes with what must end the answer before its time. It holds the copy's guard: dropped, the copy may go.
-pub(crate) type Ending = Pin<Box<dyn Future<Output = Fault> + Send>>;
+/// The body of an answer that the runtime gives, whoever guards its copy.
+pub(crate) trait Flows: Send {
+    /// The next frame, as [`http_body::Body`] has it.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>>;
 
-/// An answer that the runtime gives.
-pub(crate) struct Passed {
-    /// `None` once it has ended, in whatever way.
-    open: Option<Open>,
+    /// Whether nothing more comes.
+    fn is_end_stream(&self) -> bool;
 }
 
-struct Open {
+/// An answer that the runtime gives.
+pub(crate) struct Passed<M: Models> {
+    /// `None` once it has ended, in whatever way.
+    open: Option<Open<M>>,
+}
+
+struct Open<M: Models> {
     answer: Answer,
-    ending: Ending,
+    kept: Kept<M::Guard>,
     measured: Measured,
     /// Which model, for faults.
     model: ModelId,
     /// May still be on its way; then it knows why it broke off.
     request: Request<hyper::body::Incoming>,
+    clock: Clock,
     /// When the answer must have ended.
-    until: (Clock, Deadline),
+    end: Deadline,
 }
 
-impl Passed {
+/// What keeps the copy that answers.
+enum Kept<G> {
+    /// The whole answer may be there already: nobody waits yet.
+    Guard(G),
+    /// Completes with what must end the answer before its time. It holds the guard.
+    Watched(Pin<Box<dyn Future<Output = Fault> + Send>>),
+    Gone,
+}
+
+impl<M: Models> Passed<M> {
     /// `code`: the answer's, where its head says it already.
-    pub(crate) fn new(
-        answer: Answer,
-        ending: Ending,
-        mut measured: Measured,
-        code: Option<Code>,
-        model: ModelId,
-        request: Request<hyper::body::Incoming>,
-        until: (Clock, Deadline),
-    ) -> Self {
+    pub(crate) fn new(called: Called<M>, mut measured: Measured, request: Request<hyper::body::Incoming>, clock: Clock) -> Self {
+        let Called { body: answer, guard, model, end, code } = called;
         if let Some(code) = code {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, ending, measured, model, request, until };
+        let open = Open { answer, kept: Kept::Guard(guard), measured, model, request, clock, end };
         Passed { open: (!ended).then_some(open) }
     }
 
@@ -69,8 +79,31 @@ impl Passed {
         }
         Frame::trailers(wire::badly(fault))
     }
+}
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+impl<M: Models> Open<M> {
+    /// What must end the answer before its time.
+    fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+        if matches!(self.kept, Kept::Guard(_))
+            && let Kept::Guard(guard) = std::mem::replace(&mut self.kept, Kept::Gone)
+        {
+            let (clock, end, model) = (self.clock.clone(), self.end, self.model.clone());
+            self.kept = Kept::Watched(Box::pin(async move {
+                tokio::select! {
+                    () = M::revoked(&guard) => Fault::Revoked(Quoted::new(model.as_str())),
+                    () = clock.sleep_until(end) => infer_fault(&model, InferError::DeadlineExceeded),
+                }
+            }));
+        }
+        match &mut self.kept {
+            Kept::Watched(ending) => ending.as_mut().poll(cx),
+            Kept::Guard(_) | Kept::Gone => Poll::Pending,
+        }
+    }
+}
+
+impl<M: Models> Flows for Passed<M> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(open) = &mut self.open else { return Poll::Ready(None) };
         match Pin::new(&mut open.answer).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -86,7 +119,7 @@ impl Passed {
                 let lost = || Fault::RuntimeLost { model: Quoted::new(open.model.as_str()), why: why.to_string() };
                 let fault = match open.request.fault() {
                     Some(fault) => fault,
-                    None if is_late(&why, open.until.1, &open.until.0) => infer_fault(&open.model, InferError::DeadlineExceeded),
+                    None if is_late(&why, open.end, &open.clock) => infer_fault(&open.model, InferError::DeadlineExceeded),
                     None => lost(),
                 };
                 Poll::Ready(Some(Ok(self.end(&fault))))
@@ -96,13 +129,13 @@ impl Passed {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let fault = ready!(open.ending.as_mut().poll(cx));
+                let fault = ready!(open.poll_ending(cx));
                 Poll::Ready(Some(Ok(self.end(&fault))))
             }
         }
     }
 
-    pub(crate) fn is_end_stream(&self) -> bool {
+    fn is_end_stream(&self) -> bool {
         self.open.is_none()
     }
 }

@@ -23,7 +23,7 @@ use crate::codes::Fault;
 const KEPT: u64 = 256 * 1024;
 
 /// What a client sends, and what of it is held here.
-pub(crate) struct Source<B> {
+struct Source<B> {
     body: Option<B>,
     /// Counts what is kept and what waits to be passed on.
     share: Share,
@@ -51,7 +51,7 @@ pub(crate) struct Source<B> {
 }
 
 impl<B: Incoming> Source<B> {
-    pub(crate) fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
+    fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
         Source {
             body: Some(body),
             share: budget.share(),
@@ -70,14 +70,13 @@ impl<B: Incoming> Source<B> {
         }
     }
 
-    /// Reads until the first message has named its model at `path`; what was read is kept.
-    ///
-    /// # Errors
-    /// The client's: what is no message, too large, without room, or ends early.
-    pub(crate) async fn find(&mut self, path: &FieldPath) -> Result<Option<String>, Fault> {
-        let mut extract = Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender());
+    fn extract(&self, path: &FieldPath) -> Extract {
+        Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender())
+    }
+
+    fn poll_find(&mut self, extract: &mut Extract, cx: &mut Context<'_>) -> Poll<Result<Option<String>, Fault>> {
         loop {
-            let progress = match std::future::poll_fn(|cx| self.poll_read(cx)).await? {
+            let progress = match ready!(self.poll_read(cx))? {
                 None => match extract.end().map_err(|fault| self.fault_of(fault))? {
                     Progress::More => Progress::Absent,
                     ended => ended,
@@ -91,8 +90,8 @@ impl<B: Incoming> Source<B> {
                 }
             };
             match progress {
-                Progress::Found(id) => return Ok(Some(id)),
-                Progress::Absent => return Ok(None),
+                Progress::Found(id) => return Poll::Ready(Ok(Some(id))),
+                Progress::Absent => return Poll::Ready(Ok(None)),
                 Progress::More => {}
             }
         }
@@ -184,8 +183,17 @@ impl<B: Incoming> Source<B> {
 pub(crate) struct Request<B>(Arc<Mutex<Source<B>>>);
 
 impl<B: Incoming> Request<B> {
-    pub(crate) fn new(source: Source<B>) -> Self {
-        Request(Arc::new(Mutex::new(source)))
+    pub(crate) fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
+        Request(Arc::new(Mutex::new(Source::new(body, budget, max_message, encoding))))
+    }
+
+    /// Reads until the first message has named its model at `path`; what was read is kept.
+    ///
+    /// # Errors
+    /// The client's: what is no message, too large, without room, or ends early.
+    pub(crate) async fn find(&self, path: &FieldPath) -> Result<Option<String>, Fault> {
+        let mut extract = self.0.lock().extract(path);
+        std::future::poll_fn(|cx| self.0.lock().poll_find(&mut extract, cx)).await
     }
 
     /// The body for one more try, with `suffix` after each message. `None`: what was sent before is not here any more.
