@@ -11,7 +11,7 @@ use berth_proxy::{Frontend, Models, ProxyConfig, RuntimeServer, serve_grpc, serv
 use berth_registry::Resolved;
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, HostNet, Metrics, Net};
-use berth_types::{ByteSize, Deadline, Failure, ModelFormat, ModelId, Placement, Registration, StorageRef};
+use berth_types::{ByteSize, Deadline, ModelFormat, ModelId, Placement, Registration, StorageRef};
 use tokio_util::sync::CancellationToken;
 
 /// Where clients of a server send their calls. The front ends with this.
@@ -109,10 +109,6 @@ impl Models for Reloading {
         Ok(self.guard())
     }
 
-    async fn turn(_guard: &mut CancellationToken) -> Result<(), WaitError> {
-        Ok(())
-    }
-
     async fn revoked(guard: &CancellationToken) {
         guard.cancelled().await;
     }
@@ -120,14 +116,6 @@ impl Models for Reloading {
     async fn suspect(&self, model: &ModelId) {
         self.lost().insert(model.clone());
         std::mem::take(&mut *self.0.looked.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
-    }
-
-    fn failure(&self, _model: &ModelId) -> Option<Arc<Failure>> {
-        None
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
     }
 }
 
@@ -157,23 +145,5 @@ impl Models for Everything {
 
     async fn ensure_loaded(&self, _model: &Arc<Registration>, _deadline: Deadline) -> Result<(), WaitError> {
         Ok(())
-    }
-
-    async fn turn(_guard: &mut ()) -> Result<(), WaitError> {
-        Ok(())
-    }
-
-    async fn revoked(_guard: &()) {
-        std::future::pending().await
-    }
-
-    async fn suspect(&self, _model: &ModelId) {}
-
-    fn failure(&self, _model: &ModelId) -> Option<Arc<Failure>> {
-        None
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
     }
 }

@@ -250,7 +250,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         let methods = engine.methods();
         data_plane::apply(&frontend, &methods, &plane);
         if let Some(file) = file {
-            let following = data_plane::follow(file, (methods, plane), Arc::clone(&frontend), clock.clone(), metrics.clone(), stop_operations.clone());
+            let following =
+                data_plane::follow(file, (methods, plane), Arc::clone(&frontend), clock.clone(), metrics.clone(), stop_operations.clone());
             spawn(&mut operations, "the watch of the data plane's configuration", following);
         }
     }

@@ -31,25 +31,35 @@ pub trait Models: Send + Sync + 'static {
     /// A guard once the model can serve here.
     fn ensure_loaded(&self, model: &Arc<Registration>, deadline: Deadline) -> impl Future<Output = Result<Self::Guard, WaitError>> + Send;
 
-    /// Waits until the copy takes one more request, where it serves so many at a time.
-    fn turn(guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send;
+    /// Waits until the copy takes one more request, where it serves so many at a time. At once where nobody says otherwise.
+    fn turn(_guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send {
+        std::future::ready(Ok(()))
+    }
 
     /// Gives the turn back before the guard; nothing where copies have no turns.
     fn end_turn(guard: &mut Self::Guard) {
         let _ = guard;
     }
 
-    /// Completes when the copy must go although the guard lives.
-    fn revoked(guard: &Self::Guard) -> impl Future<Output = ()> + Send;
+    /// Completes when the copy must go although the guard lives. Never where copies never do.
+    fn revoked(_guard: &Self::Guard) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 
     /// The runtime said that it does not hold a model that is thought to be loaded.
-    fn suspect(&self, model: &ModelId) -> impl Future<Output = ()> + Send;
+    fn suspect(&self, _model: &ModelId) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Why the last load of a model failed, while that counts and no copy serves.
-    fn failure(&self, model: &ModelId) -> Option<Arc<Failure>>;
+    fn failure(&self, _model: &ModelId) -> Option<Arc<Failure>> {
+        None
+    }
 
-    /// Every name, sorted.
-    fn names(&self) -> Vec<String>;
+    /// Every name, sorted; none where they cannot be listed.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The models of this process.

@@ -46,6 +46,21 @@ impl<B: Incoming> Messages<B> {
         Messages { body, left: Bytes::new(), limit, encoding }
     }
 
+    /// Waits, maybe for hours, until the next message has begun; what is to be held of it counts from [`Messages::next`]
+    /// on. False: there is none.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`].
+    pub(crate) async fn begun(&mut self) -> Result<bool, Fault> {
+        while self.left.is_empty() {
+            match body::frame(&mut self.body).await? {
+                Some(data) => self.left = data,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// The next message, inflated where it was compressed; `share` holds its bytes. `None`: there are no more.
     ///
     /// # Errors

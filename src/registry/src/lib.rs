@@ -38,6 +38,7 @@ mod naming;
 mod object;
 mod pool;
 mod redb_store;
+mod shelved;
 mod state;
 mod store;
 #[cfg(test)]

@@ -825,7 +825,7 @@ impl Owner {
             self.metrics.observe(Histogram::ColdStartSeconds, &[], took);
         }
         // Every waiter is inside before the copy can be seen, let alone evicted.
-        let guards: Vec<_> = waiters.into_iter().filter_map(|waiter| Some((waiter, slot.enter()?))).collect();
+        let guards: Vec<_> = waiters.into_iter().filter_map(|waiter| Some((waiter, slot.enter_first()?))).collect();
         self.lru.insert(model, slot.last_used().unwrap_or(slot.loaded));
         self.shared.copies.insert(model.clone(), slot);
         for (waiter, guard) in guards {

@@ -11,10 +11,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::calls::{Client, Kind, Order};
-use crate::http::get;
+use crate::http::ready;
 use crate::message::text;
 use crate::parts::part;
-use crate::real_time::{Found, eventually};
 use crate::{Exit, Parts, Process, free_port};
 
 /// A start, and the first load of a kind of model, on a busy machine: it is Python and imports much.
@@ -55,15 +54,7 @@ impl MlServer {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .current_dir(folder.path());
         let server = MlServer { process: Process::start("mlserver", command)?, parts: parts.clone(), folder, grpc, http };
-        eventually("MLServer to be ready", PATIENCE, || async {
-            Ok(match get(&format!("http://{http}/v2/health/ready")).await {
-                Ok(reply) if reply.status == 200 => Found::Yes(()),
-                Ok(reply) => Found::NotYet(reply.status.to_string()),
-                Err(fault) => Found::NotYet(format!("{fault:#}")),
-            })
-        })
-        .await
-        .with_context(|| server.process.written())?;
+        ready("MLServer", http, PATIENCE).await.with_context(|| server.process.written())?;
         Ok(server)
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::calls::{Client, Kind, Order};
-use crate::http::{get, post};
+use crate::http::{post, ready};
 use crate::message::text;
 use crate::parts::part;
 use crate::real_time::{Found, eventually};
@@ -158,15 +158,7 @@ impl Triton {
     }
 
     async fn ready(&self) -> Result<()> {
-        let http = self.http;
-        let ready = eventually("Triton to be ready", PATIENCE, || async {
-            Ok(match get(&format!("http://{http}/v2/health/ready")).await {
-                Ok(reply) if reply.status == 200 => Found::Yes(()),
-                Ok(reply) => Found::NotYet(reply.status.to_string()),
-                Err(fault) => Found::NotYet(format!("{fault:#}")),
-            })
-        });
-        ready.await.with_context(|| self.process.written())
+        ready("Triton", self.http, PATIENCE).await.with_context(|| self.process.written())
     }
 
     /// Kills it with all its processes, as the kernel does when memory has run out.

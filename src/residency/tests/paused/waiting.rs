@@ -10,6 +10,7 @@ use berth_puller::{PullError, Urgency};
 use berth_residency::{MayEvict, WaitError};
 use berth_telemetry::Counter;
 use berth_types::{ContentDigest, CopyReport, CopyState, Footprint, Pool, Reason, Refusal, Step};
+use futures::future::join_all;
 use futures::{FutureExt as _, poll};
 use tokio::join;
 
@@ -114,6 +115,22 @@ async fn a_copy_that_serves_one_request_at_a_time_takes_them_in_their_order_and_
     assert!(waiting.remove(0).await.is_ok());
     drop(waiting);
     assert_eq!(late.turn().await, Ok(()), "there is room again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_waited_for_a_load_get_their_turn_however_few_the_copy_serves_at_a_time() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script_all(Script::default().serving_at_most(NonZeroU32::MIN).loading_for(secs(5)));
+    let callers: Vec<_> = (0..40).map(|_| pod.caller("m", secs(60))).collect();
+    let mut guards = Vec::new();
+    for caller in callers {
+        guards.push(caller.await.expect("no panic").expect("loaded"));
+    }
+    let mut late = pod.residency.try_acquire("m").expect("loaded");
+    assert_eq!(late.turn().await, Err(WaitError::TooManyWaiting { waiting: 40 }), "who comes now finds them before it");
+    let turns = guards.into_iter().map(|mut guard| async move { guard.turn().await.map(|()| drop(guard)) });
+    assert_eq!(join_all(turns).await, vec![Ok(()); 40]);
+    assert_eq!(late.turn().await, Ok(()), "all have gone");
 }
 
 #[tokio::test(start_paused = true)]
