@@ -15,7 +15,6 @@ mod interop;
 mod lifecycle;
 mod logs;
 mod mesh;
-mod onnx_runtime;
 mod orders;
 mod payloads;
 mod peers;

@@ -118,7 +118,7 @@ pub(crate) enum Outgoing {
     /// Messages as they are made, then trailers.
     Made(BoxStream<'static, Frame<Bytes>>),
     /// What a runtime answers, as it comes.
-    Passed(Box<Passed>),
+    Passed(Passed),
     /// Any of them, its lines of the log within the context of its request.
     Within(Box<(Outgoing, Span)>),
 }

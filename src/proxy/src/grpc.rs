@@ -36,10 +36,11 @@ pub(crate) const SMALL_MESSAGE: ByteSize = ByteSize::kib(64);
 
 /// Serves gRPC on `listener` until `shutdown`, then until the last request has been answered.
 pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<Door>, shutdown: CancellationToken) {
-    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone()));
+    let managed = frontend.managing.get().is_some();
+    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone(), managed));
     let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
-    let reflection = Reflection::new(shutdown.clone());
+    let reflection = Reflection::new(shutdown.clone(), managed);
     connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection }, &config, &clock, shutdown).await;
 }
 
@@ -70,14 +71,15 @@ impl<M: Models> GrpcPort<M> {
             return Ok(refusal);
         }
         if request.uri().path().starts_with(HEALTH) {
-            return self.health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic));
+            return Box::pin(self.health.clone().call(request)).await.map(|response| response.map(Outgoing::Tonic));
         }
         if let Some(reflection) = self.reflection.at(request.uri().path()) {
-            return Ok(reflection.answer(request).await);
+            return Ok(Box::pin(reflection.answer(request)).await);
         }
+        // What is asked less often is in a box, so that the state of each call has no room for it.
         let (head, body) = request.into_parts();
         if let Some(method) = mesh::method(head.uri.path()) {
-            return Ok(self.frontend.mesh(method, &head, body).await);
+            return Ok(Box::pin(self.frontend.mesh(method, &head, body)).await);
         }
         let method = head.uri.path().strip_prefix(SERVICE);
         // About this server, not about a model: answered here.
@@ -89,16 +91,20 @@ impl<M: Models> GrpcPort<M> {
             return Ok(wire::fault(&fault));
         }
         Ok(match method {
-            Some("ModelInfer") => self.frontend.grpc_infer(&head, body).await,
+            Some("ModelInfer") => Box::pin(self.frontend.grpc_infer(&head, body)).await,
             Some("ModelStreamInfer") => streaming::infer(Arc::clone(&self.frontend), &head, body),
-            Some("ModelMetadata") => answered(self.frontend.grpc_metadata(&head, body).await),
-            Some("ModelReady") => answered(self.frontend.grpc_ready(&head, body).await),
-            Some("ServerLive") => answered(self.frontend.read(&head, body).await.map(|ServerLiveRequest {}| ServerLiveResponse { live: true })),
+            Some("ModelMetadata") => answered(Box::pin(self.frontend.grpc_metadata(&head, body)).await),
+            Some("ModelReady") => answered(Box::pin(self.frontend.grpc_ready(&head, body)).await),
+            Some("ServerLive") => {
+                answered(Box::pin(self.frontend.read(&head, body)).await.map(|ServerLiveRequest {}| ServerLiveResponse { live: true }))
+            }
             Some("ServerReady") => {
-                let read = self.frontend.read(&head, body).await;
+                let read = Box::pin(self.frontend.read(&head, body)).await;
                 answered(read.map(|ServerReadyRequest {}| ServerReadyResponse { ready: (self.frontend.ready)().is_ok() }))
             }
-            Some("ServerMetadata") => answered(self.frontend.read(&head, body).await.map(|ServerMetadataRequest {}| self.frontend.server_metadata())),
+            Some("ServerMetadata") => {
+                answered(Box::pin(self.frontend.read(&head, body)).await.map(|ServerMetadataRequest {}| self.frontend.server_metadata()))
+            }
             _ => wire::fault(&Fault::Unimplemented(format!("method {} is not implemented", Quoted::new(head.uri.path())))),
         })
     }

@@ -35,6 +35,7 @@ pub mod route;
 mod scripted;
 mod streaming;
 mod tls;
+mod waiting;
 mod weight;
 mod wire;
 

@@ -271,7 +271,7 @@ impl<M: Models> Frontend<M> {
     }
 
     async fn loaded(&self, registration: &Arc<Registration>, deadline: Deadline) -> Result<M::Guard, Fault> {
-        route::acquire(&self.models, registration, &self.clock, deadline).await
+        route::acquire(&self.models, registration, &self.waiting, || 0, &self.clock, deadline).await
     }
 }
 

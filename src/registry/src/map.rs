@@ -5,8 +5,10 @@
 //! Entries carry their key, so nothing is stored twice. The hash is fixed (not seeded): the same names give the same
 //! shape in every process.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
+
+use foldhash::quality::FixedState;
 
 /// What a [`Map`] holds: cheap to clone, with its own key.
 pub(crate) trait Entry: Clone {
@@ -52,10 +54,7 @@ impl<E> Default for Map<E> {
 }
 
 fn hash(key: &str, round: u32) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    round.hash(&mut hasher);
-    key.hash(&mut hasher);
-    hasher.finish()
+    FixedState::with_seed(round.into()).hash_one(key)
 }
 
 /// Where a key goes, level by level.

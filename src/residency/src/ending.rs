@@ -86,7 +86,7 @@ impl Owner {
         self.shared.copies.clear();
         // The tasks that would revoke them end with this one.
         for slot in self.entries.values().filter_map(|entry| entry.slot.as_ref()) {
-            slot.revoked.cancel();
+            slot.revoke();
         }
         let (clock, deadline) = (self.clock.clone(), self.clock.deadline_in(LAST_WRITES));
         if clock.until(deadline, self.write_what_is_not_written(bytes)).await.is_none() {

@@ -40,7 +40,7 @@ impl Owner {
         }
         let idle = slot.gate.begin_drain();
         if next == Phase::Unloading {
-            slot.revoked.cancel();
+            slot.revoke();
             self.report(model);
             return self.begin_unload(model);
         }

@@ -64,6 +64,7 @@ use berth_puller::Fetch;
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{Deadline, Footprint, Location, ModelId, Registration, UnixMillis};
 use dashmap::DashMap;
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -99,7 +100,7 @@ pub struct Deps {
 #[derive(Debug)]
 struct Shared {
     /// The copies that take requests.
-    copies: DashMap<ModelId, Arc<Slot>>,
+    copies: DashMap<ModelId, Arc<Slot>, RandomState>,
     history: Mutex<History>,
     board: Board,
     bell: Arc<Bell>,
@@ -144,7 +145,7 @@ impl Residency {
         let Deps { runtime, fetch, clock, metrics, location, budget, config } = deps;
         let history = config.state.as_deref().map(History::read).unwrap_or_default();
         let shared = Arc::new(Shared {
-            copies: DashMap::new(),
+            copies: DashMap::default(),
             history: Mutex::new(history),
             board: Board::default(),
             bell: Bell::new(clock.clone()),

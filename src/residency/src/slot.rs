@@ -9,7 +9,6 @@ use std::time::Instant;
 use berth_telemetry::Clock;
 use berth_types::{ModelId, UnixMillis};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 
 use crate::WaitError;
 use crate::gate::{Gate, Left, Starving};
@@ -45,8 +44,9 @@ pub(crate) struct Slot {
     pub(crate) loaded_at: Instant,
     /// Rung by the last request of a drain.
     pub(crate) drained: Notify,
-    /// Cancelled when requests in flight must end.
-    pub(crate) revoked: CancellationToken,
+    /// Whether requests in flight must end, and how they are told.
+    is_revoked: AtomicBool,
+    revoking: Notify,
     /// Of a copy that serves so many requests at a time.
     turns: Option<Turns>,
     bell: Arc<Bell>,
@@ -63,7 +63,8 @@ impl Slot {
             loaded: bell.clock.wall(),
             loaded_at: bell.clock.now(),
             drained: Notify::new(),
-            revoked: CancellationToken::new(),
+            is_revoked: AtomicBool::new(false),
+            revoking: Notify::new(),
             turns: at_a_time.map(Turns::new),
             bell,
         })
@@ -76,6 +77,12 @@ impl Slot {
         }
         self.touch();
         Some(Guard { turn: None, slot: Arc::clone(self) })
+    }
+
+    /// Ends requests in flight, and those that come later.
+    pub(crate) fn revoke(&self) {
+        self.is_revoked.store(true, Ordering::Release);
+        self.revoking.notify_waiters();
     }
 
     /// Never moves back: the index by last use counts on that. Two requests of one millisecond write once.
@@ -170,10 +177,19 @@ impl Guard {
         Ok(())
     }
 
+    /// Gives the turn back before the guard: this request waits for something else than the copy.
+    pub fn end_turn(&mut self) {
+        self.turn = None;
+    }
+
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the
     /// model): the request should end with UNAVAILABLE.
     pub async fn revoked(&self) {
-        self.slot.revoked.cancelled().await;
+        // Made before the flag is read: it is told of what happens after that.
+        let told = self.slot.revoking.notified();
+        if !self.slot.is_revoked.load(Ordering::Acquire) {
+            told.await;
+        }
     }
 }
 

@@ -165,7 +165,7 @@ impl Work {
         let id = slot.model.clone();
         let work = async move {
             if clock.until(clock.deadline_in(cap), slot.drained.notified()).await.is_none() {
-                slot.revoked.cancel();
+                slot.revoke();
                 // Whoever does not end by then finds out from the runtime.
                 let _ = clock.until(clock.deadline_in(grace), slot.drained.notified()).await;
             }

@@ -16,6 +16,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::Config;
+use crate::gather::Gather;
 use crate::target::Target;
 
 /// Questions that a silent server gets one `ping_interval` after the other.
@@ -30,6 +31,8 @@ const SLOW_PINGS: Duration = Duration::from_secs(310);
 pub(crate) struct Vital {
     /// Bytes that the system has taken.
     written: AtomicU64,
+    /// Heads, pieces and trailers that calls have given.
+    added: AtomicU64,
     /// Heads, pieces and trailers that calls have got.
     heard: AtomicU64,
     /// Calls that are open.
@@ -47,6 +50,11 @@ impl Vital {
 
     pub(crate) fn hear(&self) {
         self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call has something to be written.
+    pub(crate) fn add(&self) {
+        self.added.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -158,7 +166,12 @@ pub(crate) async fn drive(opened: Opened, clock: Clock, config: Config, mut room
     drop(send);
     let mut driven = Box::pin(driven);
     let mut asked = pin!(keep_alive(&mut pings, &vital, &clock, &config));
+    let mut gather = Gather::default();
     let why = std::future::poll_fn(|cx| {
+        if gather.waits(vital.added.load(Ordering::Relaxed)) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let polled = driven.as_mut().poll(cx);
         let limit = driven.max_concurrent_send_streams();
         if vital.limit.swap(limit, Ordering::Relaxed) < limit {

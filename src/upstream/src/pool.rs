@@ -170,6 +170,12 @@ impl Pool {
 
     fn grow(self: &Arc<Self>, inner: &mut Inner) {
         let share = |slot: &Slot| slot.connection.vital.limit().min(self.config.streams);
+        // What each call looks at.
+        let carried =
+            |inner: &Inner| inner.live.iter().map(share).fold(0_usize, usize::saturating_add) >= inner.live.iter().map(|slot| slot.open).sum();
+        if inner.waiting.is_empty() && carried(inner) {
+            return;
+        }
         let shares: Vec<usize> = inner.live.iter().map(share).collect();
         let demand = inner.waiting.len() + inner.live.iter().map(|slot| slot.open).sum::<usize>();
         let expected = shares.iter().copied().max().unwrap_or(self.config.streams);

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
 
+use crate::connection::Vital;
+
 /// Frames that are passed on before others get their turn.
 const AT_A_TIME: usize = 32;
 
@@ -21,8 +23,12 @@ pub(crate) type BodyError = Arc<dyn Error + Send + Sync>;
 pub(crate) struct Pump<B> {
     body: B,
     stream: SendStream<Bytes>,
+    vital: Arc<Vital>,
     /// A frame that waits for room, and whether it is the last.
     held: Option<(Bytes, bool)>,
+    /// The first frame waits for none: a call gets its room when its head is written, and a body that came later than that
+    /// would cost a second write and a second turn of the call. It lies in the stream as it would lie here.
+    waits: bool,
 }
 
 impl<B> Pump<B>
@@ -30,8 +36,8 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Pump { body, stream, held: None }
+    pub(crate) fn new(body: B, stream: SendStream<Bytes>, vital: Arc<Vital>) -> Self {
+        Pump { body, stream, vital, held: None, waits: false }
     }
 
     /// Ready when all is passed on or the stream takes no more (the answer says why), or with the body's own error: then
@@ -44,10 +50,12 @@ where
             if self.held.is_some() && !ready!(self.poll_room(cx)) {
                 return Poll::Ready(Ok(()));
             }
-            if let Some((data, last)) = self.held.take()
-                && (self.stream.send_data(data, last).is_err() || last)
-            {
-                return Poll::Ready(Ok(()));
+            if let Some((data, last)) = self.held.take() {
+                self.waits = true;
+                self.vital.add();
+                if self.stream.send_data(data, last).is_err() || last {
+                    return Poll::Ready(Ok(()));
+                }
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -58,7 +66,9 @@ where
                         }
                         // Room is asked for only when there is something to send: what is asked for is taken from other
                         // calls of this connection. The library asks for the rest when it gets the whole piece.
-                        self.stream.reserve_capacity(1);
+                        if self.waits {
+                            self.stream.reserve_capacity(1);
+                        }
                         self.held = Some((data, last));
                     }
                     Err(frame) => {
@@ -87,7 +97,7 @@ where
 
     /// Whether there is room for the frame that is held; `false` when there never will be.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if self.held.as_ref().is_none_or(|(data, _)| data.is_empty()) {
+        if !self.waits || self.held.as_ref().is_none_or(|(data, _)| data.is_empty()) {
             return Poll::Ready(true);
         }
         while self.stream.capacity() == 0 {

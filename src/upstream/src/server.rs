@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use http_body::Body;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -92,7 +92,8 @@ impl Server {
             CallError::Lost { target, why } => CallError::NotProcessed { target, why }, // it was not even queued
             other => other,
         })?;
-        let mut pump = (!is_all).then(|| Pump::new(body, stream));
+        let mut pump = (!is_all).then(|| Pump::new(body, stream, vital.clone()));
+        vital.add();
         // The body is sent from here while there is no answer, which is all the time for most calls: no task for them.
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut pump
@@ -151,6 +152,15 @@ const TRIES: u32 = 8;
 fn strip(headers: &mut HeaderMap) {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
     const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    // Seldom anything but `te: trailers`: one look for all of them.
+    let goes = |name: &HeaderName, value: &HeaderValue| match name.as_str() {
+        "connection" | "host" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" => true,
+        "te" => value != "trailers",
+        _ => false,
+    };
+    if !headers.iter().any(|(name, value)| goes(name, value)) {
+        return;
+    }
     if let Some(named) = headers.remove(CONNECTION) {
         for name in named.to_str().unwrap_or_default().split(',') {
             headers.remove(name.trim());

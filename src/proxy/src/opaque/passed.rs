@@ -1,18 +1,24 @@
 //! The body of an answer on its way to the client: frames and trailers as the runtime sends them.
 //!
-//! The copy that answers stays guarded until the last of it; when the copy must go first, the connection to the runtime
-//! breaks or the deadline passes, what the client gets ends with trailers that say so.
+//! The copy that answers stays guarded until the last of it has come. When the copy must go first, the connection to the
+//! runtime breaks, the deadline passes or the client does not read, what the client gets ends with trailers that say so. A
+//! client that reads nothing is never asked for more, so whoever ends an answer does not wait for that: a task of its own
+//! watches each answer of which something is still to come.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use berth_adapters::InferError;
 use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
-use berth_upstream::Answer;
+use berth_upstream::{Answer, CallError};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
+use parking_lot::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use super::passing::Request;
@@ -23,18 +29,26 @@ use crate::meters::Measured;
 use crate::payloads::Tap;
 use crate::wire;
 
-/// Completes with what must end the answer before its time. It holds the copy's guard: dropped, the copy may go.
-pub(crate) type Ending = Pin<Box<dyn Future<Output = Fault> + Send>>;
-
 /// An answer that the runtime gives.
 pub(crate) struct Passed {
+    shared: Arc<Mutex<Shared>>,
+    /// Watches what is still to come, and guards the copy until then.
+    watcher: Option<AbortOnDropHandle<()>>,
+}
+
+struct Shared {
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
+    /// What ended it before its time, until the client is told.
+    cut: Option<Fault>,
+    /// Who waits for the next piece.
+    waits: Option<Waker>,
+    /// Pieces that were taken.
+    taken: u64,
 }
 
 struct Open {
     answer: Answer,
-    ending: Ending,
     measured: Measured,
     /// Which model, for faults.
     model: ModelId,
@@ -46,11 +60,27 @@ struct Open {
     tap: Option<Box<Tap>>,
 }
 
+impl Open {
+    /// The call ends with `code`.
+    fn ends(&mut self, code: Code) {
+        self.measured.is(code);
+        self.tap.iter_mut().for_each(|tap| tap.ended(code));
+    }
+
+    /// What a failure of the call means.
+    fn fault(&self, why: &CallError) -> Fault {
+        match self.request.fault() {
+            Some(fault) => fault,
+            None if is_late(why, self.until.1, &self.until.0) => infer_fault(&self.model, InferError::DeadlineExceeded),
+            None => Fault::RuntimeLost { model: Quoted::new(self.model.as_str()), why: why.to_string() },
+        }
+    }
+}
+
 impl Passed {
     /// `code`: the answer's, where its head says it already.
     pub(crate) fn new(
         answer: Answer,
-        ending: Ending,
         mut measured: Measured,
         code: Option<Code>,
         model: ModelId,
@@ -61,65 +91,115 @@ impl Passed {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, ending, measured, model, request, until, tap: None };
-        Passed { open: (!ended).then_some(open) }
+        let open = Open { answer, measured, model, request, until, tap: None };
+        let shared = Shared { open: (!ended).then_some(open), cut: None, waits: None, taken: 0 };
+        Passed { shared: Arc::new(Mutex::new(shared)), watcher: None }
     }
 
     /// The same, and `tap` sees what is passed on.
-    pub(crate) fn shown(mut self, tap: Option<Box<Tap>>) -> Self {
-        if let Some(open) = &mut self.open {
-            open.tap = tap;
+    pub(crate) fn shown(self, tap: Option<Box<Tap>>) -> Self {
+        if let (Some(open), Some(tap)) = (&mut self.shared.lock().open, tap) {
+            open.tap = Some(tap);
         }
         self
     }
 
-    /// Ends the answer with trailers of ours.
-    fn end(&mut self, fault: &Fault) -> Frame<Bytes> {
-        if let Some(mut open) = self.open.take() {
-            open.measured.is(fault.verdict().code);
-            open.tap.iter_mut().for_each(|tap| tap.ended(fault.verdict().code));
-        }
-        Frame::trailers(wire::badly(fault))
+    /// Runs `task` until the answer has ended. It can end the answer itself.
+    pub(crate) fn watched<F>(mut self, task: impl FnOnce(Watch) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = task(Watch(Arc::clone(&self.shared)));
+        self.watcher = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+        self
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(open) = &mut self.open else { return Poll::Ready(None) };
-        match Pin::new(&mut open.answer).poll_frame(cx) {
+        let mut shared = self.shared.lock();
+        let Some(open) = &mut shared.open else {
+            return Poll::Ready(shared.cut.take().map(|fault| Ok(Frame::trailers(wire::badly(&fault)))));
+        };
+        let (frame, ended) = match Pin::new(&mut open.answer).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_of) {
-                    open.measured.is(code);
-                    open.tap.iter_mut().for_each(|tap| tap.ended(code));
+                    open.ends(code);
                 }
                 if let (Some(tap), Some(data)) = (&mut open.tap, frame.data_ref()) {
                     tap.push(data);
                 }
-                if frame.is_trailers() || open.answer.is_end_stream() {
-                    self.open = None;
-                }
-                Poll::Ready(Some(Ok(frame)))
+                let ended = frame.is_trailers() || open.answer.is_end_stream();
+                (Some(frame), ended)
             }
             Poll::Ready(Some(Err(why))) => {
-                let lost = || Fault::RuntimeLost { model: Quoted::new(open.model.as_str()), why: why.to_string() };
-                let fault = match open.request.fault() {
-                    Some(fault) => fault,
-                    None if is_late(&why, open.until.1, &open.until.0) => infer_fault(&open.model, InferError::DeadlineExceeded),
-                    None => lost(),
-                };
-                Poll::Ready(Some(Ok(self.end(&fault))))
+                let fault = open.fault(&why);
+                open.ends(fault.verdict().code);
+                (Some(Frame::trailers(wire::badly(&fault))), true)
             }
-            Poll::Ready(None) => {
-                self.open = None;
-                Poll::Ready(None)
-            }
+            Poll::Ready(None) => (None, true),
             Poll::Pending => {
-                let fault = ready!(open.ending.as_mut().poll(cx));
-                Poll::Ready(Some(Ok(self.end(&fault))))
+                shared.waits = Some(cx.waker().clone());
+                return Poll::Pending;
             }
+        };
+        shared.waits = None;
+        shared.taken += 1;
+        if ended {
+            let over = shared.open.take();
+            drop(shared);
+            drop(over);
+            self.watcher = None;
         }
+        Poll::Ready(frame.map(Ok))
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.open.is_none()
+        let shared = self.shared.lock();
+        shared.open.is_none() && shared.cut.is_none()
+    }
+}
+
+impl Drop for Passed {
+    /// The call ends with it, and not only when its watcher has been stopped.
+    fn drop(&mut self) {
+        let over = self.shared.lock().open.take();
+        drop(over);
+    }
+}
+
+/// An answer under way, for what may end it before its time.
+pub(crate) struct Watch(Arc<Mutex<Shared>>);
+
+impl Watch {
+    /// Completes when the client has not taken what is there for it, for at most `limit` and at least half of that.
+    pub(crate) async fn unread(&self, clock: &Clock, limit: Duration) {
+        let mut before = None;
+        loop {
+            clock.sleep(limit / 2).await;
+            let taken = {
+                let shared = self.0.lock();
+                shared.waits.is_none().then_some(shared.taken)
+            };
+            if taken.is_some() && taken == before {
+                return;
+            }
+            before = taken;
+        }
+    }
+
+    /// Ends the answer, and the call with it.
+    pub(crate) fn end(&self, fault: Fault) {
+        let (over, waits) = {
+            let mut shared = self.0.lock();
+            let over = shared.open.take();
+            shared.cut = over.is_some().then(|| fault.clone());
+            (over, shared.waits.take())
+        };
+        if let Some(mut over) = over {
+            over.ends(fault.verdict().code);
+        }
+        if let Some(waker) = waits {
+            waker.wake();
+        }
     }
 }
 

@@ -22,9 +22,11 @@ use crate::payloads::Tap;
 
 /// Requests up to this size are kept for another try.
 const KEPT: u64 = 256 * 1024;
+/// About so much is inflated before others get their turn.
+const INFLATED: u64 = 256 * 1024;
 
 /// What a client sends, and what of it is held here.
-pub(crate) struct Source<B> {
+struct Source<B> {
     body: Option<B>,
     /// Counts what is kept and what waits to be passed on.
     share: Share,
@@ -39,6 +41,8 @@ pub(crate) struct Source<B> {
     /// Which try this is: an earlier one's body gives no more.
     turn: u64,
     injector: Injector,
+    /// Others have had their turn since the last bytes were inflated.
+    rested: bool,
     /// What goes out next.
     out: VecDeque<Bytes>,
     /// Empty between frames; kept for its room.
@@ -54,7 +58,7 @@ pub(crate) struct Source<B> {
 }
 
 impl<B: Incoming> Source<B> {
-    pub(crate) fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
+    fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
         Source {
             body: Some(body),
             share: budget.share(),
@@ -64,6 +68,7 @@ impl<B: Incoming> Source<B> {
             keeps: true,
             turn: 0,
             injector: Injector::new(Bytes::new(), max_message.0, None),
+            rested: false,
             out: VecDeque::new(),
             pieces: Vec::new(),
             fault: None,
@@ -74,30 +79,35 @@ impl<B: Incoming> Source<B> {
         }
     }
 
-    /// Reads until the first message has named its model at `path`; what was read is kept.
-    ///
-    /// # Errors
-    /// The client's: what is no message, too large, without room, or ends early.
-    pub(crate) async fn find(&mut self, path: &FieldPath) -> Result<Option<String>, Fault> {
-        let mut extract = Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender());
+    fn extract(&self, path: &FieldPath) -> Extract {
+        let extract = Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender());
+        extract.at_a_time(INFLATED)
+    }
+
+    fn poll_find(&mut self, extract: &mut Extract, cx: &mut Context<'_>) -> Poll<Result<Option<String>, Fault>> {
         loop {
-            let progress = match std::future::poll_fn(|cx| self.poll_read(cx)).await? {
-                None => match extract.end().map_err(|fault| self.fault_of(fault))? {
-                    Progress::More => Progress::Absent,
-                    ended => ended,
-                },
-                Some(frame) => {
-                    self.held += frame.len() as u64;
-                    self.share.hold(self.held)?;
-                    let progress = extract.push(&frame).map_err(|fault| self.fault_of(fault))?;
-                    self.kept.push_back(frame);
-                    progress
+            let progress = if extract.is_behind() {
+                extract.push(&Bytes::new())
+            } else {
+                match ready!(self.poll_read(cx))? {
+                    None => extract.end().map(|ended| if ended == Progress::More { Progress::Absent } else { ended }),
+                    Some(frame) => {
+                        self.held += frame.len() as u64;
+                        self.share.hold(self.held)?;
+                        let progress = extract.push(&frame);
+                        self.kept.push_back(frame);
+                        progress
+                    }
                 }
             };
-            match progress {
-                Progress::Found(id) => return Ok(Some(id)),
-                Progress::Absent => return Ok(None),
+            match progress.map_err(|fault| self.fault_of(fault))? {
+                Progress::Found(id) => return Poll::Ready(Ok(Some(id))),
+                Progress::Absent => return Poll::Ready(Ok(None)),
                 Progress::More => {}
+            }
+            if extract.is_behind() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }
@@ -123,7 +133,15 @@ impl<B: Incoming> Source<B> {
             if let Some(bytes) = self.out.pop_front() {
                 return Poll::Ready(Some(Ok(bytes)));
             }
+            let behind = self.injector.is_behind();
+            if behind && !std::mem::replace(&mut self.rested, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.rested = false;
             let frame = match self.kept.get(self.passed).cloned() {
+                // It goes on with what it has.
+                _ if behind => Bytes::new(),
                 Some(frame) if self.keeps => {
                     self.passed += 1;
                     frame
@@ -174,16 +192,29 @@ impl<B: Incoming> Source<B> {
         self.held -= passed.map(|frame| frame.len() as u64).sum::<u64>();
     }
 
-    /// What is wrong with the client's messages.
     fn fault_of(&self, fault: SpliceError) -> Fault {
-        match fault {
-            SpliceError::TooLarge { length, limit, .. } => Fault::TooLarge { size: Some(length), limit: ByteSize(limit) },
-            SpliceError::TooLargeInflated { limit, .. } => Fault::TooLarge { size: None, limit: ByteSize(limit) },
-            SpliceError::Ended { .. } => Fault::Broken(fault.to_string()),
-            SpliceError::NoRoom { bytes, .. } => self.budget.shortage(bytes as u64),
-            SpliceError::Unreadable { .. } => Fault::Unimplemented(fault.to_string()),
-            other => Fault::BadRequest(other.to_string()),
-        }
+        fault_of(fault, &self.budget)
+    }
+
+    /// Whether all of it has been passed on.
+    fn is_over(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+            && self.out.is_empty()
+            && self.passed == self.kept.len()
+            && !self.injector.is_behind()
+            && self.injector.end().is_ok()
+    }
+}
+
+/// What is wrong with a client's messages.
+pub(crate) fn fault_of(fault: SpliceError, budget: &Budget) -> Fault {
+    match fault {
+        SpliceError::TooLarge { length, limit, .. } => Fault::TooLarge { size: Some(length), limit: ByteSize(limit) },
+        SpliceError::TooLargeInflated { limit, .. } => Fault::TooLarge { size: None, limit: ByteSize(limit) },
+        SpliceError::Ended { .. } => Fault::Broken(fault.to_string()),
+        SpliceError::NoRoom { bytes, .. } => budget.shortage(bytes as u64),
+        SpliceError::Unreadable { .. } => Fault::Unimplemented(fault.to_string()),
+        other => Fault::BadRequest(other.to_string()),
     }
 }
 
@@ -191,8 +222,17 @@ impl<B: Incoming> Source<B> {
 pub(crate) struct Request<B>(Arc<Mutex<Source<B>>>);
 
 impl<B: Incoming> Request<B> {
-    pub(crate) fn new(source: Source<B>) -> Self {
-        Request(Arc::new(Mutex::new(source)))
+    pub(crate) fn new(body: B, budget: &Budget, max_message: ByteSize, encoding: Option<Encoding>) -> Self {
+        Request(Arc::new(Mutex::new(Source::new(body, budget, max_message, encoding))))
+    }
+
+    /// Reads until the first message has named its model at `path`; what was read is kept.
+    ///
+    /// # Errors
+    /// The client's: what is no message, too large, without room, or ends early.
+    pub(crate) async fn find(&self, path: &FieldPath) -> Result<Option<String>, Fault> {
+        let mut extract = self.0.lock().extract(path);
+        std::future::poll_fn(|cx| self.0.lock().poll_find(&mut extract, cx)).await
     }
 
     /// The body for one more try, with `suffix` after each message. `None`: what was sent before is not here any more.
@@ -206,7 +246,8 @@ impl<B: Incoming> Request<B> {
         source.passed = 0;
         source.out.clear();
         let watch = watched.map(|(path, id)| Watch { path, ids: vec![id], limits: Limits::default() });
-        source.injector = Injector::new(suffix, source.max_message.0, watch).compressed(source.encoding, source.budget.lender());
+        let injector = Injector::new(suffix, source.max_message.0, watch).compressed(source.encoding, source.budget.lender());
+        (source.injector, source.rested) = (injector.at_a_time(INFLATED), false);
         // More than this was read to find the model: it is sent once.
         if source.held > KEPT {
             source.let_go();
@@ -219,9 +260,28 @@ impl<B: Incoming> Request<B> {
         self.0.lock().tap = Some(tap);
     }
 
+    /// Bytes that are in memory while nothing of it is sent: what was read of it and, unless that is all, what its client
+    /// puts into the `window` of its stream meanwhile.
+    pub(crate) fn held(&self, window: ByteSize) -> u64 {
+        let source = self.0.lock();
+        let unread = source.body.as_ref().is_some_and(|body| !body.is_end_stream());
+        source.held + if unread { window.0 } else { 0 }
+    }
+
     /// Whether all that was sent is still here, for another try.
     pub(crate) fn is_whole(&self) -> bool {
         self.0.lock().keeps
+    }
+
+    /// Whether all of it has been sent.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.0.lock().is_over()
+    }
+
+    /// Whether it is one message, and all of that was sent.
+    pub(crate) fn is_one(&self) -> bool {
+        let source = self.0.lock();
+        source.injector.begun() == 1 && source.is_over()
     }
 
     /// What the client's sending ran into, where that is why a call failed.
@@ -270,11 +330,7 @@ impl<B: Incoming> Body for Passing<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        let source = self.source.lock();
-        source.body.as_ref().is_none_or(Body::is_end_stream)
-            && source.out.is_empty()
-            && source.passed == source.kept.len()
-            && source.injector.end().is_ok()
+        self.source.lock().is_over()
     }
 
     fn size_hint(&self) -> SizeHint {

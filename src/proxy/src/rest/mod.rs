@@ -165,7 +165,7 @@ impl<M: Models> Frontend<M> {
 
     async fn rest_metadata(&self, headers: &HeaderMap, model: &str, version: &str) -> Result<Response<Outgoing>, Fault> {
         let deadline = self.deadline(headers)?;
-        let metadata = self.metadata(&Asked::Name(model.into()), version, deadline).await?;
+        let metadata = self.metadata_with(&Asked::Name(model.into()), version, &headers::passed_on(headers), deadline).await?;
         let tensors = |tensors: &[berth_proto::inference::model_metadata_response::TensorMetadata]| {
             tensors.iter().map(|tensor| json!({ "name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape })).collect::<Vec<_>>()
         };

@@ -551,3 +551,25 @@ async fn a_panic_in_the_store_ends_one_load_and_not_the_pod() {
         parts.clock.sleep(secs(3)).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn callers_of_a_model_that_never_loads_share_nothing_with_those_of_others() {
+    let pod = Pod::with_memory(kib(400));
+    pod.use_once("hot").await;
+    pod.fetch.always("cold", Scripted::Stalls);
+    let most = berth_residency::Config::default().waiters_per_model;
+    let callers: Vec<_> = (0..most).map(|_| pod.caller("cold", secs(3600))).collect();
+    pod.pass(millis(1)).await;
+    let since = pod.clock.now();
+    let refused = pod.ensure("cold", secs(3600)).await.map(drop);
+    assert_eq!(refused, Err(WaitError::TooManyWaiting { waiting: most }), "all of them wait, and no more may");
+    for _ in 0..1000 {
+        let mut guard = pod.residency.try_acquire("hot").expect("loaded");
+        assert_eq!(guard.turn().now_or_never(), Some(Ok(())));
+        tokio::task::yield_now().await;
+    }
+    assert!(pod.ensure("hot", secs(1)).await.is_ok(), "nor do they stand in the owner's queue");
+    assert!(pod.ensure("other", secs(1)).await.is_ok(), "nor before another model's load");
+    assert_eq!(pod.clock.now(), since);
+    assert!(callers.iter().all(|caller| !caller.is_finished()));
+}

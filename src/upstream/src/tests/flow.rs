@@ -16,6 +16,29 @@ use berth_types::ByteSize;
 const WINDOW: usize = 65_535; // where nobody says otherwise
 
 #[tokio::test]
+async fn the_first_piece_of_a_request_does_not_wait_for_its_head_to_be_written() {
+    let door = Door::tcp().await;
+    let server = server(&door.target(), Config { connections: 1, ..Config::default() });
+    let (first, mut peer) = tokio::join!(server.call(get("/first")), async {
+        let mut peer = Peer::meet(&door, &[]).await;
+        let head = peer.next_of(HEADERS).await;
+        peer.head(head.stream, END_STREAM).await;
+        peer
+    });
+    first.unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut call = Box::pin(server.call(Request::post("/").body(Endless(asked.clone())).unwrap()));
+    // On one thread: nothing has been written between the beginning of this turn and its end.
+    assert!(futures::poll!(&mut call).is_pending());
+    assert_eq!(asked.load(Ordering::SeqCst), 2 * 16 * 1024, "the first piece is with the head, the second waits for room");
+    tokio::select! {
+        biased;
+        data = async { peer.next_of(HEADERS).await; peer.next_of(DATA).await } => assert_eq!(data.payload.len(), 16 * 1024),
+        ended = call => panic!("{ended:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_read_stops_the_body_of_the_request() {
     for begun in [false, true] {
         let door = Door::tcp().await;
