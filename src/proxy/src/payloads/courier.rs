@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use berth_telemetry::Clock;
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Mutex;
-use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::payload::{Packing, Payload};
-use super::queue::{Lost, Queue, Waiting};
+use super::queue::{Line, Lost, Queue, Waiting};
 use crate::budget::Share;
 
 /// How long a sender rests after it reached nobody, the first time; twice as long each further time.
@@ -42,7 +40,7 @@ impl Courier for Logger {
 /// One of the senders of a processor.
 pub(super) struct SenderOf<C> {
     pub(super) queue: Arc<Queue>,
-    pub(super) waiting: Arc<Mutex<Receiver<Waiting>>>,
+    pub(super) waiting: Line,
     pub(super) courier: C,
     pub(super) clock: Clock,
 }

@@ -28,7 +28,6 @@ use futures::future::BoxFuture;
 use http::HeaderMap;
 use rustls::ClientConfig;
 use tokio::sync::Mutex;
-use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +36,7 @@ use self::payload::Call;
 use self::post::Post;
 use self::processor::Target;
 pub use self::processor::{Processor, processors};
-use self::queue::{Lost, Queue, Waiting};
+use self::queue::{Line, Lost, Queue};
 pub(crate) use self::tap::{Observed, Tap};
 use crate::id::Asked;
 
@@ -97,7 +96,7 @@ pub struct Senders {
     clock: Clock,
     closing: CancellationToken,
     senders: Vec<BoxFuture<'static, ()>>,
-    waiting: Vec<(Arc<Queue>, Arc<Mutex<Receiver<Waiting>>>)>,
+    waiting: Vec<(Arc<Queue>, Line)>,
 }
 
 impl Payloads {
@@ -143,7 +142,7 @@ impl Payloads {
 }
 
 impl Senders {
-    fn add(&mut self, queue: &Arc<Queue>, waiting: &Arc<Mutex<Receiver<Waiting>>>, courier: impl Courier) {
+    fn add(&mut self, queue: &Arc<Queue>, waiting: &Line, courier: impl Courier) {
         let sender = SenderOf { queue: Arc::clone(queue), waiting: Arc::clone(waiting), courier, clock: self.clock.clone() };
         self.senders.push(sender.run(self.closing.clone()).boxed());
     }

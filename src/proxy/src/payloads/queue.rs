@@ -75,6 +75,9 @@ pub(super) struct Waiting {
     pub(super) share: Share,
 }
 
+/// Where the senders of a processor take payloads from.
+pub(super) type Line = Arc<tokio::sync::Mutex<Receiver<Waiting>>>;
+
 /// The queue of one processor.
 pub(super) struct Queue {
     pub(super) label: String,

@@ -26,13 +26,13 @@ use proptest::test_runner::RngSeed;
 use prost::Message as _;
 use serde_json::Value;
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::courier::{Courier, SenderOf};
 use super::payload::{Kind, Packing, Payload};
-use super::queue::{Lost, Queue, Waiting};
+use super::queue::{Line, Lost, Queue};
 use super::{Deps, Payloads, Settings, processors};
 use crate::frontend::{Call, MODEL_INFER, MODEL_STREAM_INFER};
 use crate::id::Asked;
@@ -145,11 +145,14 @@ pub(crate) fn data(post: &Value) -> Vec<u8> {
     STANDARD.decode(post["data"].as_str().expect("a text")).expect("base64")
 }
 
+/// How a delivery ends: well, badly, or never.
+type Ends = Option<Result<(), Lost>>;
+
 /// Delivers what a test lets it.
 #[derive(Clone, Default)]
 struct Fake {
-    /// One for each payload; beyond them all go well. `None` never ends.
-    outcomes: Arc<PlainMutex<VecDeque<Option<Result<(), Lost>>>>>,
+    /// One for each payload; beyond them all go well.
+    outcomes: Arc<PlainMutex<VecDeque<Ends>>>,
     delivered: Arc<PlainMutex<Vec<String>>>,
 }
 
@@ -169,7 +172,7 @@ impl Courier for Fake {
 /// Queues without senders.
 struct Queues {
     payloads: Payloads,
-    waiting: Vec<Arc<Mutex<mpsc::Receiver<Waiting>>>>,
+    waiting: Vec<Line>,
     metrics: Metrics,
 }
 
@@ -479,8 +482,9 @@ async fn compressed_messages_are_inflated_within_the_limit_before_they_are_deliv
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_call_is_told_where_no_message_has_told_it() {
     type Steps = fn(super::Observed);
+    type Case = (&'static str, Steps, &'static [(&'static str, Code)]);
     const NOTHING: &[(&str, Code)] = &[];
-    let cases: [(&str, Steps, &[(&str, Code)]); 8] = [
+    let cases: [Case; 8] = [
         (
             "a message, well",
             |o| {
