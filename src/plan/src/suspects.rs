@@ -78,7 +78,7 @@ mod tests {
         suspects.acquit(good);
         assert!(!suspects.loads_alone(good));
         // Requests that were under way as well are no excuse.
-        assert_eq!(suspects.died(std::slice::from_ref(killer), std::slice::from_ref(other)), [killer.clone()]);
+        assert_eq!(suspects.died(std::slice::from_ref(killer), std::slice::from_ref(other)), std::slice::from_ref(killer));
         assert!(!suspects.loads_alone(killer), "judged, and tried again later as any other model that failed");
     }
 
