@@ -166,9 +166,14 @@ impl<B: Incoming> Source<B> {
                 tap.push(&frame);
             }
             let outcome = self.injector.push(frame, &mut self.pieces);
-            self.out.extend(self.pieces.drain(..));
             if let Err(fault) = outcome.map_err(|fault| self.fault_of(fault)).and_then(|()| self.share.hold(self.held)) {
+                self.out.extend(self.pieces.drain(..));
                 return Poll::Ready(Some(Err(fault)));
+            }
+            if self.pieces.len() > 1 {
+                self.out.extend(self.pieces.drain(..));
+            } else if let Some(only) = self.pieces.pop() {
+                return Poll::Ready(Some(Ok(only)));
             }
         }
     }
