@@ -23,9 +23,6 @@ pub struct Answer {
     target: Target,
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
-    /// The stream of an answer that ended well. Letting go of it wakes the connection's task: not before the last frame has
-    /// been passed on, or a second write would be made of that.
-    spent: Option<RecvStream>,
 }
 
 struct Open {
@@ -47,12 +44,7 @@ impl Answer {
     pub(crate) fn new(target: Target, stream: RecvStream, rest: Option<Rest>, lease: Lease) -> Self {
         let ended = stream.is_end_stream();
         let open = Open { stream, is_all_data: false, rest, lease };
-        Answer { target, open: (!ended).then_some(open), spent: None }
-    }
-
-    /// Nothing more comes, and nothing more is to be sent.
-    fn end(&mut self) {
-        self.spent = self.open.take().map(|open| open.stream);
+        Answer { target, open: (!ended).then_some(open) }
     }
 
     fn fail(&mut self, error: &h2::Error) -> CallError {
@@ -79,7 +71,7 @@ impl Body for Answer {
                     open.lease.connection.vital.hear();
                     let _ = open.stream.flow_control().release_capacity(data.len());
                     if open.stream.is_end_stream() {
-                        this.end();
+                        this.open = None;
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -91,7 +83,7 @@ impl Body for Answer {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) => Some(Err(this.fail(&error))),
         };
-        this.end();
+        this.open = None;
         Poll::Ready(frame)
     }
 

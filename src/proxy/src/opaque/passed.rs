@@ -34,10 +34,8 @@ pub(crate) trait Flows: Send {
 
 /// An answer that the runtime gives.
 pub(crate) struct Passed<M: Models> {
-    /// `None` once we have ended it.
+    /// `None` once it has ended, in whatever way.
     open: Option<Open<M>>,
-    /// Whether the last frame has been given. What it held is let go of behind that frame, not before it.
-    ended: bool,
 }
 
 struct Open<M: Models> {
@@ -71,12 +69,11 @@ impl<M: Models> Passed<M> {
         }
         let ended = answer.is_end_stream();
         let open = Open { answer, kept: Kept::Guard(guard), measured, model, request, clock, end };
-        Passed { open: (!ended).then_some(open), ended }
+        Passed { open: (!ended).then_some(open) }
     }
 
     /// Ends the answer with trailers of ours.
     fn end(&mut self, fault: &Fault) -> Frame<Bytes> {
-        self.ended = true;
         if let Some(mut open) = self.open.take() {
             open.measured.is(fault.verdict().code);
         }
@@ -107,13 +104,15 @@ impl<M: Models> Open<M> {
 
 impl<M: Models> Flows for Passed<M> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let (Some(open), false) = (&mut self.open, self.ended) else { return Poll::Ready(None) };
+        let Some(open) = &mut self.open else { return Poll::Ready(None) };
         match Pin::new(&mut open.answer).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_of) {
                     open.measured.is(code);
                 }
-                self.ended = frame.is_trailers() || open.answer.is_end_stream();
+                if frame.is_trailers() || open.answer.is_end_stream() {
+                    self.open = None;
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(why))) => {
@@ -126,7 +125,7 @@ impl<M: Models> Flows for Passed<M> {
                 Poll::Ready(Some(Ok(self.end(&fault))))
             }
             Poll::Ready(None) => {
-                self.ended = true;
+                self.open = None;
                 Poll::Ready(None)
             }
             Poll::Pending => {
@@ -137,7 +136,7 @@ impl<M: Models> Flows for Passed<M> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.open.is_none()
     }
 }
 
