@@ -1,10 +1,14 @@
 //! Generates the Rust code of `proto/*.proto` with a compiler written in Rust: no `protoc` is needed.
 
+/// What clients are told about.
 const FILES: [&str; 3] = ["proto/inference.proto", "proto/modelmesh.proto", "proto/rpc_errors.proto"];
+
+/// What is spoken with inference servers only.
+const INWARD: [&str; 1] = ["proto/repository.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(FILES, ["proto"])?;
+    let files = protox::compile(FILES.iter().chain(&INWARD), ["proto"])?;
     tonic_prost_build::configure().bytes(".inference").compile_fds(files)?;
     // The same without comments, for server reflection.
     let descriptors = protox::Compiler::new(["proto"])?.include_imports(true).open_files(FILES)?.encode_file_descriptor_set();

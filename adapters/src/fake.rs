@@ -22,8 +22,8 @@ use tokio::sync::{Notify, watch};
 use crate::changes::Changes;
 use crate::tensor;
 use crate::{
-    Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
-    UnloadError,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
+    SupportedFormat, UnloadError,
 };
 
 /// When an unload that was taken is confirmed by the index.
@@ -49,6 +49,7 @@ pub struct Script {
     confirm: Confirm,
     infer_takes: Duration,
     infer_failures: Vec<InferError>,
+    ends_the_runtime: Option<Duration>,
 }
 
 impl Default for Script {
@@ -63,6 +64,7 @@ impl Default for Script {
             confirm: Confirm::AtOnce,
             infer_takes: Duration::ZERO,
             infer_failures: Vec::new(),
+            ends_the_runtime: None,
         }
     }
 }
@@ -72,6 +74,13 @@ impl Script {
     #[must_use]
     pub fn loading_for(mut self, takes: Duration) -> Self {
         self.load_takes = takes;
+        self
+    }
+
+    /// Each load ends the runtime, which is back after `away`; for a runtime [beside](FakeRuntime::beside) this process.
+    #[must_use]
+    pub fn ending_the_runtime(mut self, away: Duration) -> Self {
+        self.ends_the_runtime = Some(away);
         self
     }
 
@@ -168,6 +177,7 @@ struct State {
     unloaded_in_use: Vec<String>,
     violations: Vec<String>,
     index_outage: bool,
+    deaths: u32,
 }
 
 impl State {
@@ -189,6 +199,8 @@ struct Shared {
     clock: Clock,
     state: Mutex<State>,
     changes: Changes,
+    /// Whether it is there; `None` for one that lives and dies with this process.
+    health: Option<watch::Sender<Health>>,
 }
 
 /// The scripted runtime. Clones are handles to one runtime, so a test keeps one and hands the other away.
@@ -215,7 +227,14 @@ impl FakeRuntime {
     /// A runtime that describes itself so.
     #[must_use]
     pub fn with_info(clock: Clock, info: RuntimeInfo) -> Self {
-        FakeRuntime(Arc::new(Shared { info, clock, state: Mutex::default(), changes: Changes::new() }))
+        FakeRuntime(Arc::new(Shared { info, clock, state: Mutex::default(), changes: Changes::new(), health: None }))
+    }
+
+    /// The same as a server of its own, which can go [away](Self::leave) and come [back](Self::come_back).
+    #[must_use]
+    pub fn beside(clock: Clock, info: RuntimeInfo) -> Self {
+        let health = Some(watch::Sender::new(Health::Up));
+        FakeRuntime(Arc::new(Shared { info, clock, state: Mutex::default(), changes: Changes::new(), health }))
     }
 
     /// A runtime whose models all follow `script` until told otherwise.
@@ -318,9 +337,55 @@ impl FakeRuntime {
         self.0.changes.announce();
     }
 
+    /// How often it has gone away.
+    #[must_use]
+    pub fn deaths(&self) -> u32 {
+        self.0.state.lock().deaths
+    }
+
+    /// The server process dies, and there is none until [`Self::come_back`].
+    pub fn leave(&self) {
+        self.0.leave();
+    }
+
+    /// There is a server process again; it holds nothing.
+    pub fn come_back(&self) {
+        self.0.come_back();
+    }
+
     /// The server process dies and its successor holds nothing; loads in progress fail.
     pub fn crash(&self) {
-        let held = std::mem::take(&mut self.0.state.lock().held);
+        self.0.lose_all();
+    }
+}
+
+impl Shared {
+    fn is_away(&self) -> bool {
+        self.health.as_ref().is_some_and(|health| *health.borrow() != Health::Up)
+    }
+
+    fn leave(&self) {
+        {
+            let mut state = self.state.lock();
+            state.index_outage = true;
+            state.deaths += 1;
+        }
+        self.lose_all();
+        if let Some(health) = &self.health {
+            health.send_replace(Health::Down { why: "the scripted server is away".into() });
+        }
+    }
+
+    fn come_back(&self) {
+        self.state.lock().index_outage = false;
+        if let Some(health) = &self.health {
+            health.send_replace(Health::Up);
+        }
+        self.changes.announce();
+    }
+
+    fn lose_all(&self) {
+        let held = std::mem::take(&mut self.state.lock().held);
         for (model, held) in held {
             held.outcome.send_replace(Some(Err(LoadError {
                 fault: LoadFault::RuntimeDown,
@@ -328,11 +393,9 @@ impl FakeRuntime {
                 nothing_attempted: false,
             })));
         }
-        self.0.changes.announce();
+        self.changes.announce();
     }
-}
 
-impl Shared {
     /// The load of copy `copy` has taken its time. `tolerant`: it failed before by timing out, now it succeeds.
     fn finish_load(self: &Arc<Self>, model: &ModelId, copy: u64, tolerant: bool) {
         {
@@ -341,6 +404,16 @@ impl Shared {
                 return;
             }
             let script = state.script(model);
+            if let Some(away) = script.ends_the_runtime {
+                drop(state);
+                self.leave();
+                let shared = Arc::clone(self);
+                tokio::spawn(async move {
+                    shared.clock.sleep(away).await;
+                    shared.come_back();
+                });
+                return;
+            }
             let fault = (!tolerant && !script.load_failures.is_empty()).then(|| script.load_failures.remove(0));
             let script = script.clone();
             let Some(held) = state.held.get_mut(model) else { return };
@@ -365,7 +438,10 @@ impl Shared {
     fn spawn_load(self: &Arc<Self>, model: ModelId, copy: u64, takes: Duration, hangs: Option<Arc<Notify>>, tolerant: bool) {
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            shared.clock.sleep(takes).await;
+            // A timer takes a millisecond, also for nothing.
+            if !takes.is_zero() {
+                shared.clock.sleep(takes).await;
+            }
             if let Some(released) = hangs {
                 released.notified().await;
             }
@@ -430,6 +506,10 @@ impl Runtime for FakeRuntime {
         {
             let mut state = self.0.state.lock();
             state.loads.push(id.as_str().to_owned());
+            if self.0.is_away() {
+                let message = "the scripted server is away".to_owned();
+                return Err(LoadError { fault: LoadFault::RuntimeDown, message, nothing_attempted: false });
+            }
             if !state.laid_out.contains_key(id) {
                 state.violations.push(format!("load of {id} without a layout"));
                 return Err(LoadError::bad_model(format!("{id} is not laid out")));
@@ -464,6 +544,9 @@ impl Runtime for FakeRuntime {
         {
             let mut state = self.0.state.lock();
             state.unloads.push(model.as_str().to_owned());
+            if self.0.is_away() {
+                return Err(UnloadError("the scripted server is away".to_owned()));
+            }
             let Some(held) = state.held.get(model) else { return Ok(()) };
             if held.at == IndexEntry::Unloading {
                 return Ok(());
@@ -515,6 +598,10 @@ impl Runtime for FakeRuntime {
     async fn index_changed(&self) {
         self.0.changes.changed().await;
     }
+
+    fn health(&self) -> Option<watch::Receiver<Health>> {
+        self.0.health.as_ref().map(watch::Sender::subscribe)
+    }
 }
 
 /// Counts an inference in flight for as long as it lives, also when its caller goes away.
@@ -550,7 +637,7 @@ impl Infer for FakeRuntime {
             let failure = (!script.infer_failures.is_empty()).then(|| script.infer_failures.remove(0));
             (script.infer_takes, failure, InFlight { shared: &self.0, model, copy })
         };
-        if self.0.clock.until(deadline, self.0.clock.sleep(takes)).await.is_none() {
+        if !takes.is_zero() && self.0.clock.until(deadline, self.0.clock.sleep(takes)).await.is_none() {
             return Err(InferError::DeadlineExceeded);
         }
         if let Some(failure) = failure {
@@ -621,6 +708,7 @@ mod tests {
         let subject = Subject {
             runtime: runtime.clone(),
             clock,
+            format: "onnx",
             good: files(10),
             bad: files(10),
             request: raw_request(&[("x", "INT32", &[1], &raw)]),

@@ -2,22 +2,27 @@
 //!
 //! A [`Runtime`] loads and unloads models, says what it truly holds, and, where it runs in this process, answers
 //! inference. Only its index makes the proof ([`Unloaded`]) that memory may be given back. [`OnnxRuntime`] is the one
-//! inside this process, [`FakeRuntime`] the one for tests; [`conformance`] is what all of them must do.
+//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`FakeRuntime`] the one for tests; [`conformance`] is what all of them must do.
 
 mod changes;
 pub mod conformance;
 pub mod counting;
 pub mod fake;
+#[allow(dead_code, reason = "each adapter uses its part; until all are here, some of it waits")]
+mod layout;
 mod onnx;
+mod repository;
+mod rpc;
 mod runtime;
 pub mod sample;
 mod tensor;
 
 pub use fake::FakeRuntime;
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
+pub use repository::{Dialect, RepositoryConfig, RepositoryServer, RepositoryStartError};
 pub use runtime::{
-    Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
-    UnloadError, Unloaded,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
+    SupportedFormat, UnloadError, Unloaded,
 };
 
 // Measures are tested with the allocator that the binary has.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use berth_types::{ByteSize, Deadline, Footprint, ModelId, Registration, Retry};
+use tokio::sync::watch;
 
 /// A format that a runtime lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,6 +177,18 @@ impl Unloaded {
     }
 }
 
+/// Whether a runtime answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Up,
+    /// It does not: what it held is gone, or cannot be reached.
+    Down {
+        /// What the last try ran into.
+        why: Arc<str>,
+    },
+}
+
 /// An inference server as Berth sees it.
 ///
 /// Every call may be cancelled by dropping its future; what the server does with a cancelled load its index tells.
@@ -218,6 +231,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Completes when the index may have changed since the last look (a load ended, an unload finished). A server
     /// without events may complete after a polling interval.
     async fn index_changed(&self);
+
+    /// Whether it answers, as that changes. `None` for what lives and dies with this process.
+    fn health(&self) -> Option<watch::Receiver<Health>> {
+        None
+    }
 }
 
 /// Why an inference failed, apart by what the caller does about it. The proxy has the one table to gRPC and HTTP codes.

@@ -72,7 +72,7 @@ impl Datatype {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|datatype| datatype.as_str() == text)
     }
 

@@ -19,7 +19,7 @@ use berth_proxy::{Frontend, Models, ProxyConfig};
 use berth_registry::Resolved;
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, HostNet, Metrics, Net};
-use berth_types::{Deadline, Failure, ModelId, Registration};
+use berth_types::{Deadline, ModelId, Registration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -176,24 +176,6 @@ impl Models for Always {
 
     async fn ensure_loaded(&self, _model: &Arc<Registration>, _deadline: Deadline) -> Result<(), WaitError> {
         Ok(())
-    }
-
-    async fn turn(_guard: &mut Self::Guard) -> Result<(), WaitError> {
-        Ok(())
-    }
-
-    async fn revoked((): &()) {
-        std::future::pending().await
-    }
-
-    async fn suspect(&self, _model: &ModelId) {}
-
-    fn failure(&self, _model: &ModelId) -> Option<Arc<Failure>> {
-        None
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
     }
 }
 

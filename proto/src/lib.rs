@@ -14,10 +14,15 @@ pub mod mmesh {
     tonic::include_proto!("mmesh");
 }
 
+/// The repository API of inference servers: index, load, unload, statistics.
+pub mod repository {
+    tonic::include_proto!("berth.repository");
+}
+
 /// `google.rpc`: status details such as `RetryInfo`.
 pub mod rpc {
     tonic::include_proto!("google.rpc");
 }
 
-/// All of the above as an encoded `google.protobuf.FileDescriptorSet`: what server reflection tells.
+/// What clients may call, and its messages, as an encoded `google.protobuf.FileDescriptorSet`: what server reflection tells.
 pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("descriptors");

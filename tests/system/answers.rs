@@ -5,14 +5,15 @@ use berth_testkit::{Berth, Transport, curl, python, root};
 
 use crate::fixture::{Fixture, ROOMY, SOON};
 
-/// All examples through tritonclient (gRPC, HTTP with JSON and with binary tensors) and through curl.
+/// All examples through tritonclient in each of its ways (gRPC, streams, compression, HTTP with JSON and with binary
+/// tensors, asynchronously) and through curl.
 pub(crate) async fn right_through_every_client(fixture: &Fixture, berth: &Berth) -> Result<()> {
     let names = fixture.quickstart.names()?;
     let mut args = vec!["--grpc".to_owned(), berth.grpc(), "--http".to_owned(), berth.rest(), "--folder".to_owned()];
-    args.push(fixture.quickstart.folder().display().to_string());
+    args.extend([fixture.quickstart.folder().display().to_string(), "--more".to_owned()]);
     args.extend(names.iter().cloned());
     let said = python(&fixture.parts, &root().join("tests/system/clients.py"), &args).await?;
-    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 4 * names.len(), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("right: ")).count(), 12 * names.len(), "{said}");
     for name in &names {
         let body = format!("@{}", fixture.quickstart.folder().join("requests").join(name).with_extension("json").display());
         let answer = curl(&["--fail-with-body", &format!("http://{}/v2/models/{name}/infer", berth.rest()), "--data", &body]).await?;

@@ -3,6 +3,7 @@
 //! Each test asks a server through a [`Front`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,7 +19,7 @@ use prost::Message as _;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::front::{self, Front};
+use crate::front::{self, Front, Reloading};
 
 /// Any method: the echo server has them all.
 const METHOD: &str = "/test.Anything/Do";
@@ -26,6 +27,8 @@ const METHOD: &str = "/test.Anything/Do";
 const MODEL: &str = "m";
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+const METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
+const READY: &str = "/inference.GRPCInferenceService/ModelReady";
 /// Longer than any call of these tests takes, unless it says how long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
@@ -491,4 +494,85 @@ async fn servers_say_that_they_do_not_know_a_model_as_recorded() -> Result<()> {
 /// The printable characters of a message.
 fn readable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().filter(|character| character.is_ascii_graphic() || *character == ' ').collect()
+}
+
+/// The models of a server are unloaded behind Berth's back; whatever the server says of them then, a call finds them.
+#[tokio::test]
+async fn what_triton_has_lost_is_loaded_again_whichever_way_it_is_asked_for() -> Result<()> {
+    let parts = Parts::from_env()?;
+    let (triton, _models) = triton(&parts).await?;
+    let triton = Arc::new(triton);
+    let reloading = {
+        let triton = Arc::clone(&triton);
+        Reloading::by(move |model| {
+            let triton = Arc::clone(&triton);
+            Box::pin(async move { triton.load(model.as_str()).await })
+        })
+    };
+    let front = front::of_models(reloading.clone(), &triton.grpc(), &[], LARGEST).await?;
+    let mut request = inference::ModelInferRequest::decode(&*infer("echo", "an-id"))?;
+    request.inputs[0].shape = vec![4];
+    let request = request.encode_to_vec();
+    let mut loads = 0;
+    for client in Client::ALL {
+        for (method, kind, message) in [
+            (INFER, Kind::Unary, &request),
+            (STREAM_INFER, Kind::Bidi, &request),
+            (METADATA, Kind::Unary, &text(1, "echo")),
+            (READY, Kind::Unary, &text(1, "echo")),
+        ] {
+            triton.unload("echo").await?;
+            let talk = Order::new(kind, method).message(message).timeout(PATIENCE);
+            let talk = if kind == Kind::Bidi { talk.message(message) } else { talk };
+            let outcome = client.call(&parts, &front.grpc, talk).await?;
+            assert_eq!(outcome.code, 0, "{client:?} {method}: {}", outcome.message);
+            loads += usize::from(method != READY); // which is answered for a model that a request would load: it can serve
+            assert_eq!(reloading.loads(), loads, "{client:?} {method}");
+            for answer in &outcome.answers {
+                let bytes = answer.bytes.as_deref().unwrap_or_default();
+                if method == STREAM_INFER {
+                    let answer = inference::ModelStreamInferResponse::decode(bytes)?;
+                    let id = answer.infer_response.map(|answer| answer.id);
+                    assert_eq!((answer.error_message.as_str(), id.as_deref()), ("", Some("an-id")), "{client:?}");
+                } else if method == READY {
+                    assert!(inference::ModelReadyResponse::decode(bytes)?.ready, "{client:?}");
+                }
+            }
+            assert_eq!(outcome.answers.len(), if kind == Kind::Bidi { 2 } else { 1 }, "{client:?} {method}");
+        }
+        triton.load("echo").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_mlserver_has_lost_is_loaded_again_whichever_way_it_is_asked_for() -> Result<()> {
+    let parts = Parts::from_env()?;
+    let server = Arc::new(MlServer::start(&parts).await?);
+    server.load_echo("echo").await?;
+    let reloading = {
+        let server = Arc::clone(&server);
+        Reloading::by(move |model| {
+            let server = Arc::clone(&server);
+            Box::pin(async move { server.load_echo(model.as_str()).await })
+        })
+    };
+    let front = front::of_models(reloading.clone(), &server.grpc(), &[], LARGEST).await?;
+    let mut loads = 0;
+    for client in Client::ALL {
+        for (method, kind, message) in [
+            (INFER, Kind::Unary, infer("echo", "")),
+            (STREAM_INFER, Kind::Bidi, infer("echo", "")),
+            (METADATA, Kind::Unary, text(1, "echo")),
+            (READY, Kind::Unary, text(1, "echo")),
+        ] {
+            server.unload("echo").await?;
+            let outcome = client.call(&parts, &front.grpc, Order::new(kind, method).message(&message).timeout(PATIENCE)).await?;
+            outcome.good().with_context(|| format!("{client:?} {method}"))?;
+            loads += usize::from(method != READY);
+            assert_eq!(reloading.loads(), loads, "{client:?} {method}");
+        }
+        server.load_echo("echo").await?;
+    }
+    Ok(())
 }

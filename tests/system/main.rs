@@ -5,6 +5,7 @@
 
 mod access;
 mod answers;
+mod beside;
 mod cli;
 mod crash;
 mod downloads;
@@ -15,8 +16,8 @@ mod interop;
 mod lifecycle;
 mod logs;
 mod mesh;
-mod onnx_runtime;
 mod orders;
+mod payloads;
 mod peers;
 mod refusals;
 mod resources_doc;

@@ -436,6 +436,7 @@ async fn a_python_client_made_from_the_published_fields_is_understood() -> Resul
     let berth = fixture.serve(ROOMY).start().await?;
     let said = python(&fixture.parts, &root().join("tests/system/mesh_client.py"), ["--grpc".to_owned(), berth.grpc()]).await?;
     let expected = [
+        "reflected: True True",
         "registered: LOADED LOADED True True",
         "set: DEFINED by/hand by/hand python LOADED",
         "unregister: FAILED_PRECONDITION",

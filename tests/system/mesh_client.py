@@ -7,7 +7,7 @@ import argparse
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-STRING, BOOL, UINT64, ENUM, MESSAGE = 9, 8, 4, 14, 11
+STRING, BOOL, UINT64, ENUM, MESSAGE, BYTES = 9, 8, 4, 14, 11, 12
 MESSAGES = {
     "ModelInfo": [("type", 1, STRING), ("path", 2, STRING), ("key", 3, STRING)],
     "RegisterModelRequest": [
@@ -30,6 +30,14 @@ MESSAGES = {
         ("targetModelStatus", 5, "ModelStatusInfo"), ("owner", 6, STRING),
     ],
 }
+# What of grpc.reflection.v1.ServerReflection is asked for here.
+REFLECTION = {
+    "ReflectionRequest": [("file_containing_symbol", 4, STRING), ("list_services", 7, STRING)],
+    "Files": [("file", 1, [BYTES])],
+    "Service": [("name", 1, STRING)],
+    "Services": [("service", 1, ["Service"])],
+    "ReflectionResponse": [("files", 4, "Files"), ("list", 6, "Services")],
+}
 STATUSES = ["NOT_FOUND", "NOT_LOADED", "LOADING", "LOADED", "LOADING_FAILED", "UNKNOWN"]
 VSTATUSES = ["NOT_FOUND", "DEFINED", "TRANSITIONING", "TRANSITION_FAILED", "", "UNKNOWN"]
 
@@ -37,7 +45,8 @@ VSTATUSES = ["NOT_FOUND", "DEFINED", "TRANSITIONING", "TRANSITION_FAILED", "", "
 def classes():
     """A class for each message. Enums are read as numbers, which is what they are on the wire."""
     file = descriptor_pb2.FileDescriptorProto(name="by_hand.proto", package="by_hand", syntax="proto3")
-    for name, fields in MESSAGES.items():
+    every = MESSAGES | REFLECTION
+    for name, fields in every.items():
         message = file.message_type.add(name=name)
         for field, number, kind in fields:
             repeated, kind = (True, kind[0]) if isinstance(kind, list) else (False, kind)
@@ -48,7 +57,27 @@ def classes():
                 added.type = 13 if kind == ENUM else kind
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName("by_hand." + name)) for name in MESSAGES}
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName("by_hand." + name)) for name in every}
+
+
+def reflected(channel, made):
+    """The services that the server lists, and the fields that it says the published messages have."""
+    asked = [made["ReflectionRequest"](list_services="*"), made["ReflectionRequest"](file_containing_symbol="mmesh.ModelMesh")]
+    path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    stub = channel.stream_stream(path, request_serializer=lambda message: message.SerializeToString(), response_deserializer=made["ReflectionResponse"].FromString)
+    listed, files = stub(iter(asked), timeout=30)
+    files = [descriptor_pb2.FileDescriptorProto.FromString(file) for file in files.files.file]
+    fields = {}
+
+    def gather(messages):
+        for message in messages:
+            fields[message.name] = {(field.name, field.number) for field in message.field}
+            gather(message.nested_type)
+
+    for file in files:
+        gather(file.message_type)
+    published = {name: {(field, number) for field, number, _ in wanted} for name, wanted in MESSAGES.items()}
+    return sorted(service.name for service in listed.list.service), published.items() <= fields.items()
 
 
 def main():
@@ -63,6 +92,8 @@ def main():
         stub = channel.unary_unary(path, request_serializer=lambda message: message.SerializeToString(), response_deserializer=made[answer].FromString)
         return stub(request, timeout=30)
 
+    services, agrees = reflected(channel, made)
+    print("reflected:", "mmesh.ModelMesh" in services, agrees)
     info = made["ModelInfo"](type="mt:onnx", path="iris", key='{"storage_key": "quickstart"}')
     status = call("registerModel", made["RegisterModelRequest"](modelId="by/hand", modelInfo=info, loadNow=True, sync=True), "ModelStatusInfo")
     copy = status.modelCopyInfos[0]

@@ -11,8 +11,7 @@ use crate::fixture::{Fixture, ROOMY, SOON};
 
 /// How many connections a port holds easily.
 const MANY: usize = 10_000;
-/// What a connection may cost that rests, in bytes of resident memory. It is about half of that at first; what the
-/// allocator cannot use again of one round's memory adds to it, less with every round.
+/// What a connection may cost that rests, in bytes of resident memory. It is about half of that.
 const RESTING: u64 = 48 << 10;
 /// What memory may differ by from one look to the next without anybody having caused it.
 const NOISE: u64 = 24 << 20;
@@ -42,6 +41,16 @@ async fn given_back(berth: &mut Berth, before: Held) -> Result<Held> {
     held(berth)
 }
 
+/// Waits until about as much memory is resident as `before`.
+async fn memory_given_back(berth: &mut Berth, before: Held) -> Result<()> {
+    let berth = std::cell::RefCell::new(berth);
+    eventually("the memory of connections that are gone to be given back", SOON, || async {
+        let now = held(&mut berth.borrow_mut())?;
+        Ok(if now.resident <= before.resident + NOISE { Found::Yes(()) } else { Found::NotYet(format!("{now:?} after {before:?}")) })
+    })
+    .await
+}
+
 /// A server with its examples, asked once so that all that is made at the first request is made.
 async fn server(fixture: &Fixture) -> Result<Berth> {
     let berth = fixture.serve(ROOMY).start().await?;
@@ -63,6 +72,7 @@ async fn rest_cheaply(manner: Manner, address: fn(&Berth) -> String) -> Result<(
         ensure!(each <= RESTING, "round {round}: {each} bytes for each connection, {RESTING} are allowed: {before:?}, {with:?}");
         drop(peers);
         given_back(&mut berth, before).await?;
+        memory_given_back(&mut berth, before).await?;
         fixture.all_answer(&berth).await?;
     }
     Ok(())

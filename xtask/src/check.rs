@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("stores", &["types", "telemetry"]),
     ("disk", &["types", "telemetry"]),
     ("puller", &["types", "telemetry", "stores", "disk"]),
-    ("adapters", &["types", "proto", "telemetry"]),
+    ("adapters", &["types", "proto", "telemetry", "upstream"]),
     ("residency", &["types", "plan", "puller", "adapters", "telemetry"]),
     ("registry", &["types", "plan", "proto", "telemetry"]),
     ("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry", "upstream"]),

@@ -39,6 +39,7 @@ pub async fn onnx_suite(runtime: &OnnxRuntime, clock: &Clock, folder: &Path, abi
     runtime_suite(&Subject {
         runtime: runtime.clone(),
         clock: clock.clone(),
+        format: "onnx",
         good: bench.write("good", &sample::sum_and_product(true)),
         bad: bench.write("bad", b"<!DOCTYPE html><title>404</title>"),
         request: raw_request(&[("b", "FP32", &[1, 3], &b), ("a", "FP32", &[1, 3], &a)]),
@@ -119,6 +120,7 @@ impl Bench<'_> {
             }
             let (model, _) = loaded.unwrap_or_else(|fault| panic!("{datatype}: {fault}"));
             let metadata = self.metadata(&model).await;
+            assert!(!metadata.platform.is_empty() && metadata.inputs.len() == 1 && metadata.outputs.len() == 1, "{metadata:?}");
             assert_eq!((metadata.inputs[0].datatype.as_str(), &metadata.inputs[0].shape), (datatype, &vec![-1, 2]), "{datatype}");
             assert_eq!((metadata.outputs[0].name.as_str(), metadata.outputs[0].datatype.as_str()), ("y", datatype), "{datatype}");
 

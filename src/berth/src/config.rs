@@ -11,13 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::Token;
-use berth_proxy::TlsSettings;
+use berth_proxy::methods::DataPlane;
+use berth_proxy::payloads::{Settings, processors};
+use berth_proxy::{LogHeaders, TlsSettings};
 use berth_types::ByteSize;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
 
-use crate::tls;
+use crate::beside::{self, AgentArgs, Beside};
 use crate::token::{self, ApiToken};
+use crate::{data_plane, payloads, tls};
 
 /// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
 #[derive(Args, Clone, Debug, Default)]
@@ -100,6 +103,34 @@ pub(crate) struct ServeArgs {
     /// How long Ctrl-C waits for requests in flight, such as 30s [default: 30s]
     #[arg(long, env = "BERTH_DRAIN_TIMEOUT", value_name = "DURATION")]
     drain_timeout: Option<String>,
+    /// Where copies of requests and answers go: http, https or logger URIs with blanks between them, each with ?MODEL and
+    /// #package.Service/Method where not all are meant; MM_PAYLOAD_PROCESSORS counts as well [default: nowhere]
+    #[arg(long, env = "BERTH_PAYLOAD_PROCESSORS", value_name = "URIS")]
+    payload_processors: Option<String>,
+    /// Payloads that are sent to a processor at a time [default: 2]
+    #[arg(long, env = "BERTH_PAYLOAD_THREADS", value_name = "N")]
+    payload_threads: Option<String>,
+    /// Payloads that may wait for a processor; more are dropped [default: 64]
+    #[arg(long, env = "BERTH_PAYLOAD_CAPACITY", value_name = "N")]
+    payload_capacity: Option<String>,
+    /// Bytes of all payloads that wait or are being sent; more are dropped [default: 64Mi]
+    #[arg(long, env = "BERTH_PAYLOAD_BUDGET", value_name = "SIZE")]
+    payload_budget: Option<String>,
+    /// Largest message that becomes a payload [default: 16Mi]
+    #[arg(long, env = "BERTH_PAYLOAD_LIMIT", value_name = "SIZE")]
+    payload_limit: Option<String>,
+    /// Files of the authorities that https processors are trusted by besides those of this machine, PEM, separated by commas
+    #[arg(long, env = "BERTH_PAYLOAD_CA", value_name = "FILES")]
+    payload_ca: Option<String>,
+    /// Headers of requests that become fields of their log lines: {"HEADER": "KEY"}; MM_LOG_REQUEST_HEADERS counts as well
+    #[arg(long, env = "BERTH_LOG_REQUEST_HEADERS", value_name = "JSON")]
+    log_request_headers: Option<String>,
+    /// Which methods clients may call, and where their messages name a model; MM_DATAPLANE_CONFIG counts as well [default: all]
+    #[arg(long, env = "BERTH_DATAPLANE_CONFIG", value_name = "JSON")]
+    dataplane_config: Option<String>,
+    /// The same in a file, which is followed as it changes; MM_DATAPLANE_CONFIG_PATH counts as well
+    #[arg(long, env = "BERTH_DATAPLANE_CONFIG_PATH", value_name = "FILE")]
+    dataplane_config_path: Option<String>,
     /// Log filter, such as info or warn,berth_residency=debug [default: info; on a terminal warn]
     #[arg(long, env = "BERTH_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -108,8 +139,17 @@ pub(crate) struct ServeArgs {
     log_format: Option<String>,
 }
 
+/// Which command is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// `berth serve`.
+    Serve,
+    /// `berth agent`.
+    Agent,
+}
+
 /// Everything that `berth serve` needs to know, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
     /// The file that was read, if any.
     pub(crate) file: Option<PathBuf>,
@@ -155,10 +195,18 @@ pub(crate) struct Config {
     pub(crate) inference_threads: Option<NonZeroUsize>,
     /// Patience of a drain.
     pub(crate) drain_timeout: Duration,
+    /// Who looks at requests and answers.
+    pub(crate) payloads: payloads::Configured,
+    /// Headers that become fields of the log.
+    pub(crate) log_headers: LogHeaders,
+    /// Which methods clients may call; `None` is all.
+    pub(crate) data_plane: Option<data_plane::Configured>,
     /// Log filter; `None` chooses by terminal.
     pub(crate) log: Option<String>,
     /// JSON logs.
     pub(crate) log_json: bool,
+    /// The inference server beside this process; `None` is the embedded engine.
+    pub(crate) beside: Option<Beside>,
 }
 
 /// Who may change what calls of `mmesh.ModelMesh` manage.
@@ -191,19 +239,19 @@ impl fmt::Display for ConfigFaults {
 impl std::error::Error for ConfigFaults {}
 
 /// One setting as it was given, and by what.
-struct Given {
+pub(crate) struct Given {
     text: String,
     origin: String,
 }
 
 /// The settings as given, and the faults found so far.
-struct Reading {
+pub(crate) struct Reading {
     given: BTreeMap<&'static str, Given>,
-    faults: Vec<String>,
+    pub(crate) faults: Vec<String>,
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 35] = [
     "manifests",
     "data",
     "storage-config",
@@ -228,6 +276,15 @@ const KEYS: [&str; 26] = [
     "max-message",
     "inference-threads",
     "drain-timeout",
+    "payload-processors",
+    "payload-threads",
+    "payload-capacity",
+    "payload-budget",
+    "payload-limit",
+    "payload-ca",
+    "log-request-headers",
+    "dataplane-config",
+    "dataplane-config-path",
     "log",
     "log-format",
 ];
@@ -259,6 +316,15 @@ impl ServeArgs {
             "max-message" => self.max_message.as_ref(),
             "inference-threads" => self.inference_threads.as_ref(),
             "drain-timeout" => self.drain_timeout.as_ref(),
+            "payload-processors" => self.payload_processors.as_ref(),
+            "payload-threads" => self.payload_threads.as_ref(),
+            "payload-capacity" => self.payload_capacity.as_ref(),
+            "payload-budget" => self.payload_budget.as_ref(),
+            "payload-limit" => self.payload_limit.as_ref(),
+            "payload-ca" => self.payload_ca.as_ref(),
+            "log-request-headers" => self.log_request_headers.as_ref(),
+            "dataplane-config" => self.dataplane_config.as_ref(),
+            "dataplane-config-path" => self.dataplane_config_path.as_ref(),
             "log" => self.log.as_ref(),
             "log-format" => self.log_format.as_ref(),
             _ => None,
@@ -267,16 +333,21 @@ impl ServeArgs {
 }
 
 impl Reading {
-    fn fault(&mut self, key: &str, problem: impl fmt::Display) {
+    /// Adds a setting, unless it was given already.
+    pub(crate) fn give(&mut self, key: &'static str, text: String, origin: &str) {
+        self.given.entry(key).or_insert_with(|| Given { text, origin: origin.to_owned() });
+    }
+
+    pub(crate) fn fault(&mut self, key: &str, problem: impl fmt::Display) {
         let origin = self.given.get(key).map_or_else(|| format!("default of {key}"), |given| given.origin.clone());
         self.faults.push(format!("{origin}: {problem}"));
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.given.get(key).map(|given| given.text.as_str())
     }
 
-    fn parsed<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub(crate) fn parsed<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         match read(self.text(key)?) {
             Ok(value) => Some(value),
             Err(problem) => {
@@ -299,8 +370,8 @@ impl Reading {
 ///
 /// # Errors
 /// [`ConfigFaults`]: every fault, each with the flag, variable or file key that it came from.
-pub(crate) fn read(matches: &ArgMatches) -> Result<Config, ConfigFaults> {
-    let mut config = read_with(matches, &|name| std::env::var_os(name))?;
+pub(crate) fn read(matches: &ArgMatches, command: Command) -> Result<Config, ConfigFaults> {
+    let mut config = read_with(matches, command, &|name| std::env::var_os(name))?;
     config.vmodel_owner = config.vmodel_owner.or_else(|| std::env::var(DEFAULT_OWNER).ok().filter(|owner| !owner.is_empty()).map(Arc::from));
     Ok(config)
 }
@@ -313,11 +384,19 @@ const TOKEN: &str = "BERTH_API_TOKEN";
 const DEFAULT_OWNER: &str = "MM_DEFAULT_VMODEL_OWNER";
 
 /// `variable` is the content of an environment variable.
-fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
-    let args = ServeArgs::from_arg_matches(matches).map_err(|fault| ConfigFaults(vec![fault.to_string()]))?;
+fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
+    let unreadable = |fault: clap::Error| ConfigFaults(vec![fault.to_string()]);
+    let (args, agent) = match command {
+        Command::Serve => (ServeArgs::from_arg_matches(matches).map_err(unreadable)?, None),
+        Command::Agent => {
+            let args = AgentArgs::from_arg_matches(matches).map_err(unreadable)?;
+            (args.serve.clone(), Some(args))
+        }
+    };
     let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
-    for key in KEYS {
-        if let Some(text) = args.get(key) {
+    let keys: Vec<&'static str> = KEYS.into_iter().chain(beside::KEYS.into_iter().filter(|_| agent.is_some())).collect();
+    for &key in &keys {
+        if let Some(text) = args.get(key).or_else(|| agent.as_ref()?.get(key)) {
             let origin = match matches.value_source(&key.replace('-', "_")) {
                 Some(ValueSource::EnvVariable) => format!("BERTH_{}", key.replace('-', "_").to_uppercase()),
                 _ => format!("--{key}"),
@@ -326,11 +405,14 @@ fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) 
         }
     }
     // After our own names, before the file.
-    for (key, names) in tls::UPSTREAM {
+    for (key, names) in tls::UPSTREAM.into_iter().chain(payloads::UPSTREAM).chain(data_plane::UPSTREAM) {
         let given = names.iter().find_map(|name| Some((name, variable(name).filter(|text| !text.is_empty())?)));
         if let Some((name, text)) = given {
             reading.given.entry(key).or_insert(Given { text: text.to_string_lossy().into_owned(), origin: (*name).to_owned() });
         }
+    }
+    if agent.is_some() {
+        beside::read_upstream(&mut reading, variable);
     }
     let named = args.config.as_ref().map(PathBuf::from);
     let file = named.clone().or_else(|| {
@@ -338,16 +420,17 @@ fn read_with(matches: &ArgMatches, variable: &dyn Fn(&str) -> Option<OsString>) 
         beside.is_file().then_some(beside)
     });
     if let Some(path) = &file {
-        read_file(path, &mut reading);
+        read_file(path, &mut reading, &keys);
     }
-    let config = check(&mut reading, file, variable);
+    let mut config = check(&mut reading, file, variable);
+    config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
     if reading.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(reading.faults)) }
 }
 
 const DEFAULT_MANIFESTS: &str = "examples/quickstart";
 
 /// Adds what the file says where neither a flag nor a variable did. Relative paths in it start at its own folder.
-fn read_file(path: &Path, reading: &mut Reading) {
+fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
     let shown = path.display();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -358,8 +441,8 @@ fn read_file(path: &Path, reading: &mut Reading) {
         Err(fault) => return reading.faults.push(format!("configuration file {shown}: {}", fault.to_string().trim_end().replace('\n', "\n    "))),
     };
     for (key, value) in table {
-        let Some(known) = KEYS.iter().find(|known| **known == key) else {
-            reading.faults.push(format!("configuration file {shown}: unknown key {key:?}: the keys are {}", KEYS.join(", ")));
+        let Some(known) = keys.iter().find(|known| **known == key) else {
+            reading.faults.push(format!("configuration file {shown}: unknown key {key:?}: the keys are {}", keys.join(", ")));
             continue;
         };
         let text = match value {
@@ -372,8 +455,17 @@ fn read_file(path: &Path, reading: &mut Reading) {
         };
         let beside = |text: &str| path.parent().unwrap_or(Path::new(".")).join(text).to_string_lossy().into_owned();
         let text = match *known {
-            "manifests" | "data" | "storage-config" | "pvc-mounts" | "onnx-library" | "api-token-file" | "tls-cert" | "tls-key" => beside(&text),
-            "tls-client-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
+            "manifests"
+            | "data"
+            | "storage-config"
+            | "pvc-mounts"
+            | "onnx-library"
+            | "api-token-file"
+            | "tls-cert"
+            | "tls-key"
+            | "dataplane-config-path"
+            | "repository" => beside(&text),
+            "tls-client-ca" | "payload-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
             _ => text,
         };
         reading.given.entry(known).or_insert(Given { text, origin: format!("{shown}: {key}") });
@@ -413,6 +505,43 @@ fn tls_settings(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsStrin
             reading.faults.extend(faults);
             None
         }
+    }
+}
+
+/// Payload processors. Faults are told here.
+fn payload_processors(reading: &mut Reading, max_message: ByteSize) -> payloads::Configured {
+    let usual = Settings::default();
+    let size = |text: &str| text.parse::<ByteSize>().map_err(|fault| fault.to_string()).and_then(nonzero);
+    let settings = Settings {
+        senders: reading.parsed("payload-threads", payloads::count).unwrap_or(usual.senders),
+        capacity: reading.parsed("payload-capacity", payloads::count).unwrap_or(usual.capacity),
+        budget: reading.parsed("payload-budget", size).unwrap_or(usual.budget),
+        limit: reading.parsed("payload-limit", size).unwrap_or(usual.limit.max(max_message)),
+    };
+    let processors = reading.parsed("payload-processors", |list| processors(list).map_err(|faults| faults.join("; "))).unwrap_or_default();
+    let ca = reading.parsed("payload-ca", payloads::authorities).unwrap_or_default();
+    payloads::Configured { processors, settings, ca }
+}
+
+fn nonzero(size: ByteSize) -> Result<ByteSize, String> {
+    if size == ByteSize::ZERO { Err("must be more than nothing".to_owned()) } else { Ok(size) }
+}
+
+/// The data plane's configuration. Faults are told here.
+fn data_plane(reading: &mut Reading) -> Option<data_plane::Configured> {
+    let given = |key: &str| reading.text(key).is_some_and(|text| !text.is_empty());
+    match (given("dataplane-config"), given("dataplane-config-path")) {
+        (false, false) => None,
+        (true, true) => {
+            let other = &reading.given["dataplane-config-path"].origin;
+            reading.fault("dataplane-config", format!("{other} is set as well: give the configuration in one of the two"));
+            None
+        }
+        (true, false) => reading.parsed("dataplane-config", |text| Ok(data_plane::Configured { plane: DataPlane::parse(text)?, file: None })),
+        (false, true) => reading.parsed("dataplane-config-path", |text| {
+            let path = PathBuf::from(text);
+            Ok(data_plane::Configured { plane: data_plane::read(&path)?, file: Some(path) })
+        }),
     }
 }
 
@@ -480,8 +609,7 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         }
     }
     let size = |text: &str| text.parse::<ByteSize>().map_err(|fault| fault.to_string());
-    let nonzero =
-        |text: &str| size(text).and_then(|size| if size == ByteSize::ZERO { Err("must be more than nothing".to_owned()) } else { Ok(size) });
+    let nonzero = |text: &str| size(text).and_then(nonzero);
     let host_memory = reading.parsed("host-memory", nonzero);
     let disk = reading.parsed("disk", nonzero);
     let download_rate = reading.parsed("download-rate", nonzero);
@@ -502,6 +630,9 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
             humantime::parse_duration(text).map_err(|fault| format!("{text:?} is not a duration such as 30s or 2m: {fault}"))
         })
         .unwrap_or(Duration::from_secs(30));
+    let payloads = payload_processors(reading, max_message);
+    let log_headers = reading.parsed("log-request-headers", |text| if text.is_empty() { Ok(LogHeaders::default()) } else { LogHeaders::parse(text) });
+    let data_plane = data_plane(reading);
     let log_json = reading
         .parsed("log-format", |text| match text {
             "text" => Ok(false),
@@ -536,20 +667,24 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         max_message,
         inference_threads,
         drain_timeout,
+        payloads,
+        log_headers: log_headers.unwrap_or_default(),
+        data_plane,
         log,
         log_json,
+        beside: None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Command;
+    use clap::Command as Line;
 
     use super::*;
 
     fn read_flags(flags: &[&str]) -> Result<Config, ConfigFaults> {
-        let command = ServeArgs::augment_args(Command::new("serve"));
-        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), &|_name| None)
+        let command = ServeArgs::augment_args(Line::new("serve"));
+        read_with(&command.get_matches_from(std::iter::once(&"serve").chain(flags)), Command::Serve, &|_name| None)
     }
 
     fn read_with_token(flags: &[&str], token: &str) -> Result<Config, ConfigFaults> {
@@ -558,9 +693,9 @@ mod tests {
 
     /// In an environment with those variables.
     fn read_in(flags: &[&str], variables: &[(&str, &str)]) -> Result<Config, ConfigFaults> {
-        let command = ServeArgs::augment_args(Command::new("serve"));
+        let command = ServeArgs::augment_args(Line::new("serve"));
         let matches = command.get_matches_from(std::iter::once(&"serve").chain(flags));
-        read_with(&matches, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
+        read_with(&matches, Command::Serve, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
     }
 
     fn folder_with(file: &str) -> tempfile::TempDir {
@@ -672,7 +807,7 @@ mod tests {
 
     #[test]
     fn every_key_is_a_flag_and_every_flag_a_key() {
-        let command = ServeArgs::augment_args(Command::new("serve"));
+        let command = ServeArgs::augment_args(Line::new("serve"));
         let flags: Vec<String> =
             command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).filter(|flag| flag != "config").collect();
         assert_eq!(flags, KEYS);

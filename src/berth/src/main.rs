@@ -1,13 +1,18 @@
-//! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine; the
-//! other commands talk to a running server.
+//! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine, `berth
+//! agent` the same before an inference server of its own process; the other commands talk to a running server.
 
+mod beside;
 mod cli;
 mod config;
+mod data_plane;
+mod engine;
 mod fetching;
+mod following;
 mod local_agent;
 mod machine;
 mod management;
 mod narrator;
+mod payloads;
 mod ports;
 mod serve;
 mod tls;
@@ -20,6 +25,7 @@ use std::time::Duration;
 use berth_adapters::counting::{self, CountingAllocator};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::beside::AgentArgs;
 use crate::cli::ClientCommand;
 use crate::config::ServeArgs;
 
@@ -39,6 +45,8 @@ struct Cli {
 enum Command {
     /// Serve the models of a folder of resources on this machine, with an embedded ONNX runtime
     Serve(Box<ServeArgs>),
+    /// Serve models with an inference server that runs beside this process
+    Agent(Box<AgentArgs>),
     #[command(flatten)]
     Client(Box<ClientCommand>),
 }
@@ -59,13 +67,14 @@ fn main() -> ExitCode {
     match (command, matches.subcommand()) {
         (Command::Client(command), _) => cli::run(&command, Cli::command()),
         // Not only the values: where each came from matters to the configuration.
-        (Command::Serve(_), Some((_, matches))) => run_serve(matches),
-        (Command::Serve(_), None) => ExitCode::from(USAGE),
+        (Command::Serve(_), Some((_, matches))) => run_serve(matches, config::Command::Serve),
+        (Command::Agent(_), Some((_, matches))) => run_serve(matches, config::Command::Agent),
+        (Command::Serve(_) | Command::Agent(_), None) => ExitCode::from(USAGE),
     }
 }
 
-fn run_serve(matches: &clap::ArgMatches) -> ExitCode {
-    let config = match config::read(matches) {
+fn run_serve(matches: &clap::ArgMatches, command: config::Command) -> ExitCode {
+    let config = match config::read(matches, command) {
         Ok(config) => config,
         Err(faults) => return complain(&faults, USAGE),
     };

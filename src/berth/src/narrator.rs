@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::machine::Budget;
-use crate::ports::Ports;
+use crate::ports::Addresses;
 use crate::serve::shown;
 use crate::tls::{self, Reached};
 use crate::token::ApiToken;
@@ -73,19 +73,19 @@ impl Narrator {
     }
 
     /// Where it listens, and who is answered there.
-    pub(crate) fn listening(&self, ports: &Ports, tls: Option<&Tls>, token: Option<&ApiToken>) {
-        self.ui.line("gRPC", &ports.grpc.addr.to_string());
-        match &ports.rest {
-            Some(port) => self.ui.line("REST", &format!("{}://{}", if tls.is_some() { "https" } else { "http" }, port.addr)),
+    pub(crate) fn listening(&self, at: &Addresses, tls: Option<&Tls>, token: Option<&ApiToken>) {
+        self.ui.line("gRPC", &at.grpc.to_string());
+        match at.rest {
+            Some(addr) => self.ui.line("REST", &format!("{}://{addr}", if tls.is_some() { "https" } else { "http" })),
             None => self.ui.line("REST", "off"),
         }
         if let Some(tls) = tls {
             self.ui.line("TLS", &tls::line(tls));
         }
-        self.ui.line("resources", &format!("http://{}/apis/serving.kserve.io", ports.api.addr));
+        self.ui.line("resources", &format!("http://{}/apis/serving.kserve.io", at.api));
         self.ui.line("token", &access(token));
-        self.ui.line("metrics", &format!("http://{}/metrics", ports.metrics.addr));
-        self.ui.line("probes", &format!("http://{}/ready", ports.probes.addr));
+        self.ui.line("metrics", &format!("http://{}/metrics", at.metrics));
+        self.ui.line("probes", &format!("http://{}/ready", at.probes));
     }
 
     /// Follows everything until `stopping`, and says so then.

@@ -20,6 +20,21 @@ pub(crate) struct Ports {
     pub(crate) probes: Port,
 }
 
+/// Where it listens: the addresses of [`Ports`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addresses {
+    /// gRPC inference.
+    pub(crate) grpc: SocketAddr,
+    /// REST inference, unless it is off.
+    pub(crate) rest: Option<SocketAddr>,
+    /// Resource API.
+    pub(crate) api: SocketAddr,
+    /// Metrics.
+    pub(crate) metrics: SocketAddr,
+    /// Probes.
+    pub(crate) probes: SocketAddr,
+}
+
 /// One bound port.
 pub(crate) struct Port {
     /// Accepts connections.
@@ -29,6 +44,12 @@ pub(crate) struct Port {
 }
 
 impl Ports {
+    /// Where it listens.
+    pub(crate) fn addresses(&self) -> Addresses {
+        let rest = self.rest.as_ref().map(|port| port.addr);
+        Addresses { grpc: self.grpc.addr, rest, api: self.api.addr, metrics: self.metrics.addr, probes: self.probes.addr }
+    }
+
     /// Binds all ports that `config` names.
     ///
     /// # Errors
@@ -95,7 +116,7 @@ mod tests {
             "--probes",
             "127.0.0.1:0",
         ]);
-        let config = config::read(&matches).expect("right");
+        let config = config::read(&matches, config::Command::Serve).expect("right");
         let faults = Ports::bind(&config, &HostNet).await.err().expect("one port is taken");
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].starts_with(&format!("--grpc: cannot listen on {taken}: ")), "{faults:?}");

@@ -1,18 +1,18 @@
-//! `berth serve`: agent, controller and embedded runtime in one process. Wiring only; each part decides for itself.
+//! `berth serve` and `berth agent --standalone`: agent, controller and a runtime, embedded or beside, in one process. Wiring
+//! only; each part decides for itself.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, Runtime};
 use berth_api::{Access, Api, Downloads, Limits};
 use berth_controller::{Controller, Endpoints, Manager, ManagerDeps};
-use berth_proxy::{Door, Frontend, Here, ProxyConfig, Ready, Tls};
+use berth_proxy::{Door, Here, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
-use berth_registry::{EMBEDDED_RUNTIME, Folder, RedbStore, Store, Views, bundled};
+use berth_registry::{Folder, RedbStore, Store, Views, bundled, bundled_beside};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Listener, Metrics, log};
 use berth_types::{Footprint, Location, PodId};
@@ -23,15 +23,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigFaults};
+use crate::engine::Engine;
 use crate::fetching::Fetching;
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
-use crate::management;
 use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
 use crate::tls::Reached;
 use crate::token;
 use crate::ui::Ui;
+use crate::{data_plane, management, payloads};
 
 /// Why `serve` ended otherwise than by a signal.
 #[derive(Debug)]
@@ -103,6 +104,9 @@ struct Running {
     /// Resource API, metrics and probes: they answer until the very end.
     operations: JoinSet<&'static str>,
     stop_operations: CancellationToken,
+    /// What delivers payloads: it ends when what waits after the last request is delivered.
+    payloads: JoinSet<&'static str>,
+    stop_payloads: CancellationToken,
     residency: Residency,
     owner: JoinHandle<()>,
     narrator: JoinHandle<()>,
@@ -110,7 +114,26 @@ struct Running {
 
 async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
     let metrics = Metrics::default();
+    let shown_payloads =
+        payloads::start(&config.payloads, &host_name(), &clock, &metrics).map_err(|fault| ServeError::Usage(ConfigFaults(vec![fault])))?;
     let Held { ports, store, engine, tls } = hold(config, &clock, &metrics).await?;
+    let (mut operations, stop_operations, stop_inference) = (JoinSet::new(), CancellationToken::new(), CancellationToken::new());
+    let addresses = ports.addresses();
+    // Asked from the first moment on: whoever waits for this process must be able to tell that it waits itself.
+    let served: Arc<OnceLock<Views>> = Arc::default();
+    let ready: Ready = {
+        let (served, stopping) = (Arc::clone(&served), stop_inference.clone());
+        Arc::new(move || match (stopping.is_cancelled(), served.get()) {
+            (true, _) => Err("shutting down".to_owned()),
+            (false, None) => Err("the inference server does not answer yet".to_owned()),
+            (false, Some(views)) if !views.current().is_ready() => Err("resources are still being read".to_owned()),
+            (false, Some(_)) => Ok(()),
+        })
+    };
+    let stop = stop_operations.clone();
+    let asked = berth_proxy::serve_metrics(ports.metrics.listener, metrics.clone(), || {}, clock.clone(), stop.clone());
+    spawn(&mut operations, "the metrics port", asked);
+    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, Arc::clone(&ready), clock.clone(), stop));
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },
         None => machine::host_memory().map_err(anyhow::Error::msg)?,
@@ -132,11 +155,20 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     puller_config.requests = config.download_requests.map_or(puller_config.requests, NonZeroUsize::get);
     let puller = Puller::open(puller_config, clock.clone(), metrics.clone()).await.context("cannot open the disk tier")?;
 
+    let engine = match (engine, &config.beside) {
+        (Some(engine), _) => engine,
+        (None, Some(beside)) => {
+            info!(runtime = %beside.line(), "waiting for the inference server");
+            let started = Engine::beside(beside, Footprint::host(memory.bytes), &clock).await;
+            started.map_err(|fault| ServeError::Failed(fault.into()))?
+        }
+        (None, None) => return Err(ServeError::Failed(anyhow::anyhow!("there is no engine: this is a bug"))),
+    };
     let info = engine.info().clone();
     let location = Location::of_pod_name(&host_name());
     let budget = Footprint::host(memory.bytes);
     let (residency, owner) = Residency::start(berth_residency::Deps {
-        runtime: engine.clone(),
+        runtime: engine.runtime(),
         fetch: puller.clone(),
         clock: clock.clone(),
         metrics: metrics.clone(),
@@ -147,7 +179,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
 
     let mut folder = Folder::open(&config.manifests, store.clone(), clock.clone()).context("cannot watch the manifests")?;
     let faults = folder.faults();
-    for object in bundled() {
+    let runtimes = config.beside.as_ref().map_or_else(bundled, |beside| bundled_beside(&beside.name).into_iter().collect());
+    for object in runtimes {
         store.apply(object, None).await.context("cannot keep the bundled runtimes")?;
     }
     folder.rescan().await;
@@ -179,7 +212,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         default_owner: config.vmodel_owner.clone(),
     });
 
-    let (stop_leading, stop_inference) = (CancellationToken::new(), CancellationToken::new());
+    let stop_leading = CancellationToken::new();
     let caught_up = controller.caught_up();
     let mut leading = JoinSet::new();
     spawn(&mut leading, "the leader", leader.run(stop_leading.clone()));
@@ -192,7 +225,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
 
     let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
     narrator.starting(config, &memory, &disk, &info);
-    narrator.listening(&ports, tls.as_ref(), config.api_token.as_ref());
+    narrator.listening(&addresses, tls.as_ref(), config.api_token.as_ref());
     let sources = Sources {
         changes: store.subscribe(),
         downloads: puller.progress(),
@@ -202,20 +235,26 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     };
     let narrator = tokio::spawn(narrator.run(sources, stop_inference.clone()));
 
-    let ready: Ready = {
-        let (views, stopping) = (views.clone(), stop_inference.clone());
-        Arc::new(move || match (stopping.is_cancelled(), views.current().is_ready()) {
-            (true, _) => Err("shutting down".to_owned()),
-            (false, false) => Err("resources are still being read".to_owned()),
-            (false, true) => Ok(()),
-        })
-    };
     let usual = ProxyConfig::default();
     // Several of the largest requests at a time, whatever their limit is.
     let body_budget = usual.body_budget.max(config.max_message.percent(400));
     let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
-    let frontend = Frontend::new(Here::new(views.clone(), residency.clone()), engine, clock.clone(), &metrics, proxy_config, ready.clone());
-    let (mut operations, stop_operations) = (JoinSet::new(), CancellationToken::new());
+    let frontend = engine.frontend(Here::new(views.clone(), residency.clone()), clock.clone(), &metrics, proxy_config, ready);
+    let (mut payloads, stop_payloads) = (JoinSet::new(), CancellationToken::new());
+    frontend.log_headers(config.log_headers.clone());
+    if let Some((shown, senders)) = shown_payloads {
+        frontend.show_payloads(shown);
+        spawn(&mut payloads, "the payload processors", senders.run(stop_payloads.clone()));
+    }
+    if let Some(data_plane::Configured { plane, file }) = config.data_plane.clone() {
+        let methods = engine.methods();
+        data_plane::apply(&frontend, &methods, &plane);
+        if let Some(file) = file {
+            let following =
+                data_plane::follow(file, (methods, plane), Arc::clone(&frontend), clock.clone(), metrics.clone(), stop_operations.clone());
+            spawn(&mut operations, "the watch of the data plane's configuration", following);
+        }
+    }
     if let Some(tls) = tls.clone() {
         spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
     }
@@ -240,13 +279,13 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
     }
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
-    let api = berth_api::Deps { store, views, clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
+    let api =
+        berth_api::Deps { store, views: views.clone(), clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
     spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
-    let stop = stop_operations.clone();
-    spawn(&mut operations, "the metrics port", berth_proxy::serve_metrics(ports.metrics.listener, metrics, || {}, clock.clone(), stop.clone()));
-    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, clock, stop));
-    Ok(Running { leading, stop_leading, inference, stop_inference, operations, stop_operations, residency, owner, narrator })
+    // From here on it is the resources that are waited for.
+    let _ = served.set(views);
+    Ok(Running { leading, stop_leading, inference, stop_inference, operations, stop_operations, payloads, stop_payloads, residency, owner, narrator })
 }
 
 /// Serves the resource API as the inference ports are served: heads have their time, connections their number.
@@ -307,6 +346,7 @@ impl Running {
             part = self.leading.join_next() => ended(part),
             part = self.inference.join_next() => ended(part),
             part = self.operations.join_next() => ended(part),
+            Some(part) = self.payloads.join_next() => ended(Some(part)),
             _ = &mut self.owner => "the owner of the models",
         }
     }
@@ -330,6 +370,8 @@ impl Running {
         if clock.until(clock.deadline_in(LAST_ANSWERS), last).await.is_none() {
             self.inference.shutdown().await;
         }
+        self.stop_payloads.cancel();
+        while self.payloads.join_next().await.is_some() {}
         if !self.owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), &mut self.owner).await.is_none() {
             warn!("models were still loaded when the drain ended");
         }
@@ -354,7 +396,8 @@ fn host_name() -> String {
 struct Held {
     ports: Ports,
     store: Arc<RedbStore>,
-    engine: Arc<OnnxRuntime>,
+    /// `None`: it is beside this process, and may still be starting.
+    engine: Option<Engine>,
     tls: Option<Tls>,
 }
 
@@ -362,21 +405,14 @@ async fn hold(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Held,
     let mut faults = Vec::new();
     let ports = Ports::bind(config, &HostNet).await.map_err(|taken| faults.extend(taken));
     let store = RedbStore::open(&config.data, clock.clone()).map_err(|fault| faults.push(format!("--data: {fault}")));
-    let engine = start_engine(config, clock).map_err(|fault| faults.push(format!("--onnx-library: {fault}")));
+    let engine = config.beside.is_none().then(|| Engine::embedded(config, clock)).transpose();
+    let engine = engine.map_err(|fault| faults.push(format!("--onnx-library: {fault}")));
     // Its files were checked with the configuration; they may have changed since.
     let tls = config.tls.clone().map(|settings| Tls::open(settings, clock, metrics)).transpose().map_err(|more| faults.extend(more));
     match (ports, store, engine, tls) {
-        (Ok(ports), Ok(store), Ok(engine), Ok(tls)) => Ok(Held { ports, store: Arc::new(store), engine: Arc::new(engine), tls }),
+        (Ok(ports), Ok(store), Ok(engine), Ok(tls)) => Ok(Held { ports, store: Arc::new(store), engine, tls }),
         _ => Err(ServeError::Usage(ConfigFaults(faults))),
     }
-}
-
-fn start_engine(config: &Config, clock: &Clock) -> Result<OnnxRuntime, OnnxStartError> {
-    let mut onnx = OnnxConfig { library: config.onnx_library.clone(), name: EMBEDDED_RUNTIME.into(), ..OnnxConfig::default() };
-    if let Some(threads) = config.inference_threads {
-        onnx.concurrency = threads;
-    }
-    OnnxRuntime::start(&onnx, clock.clone())
 }
 
 /// SIGINT and SIGTERM.

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use berth_api::Token;
 use berth_telemetry::Clock;
@@ -14,14 +13,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::following::{self, News};
 use crate::serve::shown;
 
 /// Bits of a mode that let others than the owner read or change a file.
 const OTHERS: u32 = 0o077;
 /// No token is longer; whoever names another file by mistake is told so.
 const LONGEST: u64 = 4096;
-/// How often the file is read again.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// A token and whence it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,56 +73,16 @@ pub(crate) fn warn_if_open(path: &Path) {
     }
 }
 
-/// Reads the file again and again and hands on each new token. While it cannot be read, the last good one counts.
+/// Follows the file and hands on each new token. While it cannot be read, the last good one counts.
 pub(crate) async fn follow(path: PathBuf, token: watch::Sender<Token>, clock: Clock, stop: CancellationToken) {
-    let mut follower = Follower { token, wrong: None };
-    while stop.run_until_cancelled(clock.sleep(LOOK_EVERY)).await.is_some() {
-        let looked = path.clone();
-        // A local file; where a mount hangs, only this look does, and the next one waits for it.
-        let Ok(found) = tokio::task::spawn_blocking(move || read(&looked)).await else { continue };
-        match follower.take(found) {
-            News::None => {}
-            News::Replaced => info!(path = %path.display(), "the API token was replaced"),
-            News::Wrong(why) => warn!(error = %why, "the API token cannot be read again: the last one goes on to count"),
-            News::RightAgain => info!(path = %path.display(), "the API token can be read again: it is the same"),
-        }
-    }
-}
-
-struct Follower {
-    token: watch::Sender<Token>,
-    /// What was wrong at the last look; said once.
-    wrong: Option<String>,
-}
-
-/// What a look at the file has shown that was not known.
-#[derive(Debug, PartialEq, Eq)]
-enum News {
-    None,
-    Replaced,
-    Wrong(String),
-    RightAgain,
-}
-
-impl Follower {
-    fn take(&mut self, found: Result<Token, String>) -> News {
-        match found {
-            Ok(found) => {
-                let was_wrong = self.wrong.take().is_some();
-                let replaced = self.token.send_if_modified(|present| std::mem::replace(present, found.clone()) != found);
-                match (replaced, was_wrong) {
-                    (true, _) => News::Replaced,
-                    (false, true) => News::RightAgain,
-                    (false, false) => News::None,
-                }
-            }
-            Err(why) if self.wrong.as_ref() == Some(&why) => News::None,
-            Err(why) => {
-                self.wrong = Some(why.clone());
-                News::Wrong(why)
-            }
-        }
-    }
+    let looked = path.clone();
+    let told = |news: &News| match news {
+        News::None => {}
+        News::Replaced => info!(path = %path.display(), "the API token was replaced"),
+        News::Wrong(why) => warn!(error = %why, "the API token cannot be read again: the last one goes on to count"),
+        News::RightAgain => info!(path = %path.display(), "the API token can be read again: it is the same"),
+    };
+    following::follow(move || read(&looked), token, told, clock, stop).await;
 }
 
 #[cfg(test)]
@@ -151,27 +109,5 @@ mod tests {
         assert!(read(folder.path()).expect_err("a folder").ends_with("is not a regular file"));
         fs::write(&file, "s3cret\n").expect("written");
         assert_eq!(read(&file), Ok(Token::new("s3cret").expect("a token")));
-    }
-
-    #[test]
-    fn a_new_token_counts_and_while_there_is_none_the_last_one_does() {
-        let token = |text: &str| Token::new(text).expect("a token");
-        let (sender, receiver) = watch::channel(token("one"));
-        let mut follower = Follower { token: sender, wrong: None };
-        let empty = || Err("f: is empty".to_owned());
-        let gone = || Err("f: no such file".to_owned());
-        for (found, news, counts) in [
-            (Ok(token("one")), News::None, "one"),
-            (empty(), News::Wrong("f: is empty".to_owned()), "one"),
-            (empty(), News::None, "one"),
-            (gone(), News::Wrong("f: no such file".to_owned()), "one"),
-            (Ok(token("one")), News::RightAgain, "one"),
-            (gone(), News::Wrong("f: no such file".to_owned()), "one"),
-            (Ok(token("two")), News::Replaced, "two"),
-            (Ok(token("two")), News::None, "two"),
-        ] {
-            assert_eq!(follower.take(found), news);
-            assert_eq!(*receiver.borrow(), token(counts));
-        }
     }
 }

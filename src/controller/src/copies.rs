@@ -1,5 +1,5 @@
-//! What pods hold of every model, whoever registered it: for answers that need no decision of the leader, and for names
-//! that are on their way.
+//! What pods hold of every model, whoever registered it: for the leader's decisions, for answers that need none, and for
+//! names that are on their way. The leader writes it, one report after the other; whoever reads sees what the leader knows.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -20,12 +20,13 @@ use crate::bells::Bells;
 const RECENTLY: Duration = Duration::from_secs(10 * 60);
 
 /// What one pod said last of one model, where that is more than "nothing".
-struct CopyAt {
+pub(crate) struct CopyAt {
     pod: PodId,
-    state: CopyState,
-    failure: Option<Arc<Failure>>,
+    pub(crate) state: CopyState,
+    pub(crate) failure: Option<Arc<Failure>>,
     /// When the first of the failures in a row happened that end with this one and were all for want of storage.
     away_since: Option<UnixMillis>,
+    /// The pod says that what the failure was due to may have been mended.
     mended: bool,
     last_used: Option<UnixMillis>,
 }
@@ -35,7 +36,13 @@ impl CopyAt {
         matches!(self.state, CopyState::Loading { .. } | CopyState::Loaded { .. })
     }
 
-    fn failing(&self, now: UnixMillis) -> Option<&Arc<Failure>> {
+    /// It is loaded, or was and is being unloaded.
+    fn was_loaded(&self) -> bool {
+        matches!(self.state, CopyState::Loaded { .. } | CopyState::Unloading)
+    }
+
+    /// Its failure, while that counts.
+    pub(crate) fn failing(&self, now: UnixMillis) -> Option<&Arc<Failure>> {
         self.failure.as_ref().filter(|failure| background::counts_until(failure) > now)
     }
 }
@@ -59,52 +66,63 @@ pub(crate) struct Copies {
 }
 
 impl Copies {
-    /// Takes in what `pod` says.
-    pub(crate) fn take(&self, pod: &PodId, reports: &[CopyReport]) {
-        for report in reports {
-            self.take_one(pod, report);
-            let mut watched = self.watched.lock();
-            if let Some(names) = watched.by.get(&report.model).cloned() {
-                watched.touched.extend(names);
-                if report.state == CopyState::Absent && report.failure.is_none() {
-                    watched.refused.insert(report.model.clone());
-                }
-                self.wake.notify_one();
+    /// Takes in what `pod` says of one model: its state and nothing of the bytes that it was loaded from. True when its
+    /// last copy has gone with this.
+    pub(crate) fn take(&self, pod: &PodId, report: &CopyReport) -> bool {
+        let went = self.take_in(pod, report);
+        let mut watched = self.watched.lock();
+        if let Some(names) = watched.by.get(&report.model).cloned() {
+            watched.touched.extend(names);
+            if report.state == CopyState::Absent && report.failure.is_none() {
+                watched.refused.insert(report.model.clone());
             }
-            drop(watched);
-            self.bells.ring(report.model.as_str());
+            self.wake.notify_one();
         }
+        drop(watched);
+        self.bells.ring(report.model.as_str());
+        went
     }
 
-    fn take_one(&self, pod: &PodId, report: &CopyReport) {
+    fn take_in(&self, pod: &PodId, report: &CopyReport) -> bool {
         let mut known = self.known.write();
         let keep = report.state != CopyState::Absent || report.failure.is_some();
         if !keep && !known.contains_key(&report.model) {
-            return;
+            return false;
         }
         let copies = known.entry(report.model.clone()).or_default();
         let at = copies.iter().position(|copy| copy.pod == *pod);
-        let before = at.map(|at| copies.swap_remove(at));
+        let before = at.map(|at| &copies[at]);
+        let was_loaded = before.is_some_and(CopyAt::was_loaded);
+        // What was mended begins anew.
         let was_away = before.and_then(|before| before.away_since.filter(|_| !before.mended || report.mended));
         let away = report.failure.as_ref().filter(|failure| background::storage_was_away(failure));
-        if keep {
-            copies.reserve_exact(1);
-            copies.push(CopyAt {
-                pod: pod.clone(),
-                // Which bytes it was loaded from is the leader's business.
-                state: match &report.state {
-                    CopyState::Loaded { since, footprint, .. } => CopyState::Loaded { since: *since, footprint: footprint.clone(), content: None },
-                    other => other.clone(),
-                },
-                failure: report.failure.clone(),
-                away_since: away.map(|failure| was_away.unwrap_or(failure.time)),
-                mended: report.mended,
-                last_used: report.last_used,
-            });
+        let copy = CopyAt {
+            pod: pod.clone(),
+            state: report.state.clone(),
+            failure: report.failure.clone(),
+            away_since: away.map(|failure| was_away.unwrap_or(failure.time)),
+            mended: report.mended,
+            last_used: report.last_used,
+        };
+        match (at, keep) {
+            (Some(at), true) => copies[at] = copy,
+            (Some(at), false) => drop(copies.swap_remove(at)),
+            (None, true) => {
+                copies.reserve_exact(1);
+                copies.push(copy);
+            }
+            (None, false) => {}
         }
+        let went = was_loaded && copies.iter().all(|copy| copy.state == CopyState::Absent);
         if copies.is_empty() {
             known.remove(&report.model);
         }
+        went
+    }
+
+    /// Nobody asks for the model any more: what was said of it does not count for what may get its id later.
+    pub(crate) fn forget(&self, model: &ModelId) {
+        self.known.write().remove(model);
     }
 
     /// Something of these models is news for `name` from now on.
@@ -175,12 +193,22 @@ impl Copies {
         self.known.read().get(model)?.iter().filter_map(|copy| copy.last_used).max()
     }
 
+    /// True when this pod has it, or is at it.
+    pub(crate) fn has(&self, model: &ModelId, pod: &PodId) -> bool {
+        self.known.read().get(model).is_some_and(|copies| copies.iter().any(|copy| copy.pod == *pod && copy.held()))
+    }
+
     /// True when a live pod has it, or is at it.
     pub(crate) fn is_held(&self, model: &ModelId, pods: &[Pod]) -> bool {
         live(self.known.read().get(model), pods).any(CopyAt::held)
     }
 
-    /// Looks at what live pods hold of a model, as decisions about loads take it.
+    /// Looks at what live pods hold of a model.
+    pub(crate) fn look<T>(&self, model: &ModelId, pods: &[Pod], look: impl FnOnce(&[&CopyAt]) -> T) -> T {
+        look(&live(self.known.read().get(model), pods).collect::<Vec<_>>())
+    }
+
+    /// The same, as decisions about loads take it.
     pub(crate) fn of<T>(&self, model: &ModelId, pods: &[Pod], look: impl FnOnce(&[PodCopy<'_>]) -> T) -> T {
         let known = self.known.read();
         let copies: Vec<PodCopy<'_>> = live(known.get(model), pods)

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_plan::alias::{self, Copies, Effect, Next, Versions};
+use berth_plan::alias::{self, Effect, Next, Versions};
 use berth_plan::background::{self, Purpose, Standby};
 use berth_plan::drift::{Comparison, compare};
 use berth_plan::resource::{InvalidSpec, OtherParts, is_ours};
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::asks::{Asked, LoadCommand, Queues, Warmable};
+use crate::copies::Copies;
 use crate::drift::{Drift, Drifts};
 use crate::keyed::Table;
 use crate::model::{Hosts, Model};
@@ -62,6 +63,8 @@ pub struct Leader {
     metrics: Metrics,
     config: Config,
     incoming: mpsc::Receiver<News>,
+    /// What pods hold, of every model.
+    copies: Arc<Copies>,
 
     resources: Table<Resource>,
     names: Names,
@@ -117,6 +120,7 @@ impl Leader {
     pub(crate) fn new(
         deps: Deps,
         incoming: mpsc::Receiver<News>,
+        copies: Arc<Copies>,
         caught_up: watch::Sender<bool>,
         drifts: watch::Sender<Drifts>,
         told_runtimes: watch::Sender<Arc<[RuntimeSpec]>>,
@@ -130,6 +134,7 @@ impl Leader {
             metrics,
             config,
             incoming,
+            copies,
             resources: Table::default(),
             names: Names::default(),
             models: Table::default(),
@@ -378,6 +383,8 @@ impl Leader {
     }
 
     fn add_model(&mut self, object: &Object, registration: Arc<Registration>, loaded_once: bool) {
+        // A call may have had it loaded.
+        let loaded_once = loaded_once || self.copies.held(&registration.id, &self.pods, self.clock.wall()).loaded > 0;
         let mut model = Model::new(Arc::clone(&object.desired), registration, loaded_once);
         model.first = self.remembered.remove(&model.registration.id).map(Box::new);
         self.models.insert(model);
@@ -400,6 +407,9 @@ impl Leader {
 
     fn forget_model(&mut self, id: &ModelId) {
         if let Some(mut model) = self.models.remove(id) {
+            if !self.views.current().is_managed_model(id.as_str()) {
+                self.copies.forget(id);
+            }
             self.queues.forget(id, &mut model.asked);
             self.warmable.set(id, model.warmth, None);
             self.drifts.send_if_modified(|drifts| drifts.forget(id));
@@ -433,12 +443,13 @@ impl Leader {
                 CopyState::Loaded { content, .. } => content.take(),
                 CopyState::Loading { .. } | CopyState::Unloading | CopyState::Absent => None,
             };
+            let went = self.copies.take(&pod, &report);
             let Some(model) = self.models.get_mut(&report.model) else {
                 self.take_stray(&report);
                 continue;
             };
             let id = report.model.clone();
-            if model.take(&pod, report, now) {
+            if model.take(&pod, report, went, now) {
                 self.queues.forget(&id, &mut model.asked);
             }
             self.to_look_at.insert(model.of().clone());
@@ -556,7 +567,7 @@ impl Leader {
             if self.other_holder(key).is_some() {
                 return (None, !self.paused.contains_key(key));
             }
-            let copies = self.copies(key, resource, now);
+            let copies = self.copies_of(key, resource, now);
             if copies.target_failed {
                 let target = resource.versions.target.as_ref().map(|target| Box::new(target.id.clone()));
                 if let Some(resource) = self.resources.get_mut(key) {
@@ -651,27 +662,27 @@ impl Leader {
         }
     }
 
-    fn copies(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> Copies {
-        let Versions { active: Some(active), target: Some(target) } = &resource.versions else { return Copies::default() };
-        let (Some(active), Some(target)) = (self.models.get(&active.id), self.models.get(&target.id)) else { return Copies::default() };
+    fn copies_of(&self, key: &ObjectKey, resource: &Resource, now: UnixMillis) -> alias::Copies {
+        let Versions { active: Some(active), target: Some(target) } = &resource.versions else { return alias::Copies::default() };
+        let (Some(active), Some(target)) = (self.models.get(&active.id), self.models.get(&target.id)) else { return alias::Copies::default() };
         let failed = |model: &Model| {
             let hosts = self.hosts(key, &model.registration);
-            let facts = model.facts(&self.pods, &hosts, now);
+            let facts = model.facts(&self.copies, &self.pods, &hosts, now);
             facts.loaded == 0 && !facts.on_the_way && (facts.is_given_up() || hosts.pods.is_empty())
         };
-        let target_loaded = target.loaded(&self.pods);
+        let [of_active, of_target] = [active, target].map(|model| self.copies.held(&model.registration.id, &self.pods, now));
         // What the target will take is best guessed from what it replaces.
         let size = target.size.clone().or(active.size.clone()).unwrap_or_default();
         let hosts = self.hosts(key, &target.registration);
         let room = self.pods.iter().filter(|pod| hosts.pods.contains(&&pod.id) && size.fits(&pod.free)).count();
-        Copies {
-            active_loaded: active.loaded(&self.pods),
-            active_used: active.used(&self.pods, now),
+        alias::Copies {
+            active_loaded: of_active.loaded,
+            active_used: of_active.used,
             active_can_load: !failed(active),
-            target_loaded,
-            target_loaded_since: target.loaded_since(&self.pods),
+            target_loaded: of_target.loaded,
+            target_loaded_since: of_target.since,
             target_failed: resource.of_earlier_run || resource.failed_target.as_deref() == Some(&target.registration.id) || failed(target),
-            target_room: target_loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
+            target_room: of_target.loaded.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)),
             // Before every pod has spoken, "no copy is loaded" is no evidence to switch on.
             shown: self.settled && resource.told_target.as_deref() == Some(&target.registration.id),
         }
@@ -703,16 +714,16 @@ impl Leader {
 
     fn plan_load(&mut self, key: &ObjectKey, version: &Arc<Registration>, is_target: bool, wanted: bool, now: UnixMillis) -> Option<UnixMillis> {
         let id = &version.id;
-        if let Some(model) = self.models.get_mut(id).filter(|model| model.is_unanswered(now)) {
+        if let Some(model) = self.models.get_mut(id).filter(|model| model.is_unanswered(&self.copies, now)) {
             warn!(model = %id, "the pod that was asked to load this model says nothing");
             model.refused = Some(Box::new(model.refused_again(now)));
             self.queues.forget(id, &mut model.asked);
         }
         let model = self.models.get(id)?;
-        let answer_due = model.answer_due();
+        let answer_due = model.answer_due(&self.copies);
         let hosts = self.hosts(key, version);
-        let due = model.due(&self.pods, &hosts, now);
-        let warm_from = model.warm_from(&self.pods, &hosts, now);
+        let due = model.due(&self.copies, &self.pods, &hosts, now);
+        let warm_from = model.warm_from(&self.copies, &self.pods, &hosts, now);
         let model = self.models.get_mut(id)?;
         match (&model.asked, due.ask.filter(|_| wanted)) {
             (Asked::Pending(_), _) | (Asked::No, None) => {}
@@ -773,7 +784,7 @@ impl Leader {
             }
             (Some(active), _) => {
                 let hosts = self.hosts(key, active);
-                if !hosts.pods.is_empty() || self.models.get(&active.id).is_some_and(|model| model.loaded(&self.pods) > 0) {
+                if !hosts.pods.is_empty() || self.copies.held(&active.id, &self.pods, now).loaded > 0 {
                     return None;
                 }
                 match hosts.none {
@@ -823,7 +834,7 @@ impl Leader {
         };
         let facts = |version: &Option<Arc<Registration>>| {
             let model = self.models.get(&version.as_ref()?.id)?;
-            Some(model.facts(&self.pods, &self.hosts(key, &model.registration), now))
+            Some(model.facts(&self.copies, &self.pods, &self.hosts(key, &model.registration), now))
         };
         Observed {
             generation: resource.object.generation,
@@ -888,7 +899,7 @@ impl Leader {
         self.warmable.set(&id, before, None);
         // If the pod says nothing at all, somebody has to notice.
         let key = model.of().clone();
-        let due = model.answer_due();
+        let due = model.answer_due(&self.copies);
         if let Some(resource) = self.resources.get_mut(&key) {
             let earliest = resource.look_again.into_iter().chain(due).min();
             let before = std::mem::replace(&mut resource.look_again, earliest);

@@ -168,8 +168,9 @@ impl Controller {
         let (caught_up, followed) = watch::channel(false);
         let (drifts, known) = watch::channel(Drifts::default());
         let (tell, runtimes) = watch::channel(Arc::from([]));
-        let controller = Controller { news: sender, caught_up: followed, drifts: known, copies: Arc::default(), runtimes };
-        (controller, Leader::new(deps, receiver, caught_up, drifts, tell))
+        let copies = Arc::<Copies>::default();
+        let leader = Leader::new(deps, receiver, Arc::clone(&copies), caught_up, drifts, tell);
+        (Controller { news: sender, caught_up: followed, drifts: known, copies, runtimes }, leader)
     }
 
     /// Turns true when, for the first time since the leader started, the statuses in the store say what is rather than
@@ -189,7 +190,6 @@ impl Controller {
     /// nothing; a later empty list says that memory may have become free. Waits while many reports are waiting; a leader
     /// that has ended ignores it.
     pub async fn report(&self, pod: &PodId, copies: Vec<CopyReport>) {
-        self.copies.take(pod, &copies);
         // Nothing to be done about an error: a leader that has ended needs no reports.
         let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies })).await;
     }

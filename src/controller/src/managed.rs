@@ -13,7 +13,8 @@
 //! Invariants:
 //! - A call is answered when the view says what it did: who made a name can use it.
 //! - A model that is gone is unloaded before the same id stands for anything else.
-//! - What resources have made can be read here and is changed there; the refusal names the resource.
+//! - What resources have made can be read here and is changed there; the refusal names the resource. Who has a name first
+//!   is decided where both meet, in the view: a call that finds a resource there is taken back.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -116,7 +117,9 @@ impl Manager {
         let moving = names.iter().filter(|name| name.is_moving());
         moving.for_each(|name| shared.copies.watch(&name.name, name.models()));
         let names: Vec<Name> = names.iter().map(|name| name.name.clone()).collect();
-        shared.publish(&ids, &names);
+        for name in shared.publish(&ids, &names) {
+            warn!(name = %name, "a name that calls have made is a resource's by now");
+        }
         Manager(Arc::new(shared))
     }
 
@@ -214,7 +217,7 @@ impl Management for Manager {
         in_a_task(async move {
             let view = shared.view()?;
             let name = ask.name.as_str();
-            if view.name(name).is_some() && !view.is_managed_name(name) {
+            if view.is_resource_name(name) {
                 return Err(Refused::Exists(shared.belongs(name)));
             }
             if shared.records.managed_model(ask.target.as_str()).is_none() {
@@ -240,7 +243,7 @@ impl Management for Manager {
         let shared = Arc::clone(&self.0);
         in_a_task(async move {
             let view = shared.view()?;
-            if let Some(entry) = view.name(name.as_str()).filter(|_| !view.is_managed_name(name.as_str())) {
+            if let Some(entry) = view.name(name.as_str()).filter(|_| view.is_resource_name(name.as_str())) {
                 let theirs = owner_in(entry);
                 // Somebody else's name counts as none, as it always did.
                 return match owner.is_some() && owner.as_deref() != theirs {
@@ -340,8 +343,26 @@ impl Shared {
         format!("{id:?} belongs to {holder}: change it there")
     }
 
-    /// Lets `decide` change what is kept, then shows it.
-    async fn change<D>(&self, mut decide: D) -> Result<(), Refused>
+    /// Lets `decide` change what is kept, then shows it. A name that a resource has got meanwhile is let go of.
+    async fn change<D>(&self, decide: D) -> Result<(), Refused>
+    where
+        D: FnMut(&dyn ManagedRecords) -> Result<Vec<ManagedPut>, Refused> + Send + 'static,
+    {
+        let puts = self.keep(decide).await?;
+        let theirs = self.settle(puts).await;
+        let Some(name) = theirs.first().cloned() else { return Ok(()) };
+        let let_go = move |there: &dyn ManagedRecords| {
+            Ok(theirs
+                .iter()
+                .flat_map(|name| managed::delete_name(there, name, there.name(name).and_then(|kept| kept.owner.clone()).as_deref()))
+                .collect())
+        };
+        self.settle(self.keep(let_go).await?).await;
+        Err(Refused::Exists(self.belongs(name.as_str())))
+    }
+
+    /// Lets `decide` change what is kept. Gives what it has decided.
+    async fn keep<D>(&self, mut decide: D) -> Result<Vec<ManagedPut>, Refused>
     where
         D: FnMut(&dyn ManagedRecords) -> Result<Vec<ManagedPut>, Refused> + Send + 'static,
     {
@@ -362,11 +383,7 @@ impl Shared {
         let kept = self.records.change_managed(Box::new(change)).await;
         let decided = outcome.lock().take();
         match (kept, decided) {
-            (Ok(()), Some(Ok(puts))) => {
-                self.settle(puts).await;
-                Ok(())
-            }
-            (Ok(()), Some(Err(refused))) => Err(refused),
+            (Ok(()), Some(decided)) => decided,
             (Ok(()), None) => Err(Refused::Unkept("the store did not look at the change".to_owned())),
             (Err(fault), decided) => {
                 if let Some(Ok(puts)) = decided {
@@ -378,8 +395,8 @@ impl Shared {
         }
     }
 
-    /// Makes true for requests what is kept now.
-    async fn settle(&self, puts: Vec<ManagedPut>) {
+    /// Makes true for requests what is kept now. Gives the names that it could not show, since resources hold them.
+    async fn settle(&self, puts: Vec<ManagedPut>) -> Vec<Name> {
         let view = self.views.current();
         let (mut models, mut leaving, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for put in puts {
@@ -398,7 +415,7 @@ impl Shared {
             self.retired.found(id.as_str(), || (!self.retiring.lock().contains(id)).then_some(())).await;
         }
         models.extend(leaving.iter().map(|(_, id)| id.clone()));
-        self.publish(&models, &names);
+        let theirs = self.publish(&models, &names);
         for (registration, id) in leaving {
             // A resource may stand for the same version.
             if let Some(registration) = registration.filter(|_| self.views.current().model(id.as_str()).is_none()) {
@@ -415,12 +432,14 @@ impl Shared {
             self.names.ring(name.as_str());
             self.controller.name_changed(&name).await;
         }
+        theirs
     }
 
-    /// Puts into the view what the store says of these by now.
-    fn publish(&self, models: &[ModelId], names: &[Name]) {
+    /// Puts into the view what the store says of these by now. Gives the names among them that resources hold: they stay
+    /// as they are.
+    fn publish(&self, models: &[ModelId], names: &[Name]) -> Vec<Name> {
         if models.is_empty() && names.is_empty() {
-            return;
+            return Vec::new();
         }
         let registration = |id: &ModelId| {
             let record = self.records.managed_model(id.as_str()).filter(|_| !self.retiring.lock().contains(id))?;
@@ -431,10 +450,12 @@ impl Shared {
             let target = record.is_moving().then(|| registration(&record.target)).flatten();
             Some(NameEntry { active: registration(&record.active), target, failure: None })
         };
-        let mut watched = Vec::new();
+        let (mut watched, mut theirs) = (Vec::new(), Vec::new());
         self.views.update(|view| {
             let models = models.iter().map(|id| (id.clone(), registration(id)));
-            watched = names.iter().map(|name| (name, view.name(name.as_str()).cloned())).collect();
+            let (of_resources, ours): (Vec<_>, Vec<_>) = names.iter().partition(|name| view.is_resource_name(name.as_str()));
+            watched = ours.iter().map(|name| (*name, view.name(name.as_str()).cloned())).collect();
+            theirs = of_resources.into_iter().filter(|name| self.records.managed_name(name.as_str()).is_some()).cloned().collect();
             view.with_managed(models, names.iter().map(|name| (name.clone(), entry(name))))
         });
         let registered = u64::try_from(self.views.current().model_count()).unwrap_or(u64::MAX);
@@ -449,6 +470,7 @@ impl Shared {
                 self.copies.watch(name, record.models());
             }
         }
+        theirs
     }
 }
 

@@ -11,7 +11,9 @@ pub mod registration;
 pub mod resource;
 pub mod runtime;
 pub mod status;
+mod suspects;
 mod uri;
 
 pub use admit::{Admission, MayEvict, Memory, Resident, admit, drain_for, relieve};
 pub use life::{Effect, Event, Phase, Unexpected};
+pub use suspects::Suspects;

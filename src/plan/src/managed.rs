@@ -4,8 +4,7 @@
 //! parts of a change become true together. What a model id stands for follows from `type`, `path` and `key` by
 //! [`registration`]; when a name that is on its way takes over is [`may_take_over`].
 //!
-//! Invariants: a name refers to models that exist; [`ManagedModel::names`] counts the names that refer to a model, and a
-//! model that was made for its names goes with the last of them.
+//! Invariants: a name refers to models that exist, and a model that was made for its names goes with the last of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,15 +68,7 @@ impl NewModel {
     fn record(&self, auto_delete: bool) -> ManagedModel {
         let filled = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
         let ModelInfo { kind, path, key } = &self.info;
-        ManagedModel {
-            id: self.id.clone(),
-            kind: kind.as_str().into(),
-            path: filled(path),
-            key: filled(key),
-            last_used: self.last_used,
-            auto_delete,
-            names: 0,
-        }
+        ManagedModel { id: self.id.clone(), kind: kind.as_str().into(), path: filled(path), key: filled(key), last_used: self.last_used, auto_delete }
     }
 }
 
@@ -305,11 +296,11 @@ fn exists_otherwise(id: &ModelId) -> Refused {
 /// # Errors
 /// [`Refused::Blocked`] while names refer to it.
 pub fn unregister(there: &dyn ManagedRecords, id: &ModelId) -> Result<Vec<ManagedPut>, Refused> {
-    match there.model(id) {
-        None => Ok(Vec::new()),
-        Some(model) if model.names == 0 => Ok(vec![ManagedPut::NoModel(id.clone())]),
-        Some(model) => {
-            let names = if model.names == 1 { "1 vmodel refers".to_owned() } else { format!("{} vmodels refer", model.names) };
+    match (there.model(id), there.references(id)) {
+        (None, _) => Ok(Vec::new()),
+        (Some(_), 0) => Ok(vec![ManagedPut::NoModel(id.clone())]),
+        (Some(_), references) => {
+            let names = if references == 1 { "1 vmodel refers".to_owned() } else { format!("{references} vmodels refer") };
             Err(Refused::Blocked(format!("{names} to model {:?}: let them refer to another one, or delete them first", id.as_str())))
         }
     }
@@ -342,7 +333,7 @@ pub fn set_name(there: &dyn ManagedRecords, ask: &SetName, held: &dyn Fn(&ModelI
         }
         Some(_) => {}
     }
-    let mut changed = Changed { there, models: BTreeMap::new() };
+    let mut changed = Changed::of(there);
     match (there.model(&ask.target), &ask.info) {
         (Some(present), Some(info)) => {
             let wanted = NewModel { id: ask.target.clone(), info: info.clone(), last_used: ask.last_used }.record(false);
@@ -386,7 +377,7 @@ fn switches_at_once(active: Held, target: Held) -> bool {
 #[must_use]
 pub fn delete_name(there: &dyn ManagedRecords, name: &Name, owner: Option<&str>) -> Vec<ManagedPut> {
     let Some(present) = there.name(name).filter(|present| present.owner.as_deref() == owner) else { return Vec::new() };
-    let mut changed = Changed { there, models: BTreeMap::new() };
+    let mut changed = Changed::of(there);
     changed.refer(Some(&present), None);
     let mut puts = changed.puts();
     puts.push(ManagedPut::NoName(name.clone()));
@@ -398,7 +389,7 @@ pub fn delete_name(there: &dyn ManagedRecords, name: &Name, owner: Option<&str>)
 pub fn take_over(there: &dyn ManagedRecords, name: &Name, target: &ModelId) -> Vec<ManagedPut> {
     let Some(before) = there.name(name).filter(|before| before.is_moving() && before.target == *target) else { return Vec::new() };
     let after = ManagedName { active: target.clone(), ..(*before).clone() };
-    let mut changed = Changed { there, models: BTreeMap::new() };
+    let mut changed = Changed::of(there);
     changed.refer(Some(&before), Some(&after));
     let mut puts = changed.puts();
     puts.push(ManagedPut::Name(after));
@@ -409,9 +400,15 @@ pub fn take_over(there: &dyn ManagedRecords, name: &Name, target: &ModelId) -> V
 struct Changed<'t> {
     there: &'t dyn ManagedRecords,
     models: BTreeMap<ModelId, (Option<ManagedModel>, ManagedModel)>,
+    /// How many names more, or fewer, refer to them.
+    references: BTreeMap<ModelId, i64>,
 }
 
-impl Changed<'_> {
+impl<'t> Changed<'t> {
+    fn of(there: &'t dyn ManagedRecords) -> Self {
+        Changed { there, models: BTreeMap::new(), references: BTreeMap::new() }
+    }
+
     fn put(&mut self, model: ManagedModel) {
         self.models.insert(model.id.clone(), (None, model));
     }
@@ -427,23 +424,25 @@ impl Changed<'_> {
         }
     }
 
-    /// Counts who refers to what: first up, then down, so that what both refer to stays.
+    /// A name refers to other models from now on.
     fn refer(&mut self, before: Option<&ManagedName>, after: Option<&ManagedName>) {
-        for id in after.into_iter().flat_map(ManagedName::models) {
-            self.edit(id, |model| model.names = model.names.saturating_add(1));
-        }
-        for id in before.into_iter().flat_map(ManagedName::models) {
-            self.edit(id, |model| model.names = model.names.saturating_sub(1));
+        for (name, by) in [(before, -1), (after, 1)] {
+            for id in name.into_iter().flat_map(ManagedName::models) {
+                self.edit(id, |_model| {});
+                *self.references.entry(id.clone()).or_default() += by;
+            }
         }
     }
 
     fn puts(self) -> Vec<ManagedPut> {
+        let Changed { there, models, references } = self;
+        let referred = |id: &ModelId| i64::from(there.references(id)) + references.get(id).copied().unwrap_or_default() > 0;
         let put = |(before, after): (Option<ManagedModel>, ManagedModel)| match (before, after) {
-            (Some(_), after) if after.names == 0 && after.auto_delete => Some(ManagedPut::NoModel(after.id)),
+            (Some(_), after) if after.auto_delete && !referred(&after.id) => Some(ManagedPut::NoModel(after.id)),
             (Some(before), after) if before == after => None,
             (_, after) => Some(ManagedPut::Model(after)),
         };
-        self.models.into_values().filter_map(put).collect()
+        models.into_values().filter_map(put).collect()
     }
 }
 

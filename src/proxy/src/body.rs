@@ -11,10 +11,11 @@ use futures::stream::BoxStream;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use tracing::Span;
 
 use crate::budget::Share;
 use crate::codes::Fault;
-use crate::opaque::Flows;
+use crate::opaque::Passed;
 
 /// A body that a client sends.
 pub(crate) trait Incoming: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + Unpin + 'static {}
@@ -117,7 +118,9 @@ pub(crate) enum Outgoing {
     /// Messages as they are made, then trailers.
     Made(BoxStream<'static, Frame<Bytes>>),
     /// What a runtime answers, as it comes.
-    Passed(Box<dyn Flows>),
+    Passed(Passed),
+    /// Any of them, its lines of the log within the context of its request.
+    Within(Box<(Outgoing, Span)>),
 }
 
 impl Default for Outgoing {
@@ -134,6 +137,14 @@ impl Outgoing {
     pub(crate) fn text(text: impl Into<String>) -> Self {
         Outgoing::of([Bytes::from(text.into())])
     }
+
+    /// What is sent while nobody waits for anything else has its log context too.
+    pub(crate) fn within(self, context: Span) -> Self {
+        match self {
+            Outgoing::Made(_) | Outgoing::Passed(_) => Outgoing::Within(Box::new((self, context))),
+            ready => ready,
+        }
+    }
 }
 
 impl Body for Outgoing {
@@ -149,6 +160,10 @@ impl Body for Outgoing {
             Outgoing::Tonic(body) => Pin::new(body).poll_frame(cx),
             Outgoing::Made(frames) => frames.as_mut().poll_next(cx).map(|frame| frame.map(Ok)),
             Outgoing::Passed(body) => body.poll_frame(cx),
+            Outgoing::Within(within) => {
+                let (body, context) = &mut **within;
+                context.in_scope(|| Pin::new(body).poll_frame(cx))
+            }
         }
     }
 
@@ -158,6 +173,7 @@ impl Body for Outgoing {
             Outgoing::Tonic(body) => body.is_end_stream(),
             Outgoing::Made(_) => false,
             Outgoing::Passed(body) => body.is_end_stream(),
+            Outgoing::Within(within) => within.0.is_end_stream(),
         }
     }
 
@@ -166,6 +182,7 @@ impl Body for Outgoing {
             Outgoing::Ready { pieces, .. } => SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum()),
             Outgoing::Tonic(body) => body.size_hint(),
             Outgoing::Made(_) | Outgoing::Passed(_) => SizeHint::default(),
+            Outgoing::Within(within) => within.0.size_hint(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | the request is malformed or does not fit the model | INVALID_ARGUMENT | 400 | no |
 //! | unknown model, version or path | NOT_FOUND | 404 | no |
 //! | resources are still being read; shutting down; lost copy; storage or runtime away | UNAVAILABLE | 503 | yes |
-//! | no room now, for the model or for the request; too many callers wait; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
+//! | no room now, for the model or for the request; too many callers wait or hold too much; copy busy | RESOURCE_EXHAUSTED | 429 | yes |
 //! | bad model, invalid resource, no runtime for it, larger than the whole budget | FAILED_PRECONDITION | 400 | no |
 //! | message over the limit, or decoded larger than the budget of all requests | RESOURCE_EXHAUSTED | 413 | no |
 //! | what a call would make exists as something else | ALREADY_EXISTS | 409 | no |
@@ -15,7 +15,7 @@
 //! | deadline passed | DEADLINE_EXCEEDED | 504 | no |
 //! | unknown gRPC method, compressed body | UNIMPLEMENTED | 501, 405, 415 | no |
 //! | the model failed while computing | UNKNOWN | 500 | no |
-//! | the client went away | CANCELLED | 499 | - |
+//! | the client went away, or does not read its answer | CANCELLED | 499 | - |
 //! | a bug here or in a runtime | INTERNAL | 500 | no |
 //!
 //! "Larger than the whole budget" is FAILED_PRECONDITION and not RESOURCE_EXHAUSTED: nothing gets better by waiting,
@@ -119,6 +119,20 @@ pub enum Fault {
         /// What all of them may hold.
         budget: ByteSize,
     },
+    /// Callers who wait for models hold as much as they may.
+    #[error("model {model}: callers who wait {} hold {held} of {bound}, and this one brings {more}: try again", if *.all { "for models" } else { "for it" })]
+    NoRoomToWait {
+        /// Which model.
+        model: Quoted,
+        /// The bound is that of all models; else of this one.
+        all: bool,
+        /// What this one holds.
+        more: ByteSize,
+        /// What the others hold.
+        held: ByteSize,
+        /// What they may hold.
+        bound: ByteSize,
+    },
     /// The request alone, with what it becomes when it is decoded, is more than all requests may hold.
     #[error("the request needs {need} of memory when it is decoded, all requests together have {budget}")]
     TooHeavy {
@@ -156,6 +170,9 @@ pub enum Fault {
     /// The client stopped sending.
     #[error("the request ended early: {0}")]
     Broken(String),
+    /// The client does not read what it is sent.
+    #[error("model {0}: its answer was given up, because it was not read for too long")]
+    Unread(Quoted),
     /// A bug.
     #[error("{0}")]
     Internal(String),
@@ -251,7 +268,7 @@ impl Fault {
                 InferError::Refused { code, .. } => Verdict::last(Code::from_i32(*code)),
                 InferError::Failed(_) => Verdict::last(Code::Unknown),
             },
-            Fault::NoBuffer { .. } => Verdict::retry(Code::ResourceExhausted, SOON),
+            Fault::NoBuffer { .. } | Fault::NoRoomToWait { .. } => Verdict::retry(Code::ResourceExhausted, SOON),
             Fault::TooLarge { .. } | Fault::TooHeavy { .. } => Verdict::with_http(Code::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
             Fault::SlowRequest => Verdict::last(Code::DeadlineExceeded),
             Fault::Unimplemented(_) => Verdict::last(Code::Unimplemented),
@@ -267,7 +284,7 @@ impl Fault {
                 Refused::Unkept(_) => Verdict::retry(Code::Unavailable, LATER),
             },
             Fault::Unauthenticated => Verdict::last(Code::Unauthenticated),
-            Fault::Broken(_) => Verdict::last(Code::Cancelled),
+            Fault::Broken(_) | Fault::Unread(_) => Verdict::last(Code::Cancelled),
             Fault::Internal(_) => Verdict::last(Code::Internal),
         }
     }
@@ -400,6 +417,7 @@ mod tests {
             (infer(InferError::Refused { code: 9, message: "x".into() }), FailedPrecondition, 400, None),
             (Fault::TooLarge { size: Some(2), limit: size }, ResourceExhausted, 413, None),
             (Fault::NoBuffer { more: size, taken: size, budget: size }, ResourceExhausted, 429, Some(1)),
+            (Fault::NoRoomToWait { model: q("m"), all: true, more: size, held: size, bound: size }, ResourceExhausted, 429, Some(1)),
             (Fault::TooHeavy { need: size, budget: size }, ResourceExhausted, 413, None),
             (Fault::SlowRequest, DeadlineExceeded, 504, None),
             (Fault::Unimplemented("x".into()), Unimplemented, 501, None),

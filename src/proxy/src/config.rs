@@ -11,15 +11,17 @@ pub struct ProxyConfig {
     pub max_message: ByteSize,
     /// What all requests of both inference ports may hold in memory together: bodies from their first bytes until they
     /// are answered, and what they become when they are decoded. At least `max_message`; JSON and typed tensors need up to
-    /// several times their size.
+    /// several times their size. Those that wait for a model may hold three quarters of it, and half for one model.
     pub body_budget: ByteSize,
     /// Deadline of a request that brings none.
     pub default_deadline: Duration,
     /// The longest deadline that a client gets, whatever it asks for.
     pub max_deadline: Duration,
-    /// HTTP/2 window of one stream.
+    /// HTTP/2 window of one stream: bounds what one caller can have sent that nobody has read, such as one that waits for a
+    /// model before a runtime of its own process.
     pub stream_window: ByteSize,
-    /// HTTP/2 window of one connection: bounds what one client can have buffered here unread.
+    /// HTTP/2 window of one connection: bounds what one client can have buffered here unread. As many callers as stream
+    /// windows are in it, less one, may wait before they hold up those beside them on the same connection.
     pub connection_window: ByteSize,
     /// Requests that one HTTP/2 connection may have open. Callers of cold models hold one each while they wait, so this
     /// is far above what runs at a time.
@@ -31,6 +33,9 @@ pub struct ProxyConfig {
     pub head_timeout: Duration,
     /// How long an HTTP/1 connection may wait for its next request. (HTTP/2 connections are kept while they answer pings.)
     pub idle_timeout: Duration,
+    /// How long a client may leave the answer of a runtime unread before it is given up; half of that at least. While it
+    /// waits for more nothing counts: only what is there and not taken.
+    pub unread_timeout: Duration,
     /// Name in the server's metadata.
     pub server_name: String,
     /// Version in the server's metadata.
@@ -44,13 +49,14 @@ impl Default for ProxyConfig {
             body_budget: ByteSize::mib(256),
             default_deadline: Duration::from_secs(300),
             max_deadline: Duration::from_secs(3600),
-            // Room for a few image-sized tensors in flight; the usual 64 KiB and 1 MiB stall them.
-            stream_window: ByteSize::mib(4),
-            connection_window: ByteSize::mib(16),
+            // 255 callers may wait beside others on one connection. No smaller: bodies of megabytes would stall.
+            stream_window: ByteSize::kib(256),
+            connection_window: ByteSize::mib(64),
             max_streams: 4096,
             max_connections: 16_384,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            unread_timeout: Duration::from_secs(60),
             server_name: "berth".to_owned(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -76,6 +82,7 @@ impl ProxyConfig {
             ("max_deadline", self.max_deadline),
             ("head_timeout", self.head_timeout),
             ("idle_timeout", self.idle_timeout),
+            ("unread_timeout", self.unread_timeout),
         ] {
             if value.is_zero() || value > LONGEST {
                 faults.push(format!("{name} is {value:?}, it must be more than zero and at most 7 days"));
@@ -117,6 +124,7 @@ mod tests {
             max_connections: 0,
             head_timeout: Duration::ZERO,
             idle_timeout: LONG,
+            unread_timeout: Duration::ZERO,
             ..ProxyConfig::default()
         };
         let faults = broken.faults();
@@ -129,10 +137,11 @@ mod tests {
             "max_connections",
             "head_timeout",
             "idle_timeout",
+            "unread_timeout",
         ] {
             assert!(faults.iter().any(|fault| fault.starts_with(field)), "{field} in {faults:?}");
         }
-        assert_eq!(faults.len(), 8);
+        assert_eq!(faults.len(), 9);
         let small = ProxyConfig { max_message: ByteSize::mib(2), body_budget: ByteSize::mib(1), ..ProxyConfig::default() };
         assert_eq!(small.faults(), ["body_budget is 1 MiB, less than max_message of 2 MiB"]);
     }

@@ -116,16 +116,20 @@ where
 pub(crate) async fn serve(door: impl Into<Door>, handler: impl Handler, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken) {
     let Door { listener, tls, speaks } = door.into();
     let terms = Arc::new(Terms::new(config, clock, tls.map(|tls| (tls, speaks))));
-    let mut turned_away = TurnedAway::default();
+    let (mut turned_away, mut tide) = (TurnedAway::default(), Tide::default());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            Some(_ended) = connections.join_next() => {}
+            Some(_ended) = connections.join_next() => if tide.is_out(connections.len()) {
+                // For milliseconds it holds other threads' allocations up in turns; nobody waits for it.
+                tokio::task::spawn_blocking(berth_adapters::counting::return_freed);
+            },
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) if connections.len() < config.max_connections => {
                     connections.spawn(connection(stream, Some(peer), handler.clone(), Arc::clone(&terms), shutdown.clone()));
+                    tide.is_in(connections.len());
                 }
                 Ok(_closed) => {
                     if let Some(count) = turned_away.one_more(clock.now()) {
@@ -146,6 +150,29 @@ pub(crate) async fn serve(door: impl Into<Door>, handler: impl Handler, config: 
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// How many connections there were at most, since their memory was last handed back to the system. The C library would keep
+/// it for as many to come.
+#[derive(Default)]
+struct Tide(usize);
+
+impl Tide {
+    /// Fewer gone are not worth the effort.
+    const MANY: usize = 256;
+
+    fn is_in(&mut self, open: usize) {
+        self.0 = self.0.max(open);
+    }
+
+    /// Whether most of them, and many, have gone.
+    fn is_out(&mut self, open: usize) -> bool {
+        let out = self.0 >= 2 * open + Self::MANY;
+        if out {
+            self.0 = open;
+        }
+        out
+    }
 }
 
 /// Connections of one kind that were closed, since that was last said.
@@ -618,6 +645,21 @@ mod tests {
         }
         shutdown.cancel();
         server.await.unwrap();
+    }
+
+    #[test]
+    fn memory_is_handed_back_when_most_of_many_connections_have_gone_and_not_as_they_come_and_go() {
+        let mut tide = Tide::default();
+        let mut falls = |from: usize, to: usize| {
+            tide.is_in(from);
+            (to..from).rev().filter(|open| tide.is_out(*open)).collect::<Vec<_>>()
+        };
+        assert_eq!(falls(10_000, 0), [4872, 2308, 1026, 385, 64]);
+        assert!(falls(255, 0).is_empty());
+        for _ in 0..1000 {
+            assert!(falls(1000, 400).is_empty());
+        }
+        assert_eq!(falls(1000, 372), [372]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use berth_adapters::{Infer, InferError};
 use berth_proto::inference::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ServerMetadataResponse, model_infer_request::InferInputTensor,
+    ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelStreamInferResponse, ServerMetadataResponse,
+    model_infer_request::InferInputTensor,
 };
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, Gauge, Metrics, Net};
@@ -13,17 +14,20 @@ use berth_types::{Deadline, ModelId};
 use berth_upstream::{Server, Target};
 use http::HeaderMap;
 use parking_lot::RwLock;
+use prost::Message as _;
 use tonic::Code;
 
 use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
+use crate::context::{Contexts, LogHeaders};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
-use crate::opaque::Typed;
+use crate::payloads::{Observed, Payloads};
 use crate::route::{self, Here, Models};
+use crate::waiting::Waiting;
 use crate::{ProxyConfig, codes};
 
 /// How often a request is routed again after its model went away between being found and being asked.
@@ -34,6 +38,33 @@ const LOOK: Duration = Duration::from_secs(1);
 const KEPT: usize = 256 * 1024;
 /// What a runtime that counts no versions calls the one it has.
 const FIRST_VERSION: &str = "1";
+
+/// The method of one inference, and of several.
+pub(crate) const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+pub(crate) const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// How an inference was asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    /// The method: [`MODEL_INFER`] or [`MODEL_STREAM_INFER`].
+    pub(crate) path: &'static str,
+    /// What goes with it to a runtime that is no part of this process.
+    pub(crate) metadata: &'a HeaderMap,
+}
+
+impl Call<'_> {
+    /// Tells what came of it, as the answer of its method.
+    fn ended(&self, observed: Observed, outcome: &Result<ModelInferResponse, Fault>) {
+        match outcome {
+            Err(fault) => observed.failed(fault.verdict().code),
+            Ok(answer) if self.path == MODEL_STREAM_INFER => {
+                let answer = ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer.clone()) };
+                observed.response(&HeaderMap::new(), answer.encoded_len(), || answer.encode_to_vec().into());
+            }
+            Ok(answer) => observed.response(&HeaderMap::new(), answer.encoded_len(), || answer.encode_to_vec().into()),
+        }
+    }
+}
 
 /// Where a runtime that is no part of this process is reached.
 pub struct RuntimeServer {
@@ -47,25 +78,30 @@ pub struct RuntimeServer {
     pub methods: Methods,
 }
 
-/// What is behind a frontend when its runtime is no part of this process.
-struct Behind {
-    server: Server,
-    typed: Arc<Typed>,
-    methods: RwLock<Arc<Methods>>,
+/// What requests are answered by.
+enum Runtime {
+    /// A part of this process.
+    Here(Arc<dyn Infer>),
+    /// No part of this process: calls are passed on to it as they come.
+    There(Server),
 }
 
 /// The inference service of this process, whatever the protocol.
 pub struct Frontend<M = Here> {
     pub(crate) models: M,
-    infer: Arc<dyn Infer>,
+    runtime: Runtime,
+    methods: RwLock<Arc<Methods>>,
     pub(crate) clock: Clock,
     pub(crate) config: ProxyConfig,
     pub(crate) meters: Meters,
     pub(crate) ready: Ready,
     /// What the requests of both ports may hold.
     pub(crate) bodies: Budget,
-    /// A runtime that is no part of this process: calls are passed on to it as they come.
-    server: Option<Behind>,
+    /// What those of them may hold that wait for a model.
+    pub(crate) waiting: Waiting,
+    /// Who looks at requests and answers; mostly nobody.
+    payloads: OnceLock<Payloads>,
+    contexts: OnceLock<Contexts>,
     /// Who carries out calls of `mmesh.ModelMesh`.
     pub(crate) managing: OnceLock<Managing>,
 }
@@ -73,36 +109,71 @@ pub struct Frontend<M = Here> {
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
-        let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server: None, managing: OnceLock::new() })
+        Self::over(models, Runtime::Here(infer), Methods::default(), (clock, metrics, config, ready))
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
     /// the REST port as the Open Inference Protocol has them.
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
-        let bodies = Budget::new(config.body_budget, metrics.gauge(Gauge::BufferBytes, &[("class", "requests")]));
         let server = Server::new(target, connections, clock.clone(), net);
-        let infer = Arc::new(Typed::new(server.clone(), bodies.clone(), clock.clone()));
-        let server = Some(Behind { server, typed: Arc::clone(&infer), methods: RwLock::new(Arc::new(methods)) });
-        Arc::new(Frontend { models, infer, clock, config, meters: Meters::new(metrics), ready, bodies, server, managing: OnceLock::new() })
+        Self::over(models, Runtime::There(server), methods, (clock, metrics, config, ready))
+    }
+
+    fn over(models: M, runtime: Runtime, methods: Methods, (clock, metrics, config, ready): (Clock, &Metrics, ProxyConfig, Ready)) -> Arc<Self> {
+        let (bodies, waiting) = budgets(&config, metrics);
+        Arc::new(Frontend {
+            models,
+            runtime,
+            methods: RwLock::new(Arc::new(methods)),
+            clock,
+            config,
+            meters: Meters::new(metrics),
+            ready,
+            bodies,
+            waiting,
+            payloads: OnceLock::new(),
+            contexts: OnceLock::new(),
+            managing: OnceLock::new(),
+        })
     }
 
     /// What calls are passed on to, where the runtime is no part of this process.
     pub(crate) fn server(&self) -> Option<&Server> {
-        self.server.as_ref().map(|behind| &behind.server)
+        match &self.runtime {
+            Runtime::Here(_) => None,
+            Runtime::There(server) => Some(server),
+        }
     }
 
     /// The methods that clients may call.
     pub(crate) fn methods(&self) -> Arc<Methods> {
-        self.server.as_ref().map_or_else(Arc::default, |behind| Arc::clone(&behind.methods.read()))
+        Arc::clone(&self.methods.read())
     }
 
     /// Other methods from here on: the runtime has restarted, or the data plane's configuration has changed.
     pub fn set_methods(&self, methods: Methods) {
-        if let Some(behind) = &self.server {
-            *behind.methods.write() = Arc::new(methods);
-        }
+        *self.methods.write() = Arc::new(methods);
+    }
+
+    /// Shows requests and answers to payload processors from here on. Only the first call counts.
+    pub fn show_payloads(&self, payloads: Payloads) {
+        let _ = self.payloads.set(payloads);
+    }
+
+    /// Which headers become fields of the log; before the first request. Only the first call counts.
+    pub fn log_headers(&self, headers: LogHeaders) {
+        let _ = self.contexts.set(Contexts::new(headers));
+    }
+
+    /// The log context of a request with these headers.
+    pub(crate) fn context(&self, headers: &HeaderMap) -> Option<tracing::Span> {
+        self.contexts.get_or_init(|| Contexts::new(LogHeaders::default())).of(headers)
+    }
+
+    /// Looks at a call, when some payload processor wants it.
+    pub(crate) fn observe(&self, path: &str, asked: &Asked<'_>, model: &ModelId, headers: &HeaderMap) -> Option<Observed> {
+        self.payloads.get()?.observe(path, asked, model, headers)
     }
 
     /// The deadline of a request with these headers: what `grpc-timeout` asks for, at most the longest there is, and the
@@ -121,15 +192,13 @@ impl<M: Models> Frontend<M> {
         Ok(self.clock.deadline_in(asked.min(self.config.max_deadline)))
     }
 
-    /// Runs the model on a copy that is here, loaded first where it must be.
-    ///
-    /// # Errors
-    /// [`Fault`].
+    /// A call without metadata.
+    #[cfg(test)]
     pub(crate) async fn infer(&self, asked: &Asked<'_>, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, Fault> {
-        self.infer_with(asked, request, &HeaderMap::new(), deadline).await
+        self.infer_with(asked, request, Call { path: MODEL_INFER, metadata: &HeaderMap::new() }, deadline).await
     }
 
-    /// The same; `metadata` goes to a runtime that is no part of this process.
+    /// Runs the model on a copy that is here, loaded first where it must be.
     ///
     /// # Errors
     /// [`Fault`].
@@ -137,27 +206,81 @@ impl<M: Models> Frontend<M> {
         &self,
         asked: &Asked<'_>,
         request: ModelInferRequest,
-        metadata: &HeaderMap,
+        call: Call<'_>,
         deadline: Deadline,
+    ) -> Result<ModelInferResponse, Fault> {
+        let mut observed = None;
+        let outcome = match &self.runtime {
+            Runtime::Here(infer) => self.infer_here(&**infer, asked, request, call, deadline, &mut observed).await,
+            Runtime::There(server) => self.infer_behind(server, asked, request, call, deadline, &mut observed).await,
+        };
+        if let Some(observed) = observed {
+            call.ended(observed, &outcome);
+        }
+        outcome
+    }
+
+    async fn infer_behind(
+        &self,
+        server: &Server,
+        asked: &Asked<'_>,
+        request: ModelInferRequest,
+        call: Call<'_>,
+        deadline: Deadline,
+        observed: &mut Option<Observed>,
+    ) -> Result<ModelInferResponse, Fault> {
+        if !request.model_version.is_empty() {
+            let about = self.metadata_there(server, asked, call.metadata, deadline).await?;
+            known_version(asked, &request.model_version, &about)?;
+        }
+        self.infer_there(server, asked, request, call, deadline, observed).await
+    }
+
+    /// Shows a request to whoever looks at it, once, when its model is known.
+    pub(crate) fn observe_once(
+        &self,
+        observed: &mut Option<Observed>,
+        call: Call<'_>,
+        asked: &Asked<'_>,
+        model: &ModelId,
+        request: &ModelInferRequest,
+    ) {
+        if observed.is_none() {
+            *observed = self.observe(call.path, asked, model, call.metadata);
+            if let Some(observed) = observed {
+                observed.request(request.encoded_len(), || request.encode_to_vec().into());
+            }
+        }
+    }
+
+    async fn infer_here(
+        &self,
+        infer: &dyn Infer,
+        asked: &Asked<'_>,
+        request: ModelInferRequest,
+        call: Call<'_>,
+        deadline: Deadline,
+        observed: &mut Option<Observed>,
     ) -> Result<ModelInferResponse, Fault> {
         let (id, mut request) = (request.id.clone(), request);
         let mut reroutes = REROUTES;
         loop {
             let registration = route::registration(&self.models, asked)?;
             let model = &registration.id;
-            let guard = match route::acquire(&self.models, &registration, &self.clock, deadline).await {
+            let mut guard = match route::acquire(&self.models, &registration, &self.waiting, || weight_of(&request), &self.clock, deadline).await {
                 Err(Fault::Wait { error: WaitError::Retired, .. }) if reroutes > 0 => {
                     reroutes -= 1;
                     continue;
                 }
                 other => other?,
             };
-            self.check_version(asked, model, &request.model_version, deadline).await?;
+            self.check_version(infer, asked, model, &request.model_version, deadline).await?;
             let kept = (reroutes > 0 && typed_bytes(&request.inputs) <= KEPT).then(|| request.clone());
+            self.observe_once(observed, call, asked, model, &request);
             let since = self.clock.now();
             let answer = tokio::select! {
                 biased;
-                answer = self.clock.until(deadline, self.run(model, request, metadata, deadline)) => answer,
+                answer = self.clock.until(deadline, infer.infer(model, request, deadline)) => answer,
                 () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
             };
             match answer.unwrap_or(Err(InferError::DeadlineExceeded)) {
@@ -167,7 +290,7 @@ impl<M: Models> Frontend<M> {
                     return Ok(response);
                 }
                 Err(error @ InferError::NotLoaded(_)) => {
-                    self.lost(model, guard, deadline).await;
+                    self.lost(model, &mut guard, deadline).await;
                     let Some(again) = kept else { return Err(infer_fault(model, error)) };
                     reroutes -= 1;
                     request = again;
@@ -177,38 +300,47 @@ impl<M: Models> Frontend<M> {
         }
     }
 
-    async fn run(
-        &self,
-        model: &ModelId,
-        request: ModelInferRequest,
-        metadata: &HeaderMap,
-        deadline: Deadline,
-    ) -> Result<ModelInferResponse, InferError> {
-        match &self.server {
-            Some(behind) => behind.typed.infer_with(model, request, metadata, deadline).await,
-            None => self.infer.infer(model, request, deadline).await,
-        }
-    }
-
     /// Inputs and outputs of a model, which is loaded first where it must be.
     ///
     /// # Errors
     /// [`Fault`].
     pub(crate) async fn metadata(&self, asked: &Asked<'_>, version: &str, deadline: Deadline) -> Result<ModelMetadataResponse, Fault> {
+        self.metadata_with(asked, version, &HeaderMap::new(), deadline).await
+    }
+
+    /// The same; `metadata` goes to a runtime that is no part of this process.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) async fn metadata_with(
+        &self,
+        asked: &Asked<'_>,
+        version: &str,
+        metadata: &HeaderMap,
+        deadline: Deadline,
+    ) -> Result<ModelMetadataResponse, Fault> {
+        let about = match &self.runtime {
+            Runtime::Here(infer) => self.metadata_here(&**infer, asked, deadline).await?,
+            Runtime::There(server) => self.metadata_there(server, asked, metadata, deadline).await?,
+        };
+        known_version(asked, version, &about).map(|()| about)
+    }
+
+    async fn metadata_here(&self, infer: &dyn Infer, asked: &Asked<'_>, deadline: Deadline) -> Result<ModelMetadataResponse, Fault> {
         let mut reroutes = REROUTES;
         loop {
             let registration = route::registration(&self.models, asked)?;
-            let guard = match route::acquire(&self.models, &registration, &self.clock, deadline).await {
+            let mut guard = match route::acquire(&self.models, &registration, &self.waiting, || 0, &self.clock, deadline).await {
                 Err(Fault::Wait { error: WaitError::Retired, .. }) if reroutes > 0 => {
                     reroutes -= 1;
                     continue;
                 }
                 other => other?,
             };
-            match self.runtime_metadata(&registration.id, deadline).await {
-                Ok(metadata) => return known_version(asked, version, &metadata).map(|()| metadata),
+            match self.runtime_metadata(infer, &registration.id, deadline).await {
+                Ok(metadata) => return Ok(metadata),
                 Err(InferError::NotLoaded(_)) if reroutes > 0 => {
-                    self.lost(&registration.id, guard, deadline).await;
+                    self.lost(&registration.id, &mut guard, deadline).await;
                     reroutes -= 1;
                 }
                 Err(error) => return Err(infer_fault(&registration.id, error)),
@@ -217,25 +349,29 @@ impl<M: Models> Frontend<M> {
     }
 
     /// The runtime does not hold what is thought to be loaded. Whoever owns the copies is told, and looks; when it is true
-    /// the guard is revoked, and the next try finds a fresh load instead of the same lost copy.
-    pub(crate) async fn lost(&self, model: &ModelId, guard: M::Guard, deadline: Deadline) {
+    /// the guard is revoked, and the next try finds a fresh load instead of the same lost copy. Nobody waits meanwhile for a
+    /// turn that this request has.
+    ///
+    /// Whether it is true, as far as that was seen in time.
+    pub(crate) async fn lost(&self, model: &ModelId, guard: &mut M::Guard, deadline: Deadline) -> bool {
+        M::end_turn(guard);
         let told_and_looked = async {
             self.models.suspect(model).await;
-            M::revoked(&guard).await;
+            M::revoked(guard).await;
         };
-        self.clock.until(deadline.min(self.clock.deadline_in(LOOK)), told_and_looked).await;
+        self.clock.until(deadline.min(self.clock.deadline_in(LOOK)), told_and_looked).await.is_some()
     }
 
-    async fn runtime_metadata(&self, model: &ModelId, deadline: Deadline) -> Result<ModelMetadataResponse, InferError> {
-        self.clock.until(deadline, self.infer.metadata(model)).await.unwrap_or(Err(InferError::DeadlineExceeded))
+    async fn runtime_metadata(&self, infer: &dyn Infer, model: &ModelId, deadline: Deadline) -> Result<ModelMetadataResponse, InferError> {
+        self.clock.until(deadline, infer.metadata(model)).await.unwrap_or(Err(InferError::DeadlineExceeded))
     }
 
     /// Only requests that name a version pay for the look at what there is.
-    async fn check_version(&self, asked: &Asked<'_>, model: &ModelId, version: &str, deadline: Deadline) -> Result<(), Fault> {
+    async fn check_version(&self, infer: &dyn Infer, asked: &Asked<'_>, model: &ModelId, version: &str, deadline: Deadline) -> Result<(), Fault> {
         if version.is_empty() {
             return Ok(());
         }
-        match self.runtime_metadata(model, deadline).await {
+        match self.runtime_metadata(infer, model, deadline).await {
             Ok(metadata) => known_version(asked, version, &metadata),
             // Gone in between: the inference that follows meets it too and is routed again.
             Err(InferError::NotLoaded(_)) => Ok(()),
@@ -271,6 +407,12 @@ impl<M: Models> Frontend<M> {
     }
 }
 
+/// What requests may hold, and what those of them may that wait for a model.
+fn budgets(config: &ProxyConfig, metrics: &Metrics) -> (Budget, Waiting) {
+    let shown = |class| metrics.gauge(Gauge::BufferBytes, &[("class", class)]);
+    (Budget::new(config.body_budget, shown("requests")), Waiting::of(config.body_budget, shown("requests-waiting")))
+}
+
 fn infer_fault(model: &ModelId, error: InferError) -> Fault {
     let fault = Fault::Infer { model: Quoted::new(model.as_str()), error };
     if matches!(fault.verdict().code, Code::Internal | Code::Unknown) {
@@ -290,6 +432,12 @@ fn known_version(asked: &Asked<'_>, version: &str, metadata: &ModelMetadataRespo
 
 fn unknown_version(asked: &Asked<'_>, version: &str, known: String) -> Fault {
     Fault::UnknownVersion { model: Quoted::new(asked.as_str()), version: Quoted::new(version), known }
+}
+
+/// Bytes of all contents: what a request holds while it waits.
+pub(crate) fn weight_of(request: &ModelInferRequest) -> u64 {
+    let raw = request.raw_input_contents.iter().map(bytes::Bytes::len).sum::<usize>();
+    (raw + typed_bytes(&request.inputs)) as u64
 }
 
 /// Bytes of typed contents, roughly: what a copy of the request would cost.

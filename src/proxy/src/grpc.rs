@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::codegen::Service as _;
 use tonic_health::pb::health_server::HealthServer;
+use tracing::Instrument as _;
 
 use crate::body::{Answer, Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
 use crate::connections::{self, Door, Handler};
-use crate::frontend::Frontend;
+use crate::frontend::{Call, Frontend, MODEL_INFER};
 use crate::health::HealthService;
 use crate::id::asked;
 use crate::mesh;
@@ -35,10 +36,11 @@ pub(crate) const SMALL_MESSAGE: ByteSize = ByteSize::kib(64);
 
 /// Serves gRPC on `listener` until `shutdown`, then until the last request has been answered.
 pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<Door>, shutdown: CancellationToken) {
-    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone()));
+    let managed = frontend.managing.get().is_some();
+    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone(), managed));
     let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
-    let reflection = Reflection::new(shutdown.clone());
+    let reflection = Reflection::new(shutdown.clone(), managed);
     connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection }, &config, &clock, shutdown).await;
 }
 
@@ -57,6 +59,14 @@ impl<M> Clone for GrpcPort<M> {
 impl<M: Models> Handler for GrpcPort<M> {
     type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
+        let Some(context) = self.frontend.context(request.headers()) else { return self.answered(request).await };
+        let answer = Box::pin(self.answered(request).instrument(context.clone())).await;
+        answer.map(|answer| answer.map(|body| body.within(context)))
+    }
+}
+
+impl<M: Models> GrpcPort<M> {
+    async fn answered(&self, request: Request<hyper::body::Incoming>) -> Answer {
         if let Some(refusal) = not_grpc(&request) {
             return Ok(refusal);
         }
@@ -76,6 +86,9 @@ impl<M: Models> Handler for GrpcPort<M> {
         let here = matches!(method, Some("ModelReady" | "ServerLive" | "ServerReady" | "ServerMetadata"));
         if let (Some(server), false) = (self.frontend.server(), here) {
             return Ok(self.frontend.pass(server, &head, body).await);
+        }
+        if let (Err(fault), false) = (self.frontend.methods().of(head.uri.path()), here) {
+            return Ok(wire::fault(&fault));
         }
         Ok(match method {
             Some("ModelInfer") => Box::pin(self.frontend.grpc_infer(&head, body)).await,
@@ -149,7 +162,8 @@ impl<M: Models> Frontend<M> {
         share.add(weight::of_infer_request(&message).map_err(Fault::BadRequest)?)?;
         let request: ModelInferRequest = wire::decode(message)?;
         let in_message = request.model_name.clone();
-        self.infer(&asked(&head.headers, &in_message)?, request, deadline).await
+        let call = Call { path: MODEL_INFER, metadata: &head.headers };
+        self.infer_with(&asked(&head.headers, &in_message)?, request, call, deadline).await
     }
 
     async fn grpc_metadata(&self, head: &Parts, body: impl Incoming) -> Result<ModelMetadataResponse, Fault> {

@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::reflection::SERVICES;
+use crate::reflection::services;
 
 /// Says whether requests should come here: `Err` holds the reason why not. Asked often, so it must be cheap.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -21,22 +21,24 @@ pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// How often a watcher's answer is looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Whether a client may ask about that service: the empty name is the server as a whole.
-fn is_known(service: &str) -> bool {
-    service.is_empty() || SERVICES.contains(&service)
-}
-
 /// `grpc.health.v1.Health`.
 #[derive(Clone)]
 pub(crate) struct HealthService {
     ready: Ready,
     clock: Clock,
     shutdown: CancellationToken,
+    managed: bool,
 }
 
 impl HealthService {
-    pub(crate) fn new(ready: Ready, clock: Clock, shutdown: CancellationToken) -> Self {
-        HealthService { ready, clock, shutdown }
+    /// `managed`: models are managed by calls, which is one more service.
+    pub(crate) fn new(ready: Ready, clock: Clock, shutdown: CancellationToken, managed: bool) -> Self {
+        HealthService { ready, clock, shutdown, managed }
+    }
+
+    /// Whether a client may ask about that service: the empty name is the server as a whole.
+    fn is_known(&self, service: &str) -> bool {
+        service.is_empty() || services(self.managed).any(|known| known == service)
     }
 
     fn status(&self) -> ServingStatus {
@@ -48,7 +50,7 @@ impl HealthService {
 impl Health for HealthService {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
-        if !is_known(&service) {
+        if !self.is_known(&service) {
             return Err(Status::not_found(format!("service {} is not served here", crate::codes::Quoted::new(&service))));
         }
         Ok(Response::new(HealthCheckResponse { status: self.status().into() }))
@@ -58,7 +60,7 @@ impl Health for HealthService {
 
     /// The status now and whenever it changes. Ends when the server shuts down, so that no watcher holds it open.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let known = is_known(&request.into_inner().service);
+        let known = self.is_known(&request.into_inner().service);
         let states = stream::unfold((self.clone(), None, false), move |(health, last, ended)| async move {
             if ended {
                 return None;
@@ -102,7 +104,7 @@ mod tests {
             let up = Arc::clone(&up);
             move || if up.load(Ordering::Relaxed) { Ok(()) } else { Err("runtime is down".to_owned()) }
         });
-        let health = HealthService::new(ready, Clock::system(), shutdown.clone());
+        let health = HealthService::new(ready, Clock::system(), shutdown.clone(), false);
         let mut watch = health.watch(asking("")).await.unwrap().into_inner();
         let mut next = async || watch.next().await.map(|answer| answer.unwrap().status());
         assert_eq!(next().await, Some(ServingStatus::Serving));
@@ -119,8 +121,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_service_of_the_port_has_a_status_and_an_unknown_one_is_not_found_or_watched_as_unknown() {
         let shutdown = CancellationToken::new();
-        let health = HealthService::new(Arc::new(|| Ok(())), Clock::system(), shutdown.clone());
-        for service in SERVICES.into_iter().chain([""]) {
+        let health = HealthService::new(Arc::new(|| Ok(())), Clock::system(), shutdown.clone(), true);
+        let unmanaged = HealthService { managed: false, ..health.clone() };
+        assert_eq!(unmanaged.check(asking("mmesh.ModelMesh")).await.unwrap_err().code(), tonic::Code::NotFound);
+        for service in services(true).chain([""]) {
             assert_eq!(health.check(asking(service)).await.unwrap().into_inner().status(), ServingStatus::Serving, "{service}");
             let mut watch = health.watch(asking(service)).await.unwrap().into_inner();
             assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::Serving, "{service}");

@@ -22,7 +22,7 @@ use crate::body::{Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
 use crate::frontend::Frontend;
 use crate::grpc::SMALL_MESSAGE;
-use crate::route::{self, Models};
+use crate::route::Models;
 use crate::wire;
 
 /// The service, and its name of before.
@@ -270,8 +270,16 @@ impl<M: Models> Frontend<M> {
         }
     }
 
+    /// A guarded copy. It takes no turn from those who have a request, and waits for none.
     async fn loaded(&self, registration: &Arc<Registration>, deadline: Deadline) -> Result<M::Guard, Fault> {
-        route::acquire(&self.models, registration, &self.clock, deadline).await
+        let loading = async {
+            match self.models.try_acquire(&registration.id) {
+                Some(guard) => Ok(guard),
+                None => self.models.ensure_loaded(registration, deadline).await,
+            }
+        };
+        let loaded = self.clock.until(deadline, loading).await.unwrap_or(Err(WaitError::Deadline));
+        loaded.map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
     }
 }
 
@@ -369,8 +377,57 @@ fn name_message(standing: NameStanding) -> mmesh::VModelStatusInfo {
 
 #[cfg(test)]
 mod tests {
+    use berth_registry::Resolved;
+    use berth_telemetry::{Clock, Metrics};
+
     use super::*;
-    use crate::scripted::rig;
+    use crate::ProxyConfig;
+    use crate::id::asked;
+    use crate::scripted::{FakeInfer, FakeModels, Load, registration, rig};
+
+    /// A loaded copy that has as many requests as it takes.
+    struct Busy(FakeModels);
+
+    impl Models for Busy {
+        type Guard = <FakeModels as Models>::Guard;
+
+        fn resolve(&self, id: &str) -> Resolved {
+            self.0.resolve(id)
+        }
+
+        fn version(&self, id: &str) -> Option<Arc<Registration>> {
+            self.0.version(id)
+        }
+
+        fn try_acquire(&self, model: &ModelId) -> Option<Self::Guard> {
+            self.0.try_acquire(model)
+        }
+
+        async fn ensure_loaded(&self, model: &Arc<Registration>, deadline: Deadline) -> Result<Self::Guard, WaitError> {
+            self.0.ensure_loaded(model, deadline).await
+        }
+
+        async fn turn(_guard: &mut Self::Guard) -> Result<(), WaitError> {
+            Err(WaitError::TooManyWaiting { waiting: 16 })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wants_a_model_loaded_takes_no_turn_from_requests_and_waits_for_no_longer_than_it_said() {
+        let models = FakeModels::new();
+        let (infer, metrics) = (Arc::new(FakeInfer::default()), Metrics::default());
+        let front = Frontend::new(Busy(models.clone()), infer, Clock::system(), &metrics, ProxyConfig::default(), Arc::new(|| Ok(())));
+        let (digits, deadline) = (registration("digits__isvc-1111111111"), front.clock.deadline_in(Duration::from_secs(7)));
+        let headers = HeaderMap::new();
+        let fault =
+            front.infer(&asked(&headers, "digits").unwrap(), berth_proto::inference::ModelInferRequest::default(), deadline).await.unwrap_err();
+        assert!(matches!(fault, Fault::Wait { error: WaitError::TooManyWaiting { waiting: 16 }, .. }), "{fault}");
+        assert!(front.loaded(&digits, deadline).await.is_ok(), "it is loaded, however busy it is");
+        models.load.lock().push_back(Load::Never);
+        let fault = front.loaded(&digits, deadline).await.err();
+        assert_eq!(fault, Some(late("digits__isvc-1111111111")));
+        assert_eq!((front.clock.now(), *models.guards.borrow()), (deadline.instant(), 0));
+    }
 
     #[test]
     fn the_service_has_two_names_and_nothing_else_is_one_of_its_methods() {

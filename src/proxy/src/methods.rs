@@ -15,8 +15,26 @@ use crate::codes::{Fault, Quoted};
 const V2: [&str; 6] = ["ModelInfer", "ModelStreamInfer", "ModelMetadata", "ModelReady", "ModelConfig", "ModelStatistics"];
 /// The service they belong to.
 const V2_SERVICE: &str = "inference.GRPCInferenceService";
-/// Runtimes are managed by this service: no client of ours gets there.
-const MANAGEMENT: &str = "mmesh.ModelRuntime/";
+/// By these, packages, services or beginnings of methods, servers are given orders or asked what else they do: no client of
+/// ours gets there, whatever is allowed.
+const ADMINISTRATION: [&str; 11] = [
+    "mmesh.ModelRuntime/",
+    // Triton, and KServe's servers in the same service.
+    "inference.GRPCInferenceService/Repository",
+    "inference.GRPCInferenceService/SystemSharedMemory",
+    "inference.GRPCInferenceService/CudaSharedMemory",
+    "inference.GRPCInferenceService/TraceSetting",
+    "inference.GRPCInferenceService/LogSettings",
+    // MLServer.
+    "inference.model_repository.",
+    // TorchServe.
+    "org.pytorch.serve.grpc.management.",
+    // TensorFlow Serving and the OpenVINO model server.
+    "tensorflow.serving.ModelService/HandleReloadConfig",
+    // gRPC's own.
+    "grpc.channelz.",
+    "grpc.admin.",
+];
 
 /// What a field of a message names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +88,13 @@ fn v2() -> HashMap<String, Method> {
 }
 
 impl Methods {
+    /// Those of the Open Inference Protocol and of Triton's extensions that ask a model something; no others, so that nobody
+    /// who sends requests gives orders to the server.
+    #[must_use]
+    pub fn inference() -> Self {
+        Methods { known: v2(), others: false }
+    }
+
     /// What a runtime says of its methods: for each the field numbers that lead to the field for the id, none where it wants
     /// no id. Of no method at all: every method. Otherwise those alone, unless it allows `any`.
     ///
@@ -117,10 +142,9 @@ impl Methods {
     /// What is known of the method with this request path, `/package.Service/Method`.
     ///
     /// # Errors
-    /// [`Fault::Unimplemented`]: it is not to be called.
+    /// [`Fault::Unimplemented`]: it is not to be called, or not the name of a method.
     pub fn of(&self, path: &str) -> Result<Method, Fault> {
-        let name = path.strip_prefix('/').unwrap_or(path);
-        if !name.starts_with(MANAGEMENT) {
+        if let Some(name) = name_of(path).filter(|name| !ADMINISTRATION.iter().any(|prefix| name.starts_with(prefix))) {
             match self.known.get(name) {
                 Some(method) => return Ok(method.clone()),
                 None if self.others => return Ok(Method::default()),
@@ -129,6 +153,15 @@ impl Methods {
         }
         Err(Fault::Unimplemented(format!("method {} is not one that can be called here", Quoted::new(path))))
     }
+}
+
+/// The name of the method with this request path. A path in another spelling might be the same method to a server.
+fn name_of(path: &str) -> Option<&str> {
+    let name = path.strip_prefix('/')?;
+    let (service, method) = name.split_once('/')?;
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let fits = service.bytes().all(|byte| is_word(byte) || byte == b'.') && method.bytes().all(is_word);
+    (fits && !service.is_empty() && !method.is_empty()).then_some(name)
 }
 
 fn path(numbers: &[u32]) -> Result<Option<FieldPath>, String> {
@@ -224,6 +257,46 @@ mod tests {
         for methods in [methods, Methods::default()] {
             let fault = methods.of("/mmesh.ModelRuntime/loadModel").unwrap_err();
             assert_eq!(fault, Fault::Unimplemented("method \"/mmesh.ModelRuntime/loadModel\" is not one that can be called here".to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_changes_a_server_and_what_is_no_name_of_a_method_is_refused_whatever_is_allowed() {
+        let named: BTreeMap<String, Vec<u32>> = [("inference.GRPCInferenceService/RepositoryModelUnload".to_owned(), vec![1])].into_iter().collect();
+        let config = r#"{"rpcConfigs": {"inference.GRPCInferenceService/LogSettings": {}}, "allowOtherRpcs": true}"#;
+        let all = [Methods::default(), Methods::of_runtime(&named, true).unwrap(), Methods::default().within(&DataPlane::parse(config).unwrap())];
+        for path in [
+            "/mmesh.ModelRuntime/loadModel",
+            "/inference.GRPCInferenceService/RepositoryIndex",
+            "/inference.GRPCInferenceService/RepositoryModelLoad",
+            "/inference.GRPCInferenceService/RepositoryModelUnload",
+            "/inference.GRPCInferenceService/SystemSharedMemoryStatus",
+            "/inference.GRPCInferenceService/SystemSharedMemoryRegister",
+            "/inference.GRPCInferenceService/CudaSharedMemoryRegister",
+            "/inference.GRPCInferenceService/CudaSharedMemoryUnregister",
+            "/inference.GRPCInferenceService/TraceSetting",
+            "/inference.GRPCInferenceService/LogSettings",
+            "/inference.model_repository.ModelRepositoryService/RepositoryModelLoad",
+            "/org.pytorch.serve.grpc.management.ManagementAPIsService/UnregisterModel",
+            "/tensorflow.serving.ModelService/HandleReloadConfigRequest",
+            "/grpc.channelz.v1.Channelz/GetServers",
+            "//mmesh.ModelRuntime/loadModel",
+            "/mmesh%2EModelRuntime/loadModel",
+            "/mmesh.ModelRuntime/loadModel?x",
+            "/a.S/M?x",
+            "/a.S/M/N",
+            "/a.S/",
+            "/M",
+            "a.S/M",
+            "/a.S/M\u{e9}",
+            "",
+        ] {
+            for methods in &all {
+                assert!(matches!(methods.of(path), Err(Fault::Unimplemented(_))), "{path}");
+            }
+        }
+        for path in ["/a.S/M", "/a_b.S1/M_2", "/S/M", "/tensorflow.serving.ModelService/GetModelStatus"] {
+            assert!(all.iter().all(|methods| methods.of(path).is_ok()), "{path}");
         }
     }
 

@@ -19,9 +19,17 @@ use tonic_reflection::server::Builder;
 use crate::body::Outgoing;
 use crate::grpc::SMALL_MESSAGE;
 
-/// The services of the port, as they are listed.
-pub(crate) const SERVICES: [&str; 4] =
+/// The services of every port.
+const SERVICES: [&str; 4] =
     ["inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+
+/// One more where models are managed by calls.
+const MANAGEMENT: &str = "mmesh.ModelMesh";
+
+/// The services of a port, as they are listed; `managed`: models are managed by calls.
+pub(crate) fn services(managed: bool) -> impl Iterator<Item = &'static str> {
+    SERVICES.into_iter().chain(managed.then_some(MANAGEMENT))
+}
 
 const V1: &str = "/grpc.reflection.v1.ServerReflection/";
 const V1_ALPHA: &str = "/grpc.reflection.v1alpha.ServerReflection/";
@@ -37,17 +45,17 @@ pub(crate) struct Reflection {
 }
 
 impl Reflection {
-    /// Its streams end with `shutdown`, so that no client that keeps one holds the server.
-    pub(crate) fn new(shutdown: CancellationToken) -> Self {
+    /// Its streams end with `shutdown`, so that no client that keeps one holds the server. `managed`: as for [`services`].
+    pub(crate) fn new(shutdown: CancellationToken, managed: bool) -> Self {
         let limit = usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX);
-        let v1: Calls = match builder().build_v1() {
+        let v1: Calls = match builder(managed).build_v1() {
             Ok(service) => {
                 let service = service.max_decoding_message_size(limit);
                 Arc::new(move |request| service.clone().call(request).map(|Ok(answer)| answer).boxed())
             }
             Err(fault) => absent(&fault),
         };
-        let v1_alpha: Calls = match builder().build_v1alpha() {
+        let v1_alpha: Calls = match builder(managed).build_v1alpha() {
             Ok(service) => {
                 let service = service.max_decoding_message_size(limit);
                 Arc::new(move |request| service.clone().call(request).map(|Ok(answer)| answer).boxed())
@@ -68,11 +76,11 @@ impl Reflection {
     }
 }
 
-fn builder() -> Builder<'static> {
+fn builder(managed: bool) -> Builder<'static> {
     let sets = [berth_proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET, v1::FILE_DESCRIPTOR_SET, v1alpha::FILE_DESCRIPTOR_SET];
     let builder = Builder::configure().include_reflection_service(false);
     let builder = sets.into_iter().fold(builder, Builder::register_encoded_file_descriptor_set);
-    SERVICES.into_iter().fold(builder, Builder::with_service_name)
+    services(managed).fold(builder, Builder::with_service_name)
 }
 
 /// Descriptors that are compiled in can be read: a test says so. Were it otherwise, the port would serve without.
@@ -123,26 +131,33 @@ mod tests {
     use tonic::transport::{Channel, Endpoint};
 
     use super::*;
-    use crate::scripted::rig;
-    use crate::serve_grpc;
+    use crate::scripted::{Nobody, rig};
+    use crate::{Writes, serve_grpc};
 
     async fn serve(shutdown: &CancellationToken) -> (Channel, tokio::task::JoinHandle<()>) {
+        serve_managed(shutdown, false).await
+    }
+
+    async fn serve_managed(shutdown: &CancellationToken, managed: bool) -> (Channel, tokio::task::JoinHandle<()>) {
         let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let ended = tokio::spawn(serve_grpc(Arc::clone(&rig().frontend), listener, shutdown.clone()));
+        let (addr, rig) = (listener.local_addr().unwrap(), rig());
+        if managed {
+            rig.frontend.manage(Arc::new(Nobody), Writes::Off);
+        }
+        let ended = tokio::spawn(serve_grpc(Arc::clone(&rig.frontend), listener, shutdown.clone()));
         (Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap(), ended)
     }
 
     /// Both versions have the same messages in two packages.
     macro_rules! tells_all {
-        ($version:ident, $channel:expr) => {{
+        ($version:ident, $channel:expr, $managed:expr) => {{
             use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
             use tonic_reflection::pb::$version::server_reflection_request::MessageRequest::*;
             use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
             use tonic_reflection::pb::$version::*;
 
             let ask = |message| ServerReflectionRequest { host: String::new(), message_request: Some(message) };
-            let symbols = SERVICES.map(|service| FileContainingSymbol(service.to_owned()));
+            let symbols = services($managed).map(|service| FileContainingSymbol(service.to_owned()));
             let questions = [ListServices(String::new())].into_iter().chain(symbols).map(ask);
             let asked = stream::iter(questions.collect::<Vec<_>>());
             let mut answers = ServerReflectionClient::new($channel.clone()).server_reflection_info(asked).await.unwrap().into_inner();
@@ -150,10 +165,10 @@ mod tests {
             let MessageResponse::ListServicesResponse(list) = answer().await else { panic!("no list") };
             let mut listed: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
             listed.sort();
-            let mut expected = SERVICES.map(str::to_owned);
+            let mut expected: Vec<_> = services($managed).map(str::to_owned).collect();
             expected.sort();
             assert_eq!(listed, expected);
-            for service in SERVICES {
+            for service in services($managed) {
                 let MessageResponse::FileDescriptorResponse(files) = answer().await else { panic!("{service}") };
                 let file = FileDescriptorProto::decode(&*files.file_descriptor_proto[0]).unwrap();
                 let (package, name) = service.rsplit_once('.').unwrap();
@@ -177,12 +192,14 @@ mod tests {
 
     #[tokio::test]
     async fn both_versions_tell_the_services_of_the_port_and_their_files() {
-        let shutdown = CancellationToken::new();
-        let (channel, ended) = serve(&shutdown).await;
-        tells_all!(v1, channel);
-        tells_all!(v1alpha, channel);
-        shutdown.cancel();
-        ended.await.unwrap();
+        for managed in [false, true] {
+            let shutdown = CancellationToken::new();
+            let (channel, ended) = serve_managed(&shutdown, managed).await;
+            tells_all!(v1, channel, managed);
+            tells_all!(v1alpha, channel, managed);
+            shutdown.cancel();
+            ended.await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use crate::codes::{Fault, Quoted};
 use crate::id::Asked;
+use crate::waiting::Waiting;
 
 /// What routing needs of the rest: names, and copies to be held.
 pub trait Models: Send + Sync + 'static {
@@ -30,20 +31,35 @@ pub trait Models: Send + Sync + 'static {
     /// A guard once the model can serve here.
     fn ensure_loaded(&self, model: &Arc<Registration>, deadline: Deadline) -> impl Future<Output = Result<Self::Guard, WaitError>> + Send;
 
-    /// Waits until the copy takes one more request, where it serves so many at a time.
-    fn turn(guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send;
+    /// Waits until the copy takes one more request, where it serves so many at a time. At once where nobody says otherwise.
+    fn turn(_guard: &mut Self::Guard) -> impl Future<Output = Result<(), WaitError>> + Send {
+        std::future::ready(Ok(()))
+    }
 
-    /// Completes when the copy must go although the guard lives.
-    fn revoked(guard: &Self::Guard) -> impl Future<Output = ()> + Send;
+    /// Gives the turn back before the guard; nothing where copies have no turns.
+    fn end_turn(guard: &mut Self::Guard) {
+        let _ = guard;
+    }
+
+    /// Completes when the copy must go although the guard lives. Never where copies never do.
+    fn revoked(_guard: &Self::Guard) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 
     /// The runtime said that it does not hold a model that is thought to be loaded.
-    fn suspect(&self, model: &ModelId) -> impl Future<Output = ()> + Send;
+    fn suspect(&self, _model: &ModelId) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Why the last load of a model failed, while that counts and no copy serves.
-    fn failure(&self, model: &ModelId) -> Option<Arc<Failure>>;
+    fn failure(&self, _model: &ModelId) -> Option<Arc<Failure>> {
+        None
+    }
 
-    /// Every name, sorted.
-    fn names(&self) -> Vec<String>;
+    /// Every name, sorted; none where they cannot be listed.
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The models of this process.
@@ -98,6 +114,10 @@ impl Models for Here {
         guard.turn().await
     }
 
+    fn end_turn(guard: &mut Guard) {
+        guard.end_turn();
+    }
+
     async fn revoked(guard: &Guard) {
         guard.revoked().await;
     }
@@ -141,17 +161,27 @@ pub fn registration(models: &impl Models, asked: &Asked<'_>) -> Result<Arc<Regis
     }
 }
 
-/// A guarded copy of `registration` that takes this request, loaded first where it must be.
+/// A guarded copy of `registration` that takes this request, loaded first where it must be. `held`: bytes that the caller
+/// has in memory while it waits, asked for only if it does.
 ///
 /// # Errors
-/// [`Fault::Wait`].
-pub async fn acquire<M: Models>(models: &M, registration: &Arc<Registration>, clock: &Clock, deadline: Deadline) -> Result<M::Guard, Fault> {
-    let mut at_once = models.try_acquire(&registration.id);
+/// [`Fault::Wait`], [`Fault::NoRoomToWait`].
+pub(crate) async fn acquire<M: Models>(
+    models: &M,
+    registration: &Arc<Registration>,
+    waiting: &Waiting,
+    held: impl FnOnce() -> u64,
+    clock: &Clock,
+    deadline: Deadline,
+) -> Result<M::Guard, Fault> {
+    let model = &registration.id;
+    let mut at_once = models.try_acquire(model);
     // Nearly always it is loaded and takes this request: no timer for what takes no time.
     let turn = at_once.as_mut().and_then(|guard| M::turn(guard).now_or_never());
     let acquired = match (at_once, turn) {
         (Some(guard), Some(turn)) => turn.map(|()| guard),
         (guard, _) => {
+            let _place = waiting.place(model, held())?;
             // The wait has the same deadline inside; this one holds even if the other side forgets it.
             let acquired = async {
                 let mut guard = match guard {
@@ -163,5 +193,5 @@ pub async fn acquire<M: Models>(models: &M, registration: &Arc<Registration>, cl
             Box::pin(clock.until(deadline, acquired)).await.unwrap_or(Err(WaitError::Deadline))
         }
     };
-    acquired.map_err(|error| Fault::Wait { model: Quoted::new(registration.id.as_str()), error })
+    acquired.map_err(|error| Fault::Wait { model: Quoted::new(model.as_str()), error })
 }

@@ -1,20 +1,21 @@
 //! Stand-ins for residency and runtime that do what a test says, and a frontend over both.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_adapters::{Infer, InferError};
+use berth_plan::managed::{Doing, ModelStanding, NameStanding, NewModel, Refused, SetName};
 use berth_proto::inference::model_infer_response::InferOutputTensor;
 use berth_proto::inference::model_metadata_response::TensorMetadata;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
-use berth_registry::Resolved;
+use berth_registry::{Management, Resolved};
 use berth_residency::WaitError;
 use berth_telemetry::{Clock, Metrics};
-use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
+use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Name, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::route::Models;
 use crate::{Frontend, ProxyConfig};
@@ -56,20 +57,33 @@ pub(crate) struct FakeModels {
     pub(crate) load: Arc<Mutex<VecDeque<Load>>>,
     pub(crate) failures: Arc<Mutex<HashMap<ModelId, Arc<Failure>>>>,
     pub(crate) suspects: Arc<Mutex<Vec<String>>>,
+    /// Those that never load.
+    pub(crate) cold: Arc<Mutex<BTreeSet<ModelId>>>,
     /// Callers inside `ensure_loaded`.
     pub(crate) waiting: Arc<watch::Sender<usize>>,
     /// Guards that live.
     pub(crate) guards: Arc<watch::Sender<usize>>,
     pub(crate) revoked: Arc<watch::Sender<bool>>,
+    /// Whoever looks for a suspect finds it where it should be.
+    pub(crate) keeps: Arc<Mutex<bool>>,
+    /// How many requests are served at a time, where there is such a limit.
+    pub(crate) turns: Arc<Mutex<Option<Arc<Semaphore>>>>,
 }
 
 /// Counts down when dropped.
-pub(crate) struct Counted(Arc<watch::Sender<usize>>, Arc<watch::Sender<bool>>);
+pub(crate) struct Counted(Arc<watch::Sender<usize>>, Arc<watch::Sender<bool>>, Turn);
+
+/// What a guard has of the turns.
+#[derive(Default)]
+struct Turn {
+    of: Option<Arc<Semaphore>>,
+    has: Option<OwnedSemaphorePermit>,
+}
 
 impl Counted {
     fn up(count: &Arc<watch::Sender<usize>>, revoked: &Arc<watch::Sender<bool>>) -> Self {
         count.send_modify(|count| *count += 1);
-        Counted(Arc::clone(count), Arc::clone(revoked))
+        Counted(Arc::clone(count), Arc::clone(revoked), Turn::default())
     }
 }
 
@@ -80,6 +94,13 @@ impl Drop for Counted {
 }
 
 impl FakeModels {
+    /// One more that has a name, and never loads.
+    pub(crate) fn never_loads(&self, name: &str) {
+        let registration = registration(&format!("{name}__isvc-3333333333"));
+        self.cold.lock().insert(registration.id.clone());
+        self.names.lock().insert(name.to_owned(), Resolved::Model(registration));
+    }
+
     pub(crate) fn new() -> Self {
         let digits = Resolved::Model(registration("digits__isvc-1111111111"));
         FakeModels {
@@ -87,10 +108,19 @@ impl FakeModels {
             load: Arc::default(),
             failures: Arc::default(),
             suspects: Arc::default(),
+            cold: Arc::default(),
             waiting: Arc::new(watch::Sender::new(0)),
             guards: Arc::new(watch::Sender::new(0)),
             revoked: Arc::new(watch::Sender::new(false)),
+            keeps: Arc::default(),
+            turns: Arc::default(),
         }
+    }
+
+    fn guard(&self) -> Counted {
+        let mut guard = Counted::up(&self.guards, &self.revoked);
+        guard.2.of.clone_from(&self.turns.lock());
+        guard
     }
 }
 
@@ -109,13 +139,19 @@ impl Models for FakeModels {
         })
     }
 
-    fn try_acquire(&self, _model: &ModelId) -> Option<Counted> {
+    fn try_acquire(&self, model: &ModelId) -> Option<Counted> {
+        if self.cold.lock().contains(model) {
+            return None;
+        }
         self.revoked.send_replace(false);
-        self.load.lock().is_empty().then(|| Counted::up(&self.guards, &self.revoked))
+        self.load.lock().is_empty().then(|| self.guard())
     }
 
-    async fn ensure_loaded(&self, _model: &Arc<Registration>, _deadline: Deadline) -> Result<Counted, WaitError> {
+    async fn ensure_loaded(&self, model: &Arc<Registration>, _deadline: Deadline) -> Result<Counted, WaitError> {
         let _waiting = Counted::up(&self.waiting, &self.revoked);
+        if self.cold.lock().contains(&model.id) {
+            std::future::pending::<()>().await;
+        }
         let load = self.load.lock().pop_front();
         match load {
             None => {}
@@ -123,11 +159,18 @@ impl Models for FakeModels {
             Some(Load::Fails(error)) => return Err(error),
             Some(Load::Never) => std::future::pending().await,
         }
-        Ok(Counted::up(&self.guards, &self.revoked))
+        Ok(self.guard())
     }
 
-    async fn turn(_guard: &mut Counted) -> Result<(), WaitError> {
+    async fn turn(guard: &mut Counted) -> Result<(), WaitError> {
+        if let Some(turns) = &guard.2.of {
+            guard.2.has = turns.clone().acquire_owned().await.ok();
+        }
         Ok(())
+    }
+
+    fn end_turn(guard: &mut Counted) {
+        guard.2.has = None;
     }
 
     async fn revoked(guard: &Counted) {
@@ -136,8 +179,8 @@ impl Models for FakeModels {
 
     async fn suspect(&self, model: &ModelId) {
         self.suspects.lock().push(model.to_string());
-        // Whoever looks finds it true.
-        self.revoked.send_replace(true);
+        // Whoever looks finds it true, unless told otherwise.
+        self.revoked.send_replace(!*self.keeps.lock());
     }
 
     fn failure(&self, model: &ModelId) -> Option<Arc<Failure>> {
@@ -220,4 +263,34 @@ pub(crate) fn rig_with(config: ProxyConfig) -> Rig {
     });
     let frontend = Frontend::new(models.clone(), Arc::new(infer.clone()), Clock::system(), &metrics, config, ready);
     Rig { models, infer, metrics, down, frontend }
+}
+
+/// Carries nothing out that it is called for.
+pub(crate) struct Nobody;
+
+#[async_trait]
+impl Management for Nobody {
+    async fn register(&self, _model: NewModel) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    async fn unregister(&self, _id: ModelId) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    fn model(&self, _id: &str) -> Result<ModelStanding, Refused> {
+        Err(Refused::Late)
+    }
+    async fn model_is(&self, _id: &str, _wanted: &[Doing]) -> ModelStanding {
+        std::future::pending().await
+    }
+    async fn load(&self, _id: &str, _used: Option<UnixMillis>) {}
+    async fn set_name(&self, _ask: SetName) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    async fn delete_name(&self, _name: Name, _owner: Option<Arc<str>>) -> Result<(), Refused> {
+        Err(Refused::Late)
+    }
+    fn name(&self, _name: &str, _owner: Option<&str>) -> Result<Option<NameStanding>, Refused> {
+        Err(Refused::Late)
+    }
+    async fn name_settles(&self, _name: &str, _target: &ModelId) {}
 }

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::body::{Incoming, Outgoing};
 use crate::codes::Fault;
-use crate::frontend::Frontend;
+use crate::frontend::{Call, Frontend, MODEL_STREAM_INFER};
 use crate::id::asked;
 use crate::meters::Measured;
 use crate::route::Models;
@@ -60,13 +60,19 @@ impl<M: Models, B: Incoming> Stream<M, B> {
     async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         let frontend = &self.frontend;
         let mut share = frontend.bodies.share();
-        let Some(message) = self.messages.next(&mut share).await? else { return Ok(None) };
+        if !self.messages.begun().await? {
+            return Ok(None);
+        }
+        // Each request has the time of a call from its first byte on: a stream may be open for hours, and one that stops
+        // within a message must not hold room for it as long.
+        let deadline = frontend.deadline(&self.headers)?;
+        let received = frontend.clock.until(deadline, self.messages.next(&mut share)).await;
+        let Some(message) = received.unwrap_or(Err(Fault::SlowRequest))? else { return Ok(None) };
         share.add(weight::of_infer_request(&message).map_err(Fault::BadRequest)?)?;
         let request: ModelInferRequest = wire::decode(message)?;
-        // Each request has the time of a call: a stream may be open for hours.
-        let deadline = frontend.deadline(&self.headers)?;
         let (id, in_message) = (request.id.clone(), request.model_name.clone());
-        let answer = match frontend.infer(&asked(&self.headers, &in_message)?, request, deadline).await {
+        let call = Call { path: MODEL_STREAM_INFER, metadata: &self.headers };
+        let answer = match frontend.infer_with(&asked(&self.headers, &in_message)?, request, call, deadline).await {
             Ok(answer) => ModelStreamInferResponse { error_message: String::new(), infer_response: Some(answer) },
             // With the request's id, so that its sender knows which one it was.
             Err(fault) => {
@@ -75,5 +81,41 @@ impl<M: Models, B: Incoming> Stream<M, B> {
             }
         };
         wire::framed(&answer).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use berth_types::ByteSize;
+    use futures::channel::mpsc;
+    use http::Request;
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+    use crate::ProxyConfig;
+    use crate::scripted::rig_with;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_stops_short_is_given_up_at_the_deadline_and_a_stream_may_be_silent_for_hours() {
+        let rig = rig_with(ProxyConfig { default_deadline: Duration::from_secs(7), ..ProxyConfig::default() });
+        let clock = &rig.frontend.clock;
+        let (frames, body) = mpsc::unbounded::<Result<Frame<Bytes>, std::io::Error>>();
+        let (head, ()) = Request::new(()).into_parts();
+        let mut answers = infer(Arc::clone(&rig.frontend), &head, StreamBody::new(body)).into_body();
+        assert!(clock.until(clock.deadline_in(Duration::from_secs(7200)), answers.frame()).await.is_none(), "nothing was sent");
+
+        // 16 MiB are announced, and 1,000 bytes of them come.
+        let begun = [&[0u8, 1, 0, 0, 0][..], &[0; 1000]].concat();
+        frames.unbounded_send(Ok(Frame::data(begun.into()))).unwrap();
+        let since = clock.now();
+        let mut answer = Box::pin(answers.frame());
+        assert!(futures::poll!(&mut answer).is_pending());
+        assert_eq!(rig.frontend.bodies.taken(), 1005);
+        let trailers = answer.await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!((trailers["grpc-status"].as_bytes(), clock.now() - since), (&b"4"[..], Duration::from_secs(7)));
+        assert_eq!((rig.frontend.bodies.taken(), rig.frontend.config.max_message), (0, ByteSize::mib(16)));
+        assert!(answers.frame().await.is_none());
     }
 }

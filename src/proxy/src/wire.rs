@@ -12,10 +12,13 @@ use prost::Message;
 
 use crate::body::{self, Incoming, Outgoing};
 use crate::budget::Share;
-use crate::codes::{Fault, Quoted};
+use crate::codes::{self, Fault, Quoted};
 
 /// Before each message: one byte that says whether it is compressed, and its length in four.
 const PREFIX: usize = 5;
+
+/// What may become more than this is inflated on a thread that may block.
+const AT_ONCE: u64 = 256 * 1024;
 
 /// Deflate makes at most so many bytes of one.
 const DENSEST: u64 = 1032;
@@ -41,6 +44,21 @@ impl<B: Incoming> Messages<B> {
             }
         };
         Messages { body, left: Bytes::new(), limit, encoding }
+    }
+
+    /// Waits, maybe for hours, until the next message has begun; what is to be held of it counts from [`Messages::next`]
+    /// on. False: there is none.
+    ///
+    /// # Errors
+    /// [`Fault::Broken`].
+    pub(crate) async fn begun(&mut self) -> Result<bool, Fault> {
+        while self.left.is_empty() {
+            match body::frame(&mut self.body).await? {
+                Some(data) => self.left = data,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// The next message, inflated where it was compressed; `share` holds its bytes. `None`: there are no more.
@@ -72,7 +90,7 @@ impl<B: Incoming> Messages<B> {
         let message = self.gather(announced as usize, share).await?;
         match prefix[0] {
             0 => Ok(Some(message)),
-            1 => self.inflated(&message, share).map(Some),
+            1 => inflated(self.encoding.clone(), self.limit, message, share).await.map(Some),
             other => Err(Fault::BadRequest(format!("a message begins with byte {other}; a gRPC message begins with 0 or 1"))),
         }
     }
@@ -107,27 +125,36 @@ impl<B: Incoming> Messages<B> {
         }
         Ok(whole.freeze())
     }
+}
 
-    fn inflated(&self, message: &[u8], share: &mut Share) -> Result<Bytes, Fault> {
-        let encoding = match &self.encoding {
-            Ok(Encoding::Identity) => {
-                return Err(Fault::BadRequest("a message says that it is compressed, grpc-encoding does not say how".to_owned()));
-            }
-            Ok(encoding) => *encoding,
-            Err(name) => return Err(Fault::Unimplemented(format!("grpc-encoding {name} is not supported: send gzip, deflate or identity"))),
-        };
-        // Room for all that it may become, before it does.
-        let most = (message.len() as u64).saturating_mul(DENSEST).min(self.limit.0);
-        let mut room = share.another();
-        room.add(most)?;
-        let bytes = berth_splice::inflate(encoding, message, self.limit.0).map_err(|fault| match fault {
-            InflateError::TooLarge { .. } => Fault::TooLarge { size: None, limit: self.limit },
-            other => Fault::BadRequest(format!("the compressed message cannot be read: {other}")),
-        })?;
-        drop(room);
-        share.add(bytes.len() as u64)?;
-        Ok(bytes)
-    }
+/// A message that came compressed; `share` holds what it becomes.
+async fn inflated(encoding: Result<Encoding, Quoted>, limit: ByteSize, message: Bytes, share: &mut Share) -> Result<Bytes, Fault> {
+    let encoding = match encoding {
+        Ok(Encoding::Identity) => {
+            return Err(Fault::BadRequest("a message says that it is compressed, grpc-encoding does not say how".to_owned()));
+        }
+        Ok(encoding) => encoding,
+        Err(name) => return Err(Fault::Unimplemented(format!("grpc-encoding {name} is not supported: send gzip, deflate or identity"))),
+    };
+    // Room for all that it may become, before it does.
+    let most = (message.len() as u64).saturating_mul(DENSEST).min(limit.0);
+    let mut room = share.another();
+    room.add(most)?;
+    // The room goes with the work, which outlives its caller on another thread.
+    let inflating = move || (berth_splice::inflate(encoding, &message, limit.0), room);
+    let (inflated, room) = if most <= AT_ONCE {
+        inflating()
+    } else {
+        let ended = |why| Fault::Internal(format!("inflating a message ended early: {why}"));
+        tokio::task::spawn_blocking(inflating).await.map_err(ended)?
+    };
+    let bytes = inflated.map_err(|fault| match fault {
+        InflateError::TooLarge { .. } => Fault::TooLarge { size: None, limit },
+        other => Fault::BadRequest(format!("the compressed message cannot be read: {other}")),
+    })?;
+    drop(room);
+    share.add(bytes.len() as u64)?;
+    Ok(bytes)
 }
 
 /// Reads a message; raw contents stay slices of `bytes`.
@@ -181,6 +208,7 @@ pub(crate) fn framed(message: &impl Message) -> Result<Bytes, Fault> {
 
 /// The answer to a call that did not.
 pub(crate) fn fault(fault: &Fault) -> Response<Outgoing> {
+    tracing::debug!(code = codes::name(fault.verdict().code), error = %fault, "a request gets an error");
     fault.to_status().into_http()
 }
 
@@ -275,6 +303,23 @@ mod tests {
             let fault = read(name, 10_000, 100_000).await.unwrap_err();
             assert!(fault.to_string().starts_with(text), "{fault}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_inflates_to_much_leaves_its_thread_to_others_meanwhile() {
+        use std::io::Write as _;
+        let plain = ModelReadyRequest { name: "d".repeat(4 << 20), version: "1".to_owned() }.encode_to_vec();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let framed = Bytes::from([&[1][..], &u32::try_from(gzip.len()).unwrap().to_be_bytes(), &gzip].concat());
+        let headers: HeaderMap = [(http::HeaderName::from_static("grpc-encoding"), HeaderValue::from_static("gzip"))].into_iter().collect();
+        let body = StreamBody::new(futures::stream::iter([Ok::<_, std::io::Error>(Frame::data(framed))]));
+        let budget = Budget::of(ByteSize::mib(16));
+        let mut share = budget.share();
+        let mut reading = Box::pin(Messages::new(&headers, body, ByteSize::mib(8)).only(&mut share));
+        assert!(futures::poll!(&mut reading).is_pending());
+        assert_eq!(reading.await.unwrap().len(), plain.len());
     }
 
     #[tokio::test]

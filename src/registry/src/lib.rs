@@ -38,6 +38,7 @@ mod naming;
 mod object;
 mod pool;
 mod redb_store;
+mod shelved;
 mod state;
 mod store;
 #[cfg(test)]
@@ -45,7 +46,7 @@ mod testing;
 mod uid;
 mod view;
 
-pub use bundled::{EMBEDDED_RUNTIME, bundled};
+pub use bundled::{EMBEDDED_RUNTIME, bundled, bundled_beside};
 pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
 pub use json::Json;

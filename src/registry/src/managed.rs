@@ -37,6 +37,8 @@ pub trait Managed: Send + Sync + 'static {
 pub(crate) struct ManagedState {
     pub(crate) models: HashMap<ModelId, Arc<ManagedModel>>,
     pub(crate) names: HashMap<Name, Arc<ManagedName>>,
+    /// How many names refer to a model, where any do. Follows from the names.
+    references: HashMap<ModelId, u32>,
 }
 
 /// Changes that were decided and not shown yet; `None` for what goes.
@@ -44,6 +46,8 @@ pub(crate) struct ManagedState {
 pub(crate) struct ManagedDraft {
     pub(crate) models: BTreeMap<ModelId, Option<Arc<ManagedModel>>>,
     pub(crate) names: BTreeMap<Name, Option<Arc<ManagedName>>>,
+    /// How many names more, or fewer, refer to a model.
+    references: BTreeMap<ModelId, i64>,
 }
 
 /// What a change sees: the draft over the state.
@@ -60,15 +64,35 @@ impl ManagedRecords for Seen<'_> {
     fn name(&self, name: &Name) -> Option<Arc<ManagedName>> {
         self.draft.names.get(name).map_or_else(|| self.state.names.get(name).cloned(), Clone::clone)
     }
+
+    fn references(&self, id: &ModelId) -> u32 {
+        let shown = self.state.references.get(id).copied().unwrap_or_default();
+        sum(shown, self.draft.references.get(id).copied().unwrap_or_default())
+    }
+}
+
+fn sum(references: u32, more: i64) -> u32 {
+    u32::try_from(i64::from(references) + more).unwrap_or_default()
 }
 
 impl ManagedDraft {
-    pub(crate) fn put(&mut self, put: ManagedPut) {
+    /// Takes in one part of a change of what `state` and this draft say together.
+    pub(crate) fn put(&mut self, put: ManagedPut, state: &ManagedState) {
         match put {
             ManagedPut::Model(model) => drop(self.models.insert(model.id.clone(), Some(Arc::new(model)))),
             ManagedPut::NoModel(id) => drop(self.models.insert(id, None)),
-            ManagedPut::Name(name) => drop(self.names.insert(name.name.clone(), Some(Arc::new(name)))),
-            ManagedPut::NoName(name) => drop(self.names.insert(name, None)),
+            ManagedPut::Name(name) => self.put_name(name.name.clone(), Some(Arc::new(name)), state),
+            ManagedPut::NoName(name) => self.put_name(name, None, state),
+        }
+    }
+
+    fn put_name(&mut self, key: Name, after: Option<Arc<ManagedName>>, state: &ManagedState) {
+        let shown = state.names.get(&key).cloned();
+        let before = self.names.insert(key, after.clone()).unwrap_or(shown);
+        for (name, by) in [(before, -1), (after, 1)] {
+            for id in name.iter().flat_map(|name| name.models()) {
+                *self.references.entry(id.clone()).or_default() += by;
+            }
         }
     }
 }
@@ -76,8 +100,12 @@ impl ManagedDraft {
 impl ManagedState {
     pub(crate) fn of(models: Vec<ManagedModel>, names: Vec<ManagedName>) -> Self {
         let models = models.into_iter().map(|model| (model.id.clone(), Arc::new(model))).collect();
+        let mut references = HashMap::new();
+        for id in names.iter().flat_map(ManagedName::models) {
+            *references.entry(id.clone()).or_default() += 1;
+        }
         let names = names.into_iter().map(|name| (name.name.clone(), Arc::new(name))).collect();
-        ManagedState { models, names }
+        ManagedState { models, names, references }
     }
 
     pub(crate) fn take(&mut self, draft: ManagedDraft) {
@@ -93,9 +121,65 @@ impl ManagedState {
                 None => drop(self.names.remove(&key)),
             }
         }
+        for (id, more) in draft.references {
+            let before = self.references.get(&id).copied().unwrap_or_default();
+            match sum(before, more) {
+                0 => drop(self.references.remove(&id)),
+                now => drop(self.references.insert(id, now)),
+            }
+        }
     }
 
     pub(crate) fn all(&self) -> (Vec<Arc<ManagedModel>>, Vec<Arc<ManagedName>>) {
         (self.models.values().cloned().collect(), self.names.values().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
+    use super::*;
+
+    fn id(at: u8) -> ModelId {
+        ModelId::new(format!("m{at}")).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() })]
+        #[test]
+        fn references_are_what_the_names_say_in_a_draft_when_it_is_shown_and_when_all_is_read_again(
+            drafts in prop::collection::vec(prop::collection::vec((0u8..3, prop::option::of((0u8..3, 0u8..3))), 0..6), 0..8),
+        ) {
+            let mut state = ManagedState::default();
+            let mut wanted: BTreeMap<Name, ManagedName> = BTreeMap::new();
+            for puts in drafts {
+                let mut draft = ManagedDraft::default();
+                for (at, models) in puts {
+                    let name = Name::new(format!("n{at}")).unwrap();
+                    let put = match models {
+                        Some((active, target)) => {
+                            let made = ManagedName { name: name.clone(), active: id(active), target: id(target), owner: None };
+                            wanted.insert(name, made.clone());
+                            ManagedPut::Name(made)
+                        }
+                        None => {
+                            wanted.remove(&name);
+                            ManagedPut::NoName(name)
+                        }
+                    };
+                    draft.put(put, &state);
+                    let seen = Seen { state: &state, draft: &draft };
+                    for model in (0..3).map(id) {
+                        let referring = wanted.values().flat_map(ManagedName::models).filter(|one| **one == model).count();
+                        prop_assert_eq!(seen.references(&model) as usize, referring);
+                    }
+                }
+                state.take(draft);
+                let again = ManagedState::of(Vec::new(), wanted.values().cloned().collect());
+                prop_assert_eq!(&state.references, &again.references);
+            }
+        }
     }
 }

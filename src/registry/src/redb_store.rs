@@ -15,18 +15,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use async_trait::async_trait;
 use berth_telemetry::Clock;
-use berth_types::{ManagedModel, ManagedName};
+use berth_types::{ContentDigest, ModelId, ParseContentDigestError};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
-use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::lock::DataLock;
 use crate::managed::ManagedState;
-use crate::memory_store::object;
+use crate::shelved::Shelved;
 use crate::state::{Beginning, Draft, Outcome, Shelf, Write};
-use crate::{Alias, Changes, Contents, Desired, Event, Expired, Managed, ManagedChange, Object, ObjectKey, Snapshot, Store, StoreError, Uid};
+use crate::{Alias, Contents, Object, ObjectKey, StoreError};
 
 /// The name of the database file in the data folder.
 const NAME: &str = "registry.redb";
@@ -53,6 +52,20 @@ const CONTENTS: TableDefinition<Row<'static>, &[u8]> = TableDefinition::new("con
 const MODELS: TableDefinition<&str, &[u8]> = TableDefinition::new("managed-models");
 /// A [`ManagedName`] as JSON, by itself. Not there in files of earlier releases.
 const NAMES: TableDefinition<&str, &[u8]> = TableDefinition::new("managed-names");
+
+/// [`Contents`] without the digests of other releases: those count as never made.
+#[derive(Deserialize)]
+#[serde(try_from = "BTreeMap<ModelId, String>")]
+struct Known(Contents);
+
+impl TryFrom<BTreeMap<ModelId, String>> for Known {
+    type Error = ParseContentDigestError;
+
+    fn try_from(kept: BTreeMap<ModelId, String>) -> Result<Self, ParseContentDigestError> {
+        let known = kept.into_iter().filter(|(_, digest)| !ContentDigest::is_of_another_release(digest));
+        known.map(|(model, digest)| Ok((model, digest.parse()?))).collect::<Result<_, _>>().map(Known)
+    }
+}
 
 fn row(key: &ObjectKey) -> Row<'_> {
     (key.kind.as_str(), key.namespace.as_ref().map_or("", |namespace| namespace.as_str()), key.name.as_str())
@@ -125,14 +138,6 @@ impl RedbStore {
         let owner = Writer { shelf: Arc::clone(&shelf), files: Arc::clone(&files), clock };
         let writer = std::thread::Builder::new().name("registry-writer".to_owned()).spawn(move || owner.run(queue)).map_err(in_folder)?;
         Ok(RedbStore { shelf, writes: Some(writes), writer: Some(writer), files })
-    }
-
-    async fn write(&self, write: Write) -> Outcome {
-        let ended = || StoreError::Broken("the writer of the registry has ended: restart the program".to_owned());
-        let (reply, answer) = oneshot::channel();
-        let writes = self.writes.as_ref().ok_or_else(ended)?;
-        writes.send((write, reply)).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
     }
 }
 
@@ -319,93 +324,28 @@ fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, redb::Error> {
     serde_json::to_vec(value).map_err(|fault| redb::Error::Io(io::Error::other(fault)))
 }
 
-#[async_trait]
-impl Store for RedbStore {
-    fn get(&self, key: &ObjectKey) -> Option<Arc<Object>> {
-        self.shelf.get(key)
+impl Shelved for RedbStore {
+    fn shelf(&self) -> &Shelf {
+        &self.shelf
     }
 
-    fn list(&self) -> Vec<Arc<Object>> {
-        self.shelf.snapshot().objects
+    async fn write(&self, write: Write) -> Outcome {
+        let ended = || StoreError::Broken("the writer of the registry has ended: restart the program".to_owned());
+        let (reply, answer) = oneshot::channel();
+        let writes = self.writes.as_ref().ok_or_else(ended)?;
+        writes.send((write, reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
     }
 
-    fn snapshot(&self) -> Snapshot {
-        self.shelf.snapshot()
-    }
-
-    fn version(&self) -> u64 {
-        self.shelf.version()
-    }
-
-    fn epoch(&self) -> u64 {
-        self.shelf.epoch()
-    }
-
-    async fn apply(&self, wanted: Arc<Desired>, expected: Option<u64>) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Apply { wanted, expected }).await)
-    }
-
-    async fn set_status(&self, key: &ObjectKey, uid: Uid, status: Value) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Status { key: key.clone(), uid, status: status.into() }).await)
-    }
-
-    async fn delete(&self, key: &ObjectKey) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Delete { key: key.clone(), expected: None }).await)
-    }
-
-    async fn delete_version(&self, key: &ObjectKey, version: u64) -> Result<Arc<Object>, StoreError> {
-        object(self.write(Write::Delete { key: key.clone(), expected: Some(version) }).await)
-    }
-
-    fn alias(&self, key: &ObjectKey) -> Option<Alias> {
-        self.shelf.alias(key)
-    }
-
-    async fn set_alias(&self, key: &ObjectKey, uid: Uid, alias: Option<Alias>) -> Result<(), StoreError> {
-        self.write(Write::Alias { key: key.clone(), uid, alias }).await.map(drop)
-    }
-
-    async fn contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
+    async fn kept_contents(&self) -> Result<BTreeMap<ObjectKey, Contents>, StoreError> {
         let files = Arc::clone(&self.files);
-        let read = move || rows::<(ObjectKey, Contents), _>(&files.database, CONTENTS).map_err(|fault| format!("{}: {fault}", files.file.display()));
+        let read = move || rows::<(ObjectKey, Known), _>(&files.database, CONTENTS).map_err(|fault| format!("{}: {fault}", files.file.display()));
         match tokio::task::spawn_blocking(read).await {
-            Ok(read) => read.map(|rows| rows.into_iter().collect()).map_err(StoreError::Broken),
+            Ok(read) => {
+                let rows = read.map_err(StoreError::Broken)?.into_iter().map(|(key, Known(contents))| (key, contents));
+                Ok(rows.filter(|(_, contents)| !contents.is_empty()).collect())
+            }
             Err(fault) => Err(StoreError::Broken(format!("reading contents: {fault}"))),
         }
-    }
-
-    async fn set_contents(&self, key: &ObjectKey, uid: Uid, contents: Contents) -> Result<(), StoreError> {
-        self.write(Write::Contents { key: key.clone(), uid, contents }).await.map(drop)
-    }
-
-    fn subscribe(&self) -> Changes {
-        self.shelf.subscribe()
-    }
-
-    fn events_after(&self, version: u64) -> Result<Vec<Event>, Expired> {
-        self.shelf.events_after(version)
-    }
-
-    fn versions(&self) -> watch::Receiver<u64> {
-        self.shelf.versions()
-    }
-}
-
-#[async_trait]
-impl Managed for RedbStore {
-    fn managed_model(&self, id: &str) -> Option<Arc<ManagedModel>> {
-        self.shelf.managed(|managed| managed.models.get(id).cloned())
-    }
-
-    fn managed_name(&self, name: &str) -> Option<Arc<ManagedName>> {
-        self.shelf.managed(|managed| managed.names.get(name).cloned())
-    }
-
-    fn managed(&self) -> (Vec<Arc<ManagedModel>>, Vec<Arc<ManagedName>>) {
-        self.shelf.managed(ManagedState::all)
-    }
-
-    async fn change_managed(&self, change: ManagedChange) -> Result<(), StoreError> {
-        self.write(Write::Managed { change }).await.map(drop)
     }
 }

@@ -239,7 +239,7 @@ impl Shelf {
                 let puts = change(&Seen { state: &state.managed, draft: &draft.managed });
                 if !puts.is_empty() {
                     draft.version = next;
-                    puts.into_iter().for_each(|put| draft.managed.put(put));
+                    puts.into_iter().for_each(|put| draft.managed.put(put, &state.managed));
                 }
                 Ok(None)
             }

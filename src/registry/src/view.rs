@@ -171,6 +171,12 @@ impl View {
         self.managed.get(name).is_some()
     }
 
+    /// True when a resource holds this name.
+    #[must_use]
+    pub fn is_resource_name(&self, name: &str) -> bool {
+        self.name(name).is_some() && !self.is_managed_name(name)
+    }
+
     /// True when a call has registered this model.
     #[must_use]
     pub fn is_managed_model(&self, id: &str) -> bool {
@@ -178,7 +184,7 @@ impl View {
     }
 
     /// This view with what calls have made: models and names as they are now (`None`: removed). The names are theirs until
-    /// they are removed in the same way.
+    /// they are removed in the same way; those that resources hold stay as they are.
     #[must_use]
     pub fn with_managed(
         &self,
@@ -199,11 +205,12 @@ impl View {
             next.models += usize::from(!before) * counts;
         }
         for (name, entry) in names {
+            if next.is_resource_name(name.as_str()) {
+                continue;
+            }
             match &entry {
                 Some(_) => drop(next.managed.insert(Managed(name.clone()))),
-                // A name that somebody else holds by now is theirs.
-                None if next.managed.remove(name.as_str()).is_none() => continue,
-                None => {}
+                None => drop(next.managed.remove(name.as_str())),
             }
             next.change(name, entry);
         }
@@ -468,8 +475,12 @@ mod tests {
         assert_eq!((view.model_count(), view.model_ids().count()), (1, 1), "counted once, by itself and through its name");
         let gone = view.with_managed([(mine.id.clone(), None)], [(name("mine"), None)]);
         assert_eq!((gone.model_count(), gone.name_count(), gone.model(mine.id.as_str()).is_none()), (0, 0, true));
-        let theirs = gone.with_name(&name("mine"), Some(resource)).with_managed([], [(name("mine"), None)]);
-        assert!(matches!(theirs.resolve("mine"), Resolved::Model(found) if found.id == other.id), "not what a resource has by now");
+        let theirs = gone.with_name(&name("mine"), Some(resource));
+        for entry in [None, Some(entry(Some(Arc::clone(&mine)), None))] {
+            let after = theirs.with_managed([], [(name("mine"), entry)]);
+            assert!(matches!(after.resolve("mine"), Resolved::Model(found) if found.id == other.id), "not what a resource has by now");
+            assert!(after.is_resource_name("mine") && after.model(mine.id.as_str()).is_none());
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -509,7 +520,7 @@ mod tests {
                     1 if !is_managed => drop(named.remove(&number)),
                     2 => drop(pinned.insert(made.id.clone(), ())),
                     3 => drop(pinned.remove(&made.id)),
-                    4 => drop(named.insert(number, (true, made.id.clone()))),
+                    4 if is_managed || !named.contains_key(&number) => drop(named.insert(number, (true, made.id.clone()))),
                     5 if is_managed => drop(named.remove(&number)),
                     _ => {}
                 }

@@ -117,8 +117,14 @@ impl Owner {
 
     fn start_loads(&mut self) {
         let limit = self.work.runtime.info().load_concurrency.get() as usize;
-        while self.loading.len() < limit {
-            let Some(Ticket { model, .. }) = self.to_load.pop_first() else { break };
+        while self.loading.len() < limit && !self.is_away() {
+            let Some(Ticket { model, .. }) = self.to_load.first().cloned() else { break };
+            // A model that may have ended the runtime shares it with no other load.
+            let suspect_loads = self.loading.iter().any(|loading| self.suspects.loads_alone(loading));
+            if suspect_loads || (self.suspects.loads_alone(&model) && !self.loading.is_empty()) {
+                break;
+            }
+            self.to_load.pop_first();
             let Some(entry) = self.entries.get_mut(&model) else { continue };
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
             let artifacts = artifacts_of(files);
@@ -133,7 +139,7 @@ impl Owner {
         self.relieve_pools_in_debt();
         // What the runtime held before us takes memory that the ledger does not know.
         let mut starving = false;
-        if self.left_over.as_ref().is_some_and(HashSet::is_empty) {
+        if self.left_over.as_ref().is_some_and(HashSet::is_empty) && !self.is_away() {
             let mut passed: Option<Ticket> = None;
             loop {
                 let next = match &passed {

@@ -29,6 +29,8 @@ pub struct Config {
     pub poll: Duration,
     /// How often the owner compares its books with the runtime's index and tidies up.
     pub audit: Duration,
+    /// How long callers wait for a runtime that has gone away; after that they are told at once to try again later.
+    pub runtime_grace: Duration,
     /// How long a failure counts, also across restarts.
     pub failure_kept: Duration,
     /// How long a failure that only a change can cure is answered without another try: at first, and at most (it doubles).
@@ -59,6 +61,7 @@ impl Default for Config {
             unload_timeout: Duration::from_secs(10),
             poll: Duration::from_millis(250),
             audit: Duration::from_secs(5),
+            runtime_grace: Duration::from_secs(10),
             failure_kept: Duration::from_secs(15 * 60),
             quiet: (Duration::from_secs(10), Duration::from_secs(60)),
             quiet_passing: (Duration::from_secs(1), Duration::from_secs(30)),

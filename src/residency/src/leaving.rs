@@ -119,12 +119,22 @@ impl Owner {
             }
             Err(_) => {}
         }
+        if result.is_ok() {
+            self.index_came();
+        }
         if let Ok(index) = &result
             && (audit || self.left_over.is_none())
         {
             self.compare_books(began, index);
         }
-        for model in self.leaving.iter().cloned().collect::<Vec<_>>() {
+        if self.is_away() {
+            // Orders that it does not hear are not repeated.
+            return;
+        }
+        // In the order in which they are wanted back.
+        let mut leaving: Vec<_> = self.leaving.iter().cloned().collect();
+        leaving.sort_by_cached_key(|model| self.entries.get(model).map(|entry| entry.ticket.clone()));
+        for model in leaving {
             self.look_for(&model, began, result.as_ref().ok(), audit);
         }
     }

@@ -13,6 +13,7 @@
 //! | `owner` | the task: messages, results, the life of each model |
 //! | `admission` | what starts next and what must go for it |
 //! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
+//! | `away` | the runtime goes away and comes back |
 //! | `telling`, `ending` | reports, gauges and the history's file; shutting down |
 //! | `keeping`, `failure_file`, `file` | failures on their way to the disk, before they are told; their file; replacing one |
 //! | `work` | everything that leaves the process, each in a task with a deadline |
@@ -28,6 +29,7 @@
 //! half a kilobyte (at most 600 bytes) and their message, and less on disk (32 MiB in all).
 
 mod admission;
+mod away;
 mod config;
 mod ending;
 mod entry;

@@ -15,13 +15,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use berth_adapters::{LoadError, LoadFault, Loaded};
-use berth_plan::{Effect, Event, MayEvict, Phase};
+use berth_plan::{Effect, Event, MayEvict, Phase, Suspects};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
 use berth_types::{Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
+use crate::away::Watch;
 use crate::ending::Ending;
 use crate::entry::{Class, Entry, Ticket, Waiter};
 use crate::failures::{Failures, Kind};
@@ -95,6 +96,8 @@ pub(crate) struct Owner {
     pub(crate) looking: bool,
     pub(crate) audit_due: bool,
     pub(crate) runtime_down: bool,
+    pub(crate) watch: Watch,
+    pub(crate) suspects: Suspects,
 
     /// Entries by phase.
     pub(crate) counts: [u64; Phase::ALL.len()],
@@ -117,6 +120,8 @@ impl Owner {
             failures: Failures::new(config.failure_kept, config.quiet, config.quiet_passing),
             keeping: Keeping::new(crate::keeping::file_of(config.state.as_deref(), work.runtime.info(), &budget), now),
             next_tick: now + config.audit,
+            watch: Watch::new(work.runtime.health()),
+            suspects: Suspects::default(),
             shared,
             config,
             clock,
@@ -180,6 +185,7 @@ impl Owner {
                     Err(fault) if fault.is_cancelled() => {}
                     Err(fault) => error!(error = %fault, "a task of the owner ended without a result"),
                 },
+                health = self.watch.changed() => self.on_health(health),
                 () = self.shared.bell.wake.notified() => self.on_bell(),
                 () = self.clock.sleep_until(berth_types::Deadline::at(wake_at)) => self.on_time(),
             }
@@ -268,6 +274,7 @@ impl Owner {
             self.reconsider = true;
         }
         self.look_at_patience(now);
+        self.look_at_grace(now);
         if self.next_tick <= now {
             self.next_tick = now + self.config.audit;
             self.audit_due = true;
@@ -289,7 +296,7 @@ impl Owner {
 
     fn wake_at(&self) -> Instant {
         let mut at = self.next_tick;
-        if let Some(sooner) = self.turn_ends.into_iter().chain(self.keeping.wake_at()).min() {
+        if let Some(sooner) = self.turn_ends.into_iter().chain(self.keeping.wake_at()).chain(self.grace_ends()).min() {
             at = at.min(sooner);
         }
         if let Some(ending) = &self.ending {
@@ -321,6 +328,9 @@ impl Owner {
             if matches!(entry.phase, Phase::Pulling | Phase::Fitting | Phase::Loading) {
                 return self.attach(model, reply);
             }
+        }
+        if let Some(refusal) = self.refusal_while_away(&id) {
+            return self.refuse(reply, refusal, "runtime-away");
         }
         // The load has to begin (again): only now is it worth asking whether it can succeed at all.
         if let Some(refusal) = self.never_fits(&model) {
@@ -451,6 +461,7 @@ impl Owner {
     /// Nothing is here of a model that is registered no longer: nothing is kept of it.
     fn forget(&mut self, model: &Registration) {
         self.work.fetch.forget(model);
+        self.suspects.forget(&model.id);
         self.shared.history.lock().forget(&model.id);
     }
 
@@ -593,6 +604,7 @@ impl Owner {
                         return self.step(model, Event::Broke);
                     }
                 }
+                self.suspects.acquit(model);
                 self.clear_failure(model);
                 self.step(model, Event::Loaded);
             }
@@ -603,6 +615,15 @@ impl Owner {
                 if out_of_memory && !after_eviction && !self.failures.eviction_was_no_help(model) && self.evict_one_for(model) {
                     info!(model = %model, error = %error, "the runtime ran out of memory, trying once more with one copy less");
                     return self.step(model, Event::Broke);
+                }
+                if error.fault == LoadFault::RuntimeDown {
+                    // Still among the loading, so that it is a suspect.
+                    self.loading.insert(model.clone());
+                    let waits = self.load_found_it_away(&error.message);
+                    self.loading.remove(model);
+                    if waits {
+                        return self.step(model, Event::Broke);
+                    }
                 }
                 let (reason, counts_as) = match error.fault {
                     LoadFault::RuntimeDown => (Reason::RuntimeUnhealthy, None),
@@ -651,7 +672,7 @@ impl Owner {
     }
 
     /// The load is over: everybody who waits learns why. `counts_as`: it also counts against the model.
-    fn fail(&mut self, model: &ModelId, failure: Arc<Failure>, counts_as: Option<Kind>) {
+    pub(crate) fn fail(&mut self, model: &ModelId, failure: Arc<Failure>, counts_as: Option<Kind>) {
         if let Some(entry) = self.entries.get_mut(model) {
             entry.background = None;
         }
@@ -804,7 +825,7 @@ impl Owner {
             self.metrics.observe(Histogram::ColdStartSeconds, &[], took);
         }
         // Every waiter is inside before the copy can be seen, let alone evicted.
-        let guards: Vec<_> = waiters.into_iter().filter_map(|waiter| Some((waiter, slot.enter()?))).collect();
+        let guards: Vec<_> = waiters.into_iter().filter_map(|waiter| Some((waiter, slot.enter_first()?))).collect();
         self.lru.insert(model, slot.last_used().unwrap_or(slot.loaded));
         self.shared.copies.insert(model.clone(), slot);
         for (waiter, guard) in guards {

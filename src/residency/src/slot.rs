@@ -76,7 +76,15 @@ impl Slot {
             return None;
         }
         self.touch();
-        Some(Guard { turn: None, slot: Arc::clone(self) })
+        Some(Guard { turn: None, place: None, slot: Arc::clone(self) })
+    }
+
+    /// The same for a caller who has waited for the load: it has its place among those inside, however many have one. A
+    /// load serves all who waited for it, and more of them may wait for a load than for a turn.
+    pub(crate) fn enter_first(self: &Arc<Self>) -> Option<Guard> {
+        let mut guard = self.enter()?;
+        guard.place = self.turns.as_ref().map(Turns::place_of_its_own);
+        Some(guard)
     }
 
     /// Ends requests in flight, and those that come later.
@@ -117,8 +125,9 @@ impl Slot {
 #[derive(Debug)]
 struct Turns {
     free: Arc<Semaphore>,
-    /// Requests that have a turn or wait for one.
+    /// Requests that have a turn or wait for one, and those to come of who waited for the load.
     inside: Arc<AtomicUsize>,
+    /// With so many inside no other comes in.
     most: usize,
 }
 
@@ -127,6 +136,12 @@ impl Turns {
         let at_a_time = usize::try_from(at_a_time.get()).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         // As many as upstream lets in: more would only wait for what their callers have given up.
         Turns { free: Arc::new(Semaphore::new(at_a_time)), inside: Arc::default(), most: at_a_time.saturating_mul(8).max(16) }
+    }
+
+    /// A place among those inside, full or not.
+    fn place_of_its_own(&self) -> Place {
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        Place(Arc::clone(&self.inside))
     }
 
     /// A place among those inside, while there is one.
@@ -152,7 +167,9 @@ impl Drop for Place {
 #[must_use = "the copy may be unloaded once the guard is dropped"]
 pub struct Guard {
     /// Before the copy: a turn ends no later than the use.
-    turn: Option<(OwnedSemaphorePermit, Place)>,
+    turn: Option<OwnedSemaphorePermit>,
+    /// Of a copy with turns: from the load on for who waited for it, for others from when they ask for a turn.
+    place: Option<Place>,
     slot: Arc<Slot>,
 }
 
@@ -170,11 +187,16 @@ impl Guard {
     /// [`WaitError::TooManyWaiting`]: the copy has as many requests waiting as make sense.
     pub async fn turn(&mut self) -> Result<(), WaitError> {
         let Some(turns) = &self.slot.turns else { return Ok(()) };
-        let place = turns.place()?;
+        let place = self.place.take().map_or_else(|| turns.place(), Ok)?;
         // The semaphore is never closed.
         let permit = Arc::clone(&turns.free).acquire_owned().await.map_err(|_closed| WaitError::ShuttingDown)?;
-        self.turn = Some((permit, place));
+        (self.turn, self.place) = (Some(permit), Some(place));
         Ok(())
+    }
+
+    /// Gives the turn back before the guard: this request waits for something else than the copy.
+    pub fn end_turn(&mut self) {
+        self.turn = None;
     }
 
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the
@@ -190,7 +212,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.turn = None;
+        (self.turn, self.place) = (None, None);
         // A long request was using the copy until now.
         self.slot.touch();
         match self.slot.gate.leave() {

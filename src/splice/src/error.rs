@@ -180,6 +180,12 @@ pub enum WireError {
         /// The largest length that is taken, in bytes.
         limit: usize,
     },
+    /// A message that may name one id only names another one behind it.
+    #[error("the id that ends at byte {at} is another one than before it")]
+    Another {
+        /// Where it ends.
+        at: u64,
+    },
     /// The value at the path is not UTF-8.
     #[error("the id that ends at byte {at} is not UTF-8")]
     NotUtf8 {

@@ -9,6 +9,7 @@ use crate::error::SpliceError;
 use crate::finder::Progress;
 use crate::inflate::{Encoding, Means, Packed};
 use crate::messages::{Messages, Part};
+use crate::pace::Pace;
 use crate::path::FieldPath;
 use crate::walk::{Limits, Walk};
 
@@ -20,6 +21,7 @@ pub struct Extract {
     walk: Walk,
     means: Means,
     packed: Option<Box<Packed>>,
+    pace: Pace,
     answer: Option<Result<Progress, SpliceError>>,
 }
 
@@ -30,20 +32,37 @@ impl Extract {
     #[must_use]
     pub fn new(path: FieldPath, limits: Limits, max_message: u64, encoding: Option<Encoding>, budget: Arc<dyn Budget>) -> Extract {
         let walk = Walk::until(path, limits);
-        Extract { messages: Messages::new(max_message), max_message, walk, means: Means { encoding, budget }, packed: None, answer: None }
+        let (messages, means) = (Messages::new(max_message), Means { encoding, budget });
+        Extract { messages, max_message, walk, means, packed: None, pace: Pace::any(), answer: None }
+    }
+
+    /// Inflates about so many bytes at a time, half a megabyte more at worst: see [`Extract::is_behind`].
+    #[must_use]
+    pub fn at_a_time(self, bytes: u64) -> Extract {
+        Extract { pace: Pace::of(bytes), ..self }
+    }
+
+    /// Whether the frames so far inflate to more than is inflated at a time. [`Extract::push`] goes on with them, so an
+    /// empty frame will do; until it has, the body is not over.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.pace.is_behind()
     }
 
     /// Looks at the next frame. Once the answer is not `More` it stays, and further frames are not looked at.
     pub fn push(&mut self, frame: &Bytes) -> Result<Progress, SpliceError> {
-        let mut rest = frame.clone();
+        if self.answer.is_none() {
+            self.pace.take(frame.clone());
+        }
         while self.answer.is_none() {
-            match self.messages.next(&mut rest) {
+            match self.pace.next(&mut self.messages, self.packed.is_some()) {
                 Ok(Some(part)) => self.answer = self.part(part).transpose(),
                 Ok(None) => return Ok(Progress::More),
                 Err(fault) => self.answer = Some(Err(fault)),
             }
         }
         self.packed = None;
+        self.pace.clear();
         self.answer.clone().unwrap_or(Ok(Progress::More))
     }
 
@@ -65,7 +84,11 @@ impl Extract {
                 return Ok(None);
             }
             (Part::Data(data), None) => self.walk.push(&data).map_err(wire)?,
-            (Part::Data(data), Some(packed)) => packed.push(&data)?,
+            (Part::Data(data), Some(packed)) => {
+                let (before, found) = (packed.length(), packed.push(&data)?);
+                self.pace.inflated(packed.length() - before);
+                found
+            }
             (Part::End, packed) => {
                 match packed.take() {
                     None => self.walk.end().map_err(wire)?,
@@ -143,5 +166,22 @@ mod tests {
                 assert!(pool.lent() == 0 || told == Ok(Progress::More), "{case}: nothing is held once there is an answer");
             }
         }
+    }
+
+    #[test]
+    fn an_id_behind_much_that_inflates_is_found_in_steps() {
+        let tensor = [&b"\x3a\x80\x80\x80\x02"[..], &[0; 4 << 20], b"\x0a\x01m"].concat();
+        let body = Bytes::from(framed(1, &zlib(&tensor)));
+        let path = FieldPath::new(&[1]).unwrap();
+        let extract = Extract::new(path, Limits::default(), 8 << 20, Some(Encoding::Deflate), Arc::new(Pool::new(52 << 10)));
+        let (mut extract, mut steps) = (extract.at_a_time(256 << 10), 0);
+        let mut told = extract.push(&body).unwrap();
+        while extract.is_behind() {
+            assert_eq!(told, Progress::More);
+            told = extract.push(&Bytes::new()).unwrap();
+            steps += 1;
+        }
+        assert_eq!(told, Progress::Found("m".to_owned()));
+        assert!((4..64).contains(&steps), "{steps} steps");
     }
 }

@@ -77,7 +77,7 @@ impl Means {
         let format = Format::of(encoding).ok_or(SpliceError::NoEncoding { message })?;
         let inflater = Inflater::new(format, Some(walk), keep, limit, Arc::clone(&self.budget));
         let inflater = inflater.map_err(|fault| told(message, encoding, fault))?;
-        Ok(Box::new(Packed { message, encoding, inflater }))
+        Ok(Box::new(Packed { message, encoding, inflater, failed: None }))
     }
 }
 
@@ -96,6 +96,8 @@ pub(crate) struct Packed {
     message: u64,
     encoding: Encoding,
     inflater: Inflater,
+    /// What was wrong behind a value that was sought: told after that value.
+    failed: Option<SpliceError>,
 }
 
 impl Packed {
@@ -104,14 +106,31 @@ impl Packed {
         self.inflater.held()
     }
 
+    /// How many bytes it has become.
+    pub(crate) fn length(&self) -> u64 {
+        self.inflater.length
+    }
+
     /// Takes the next compressed bytes. `Some` once: the value that was sought.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Option<String>, SpliceError> {
-        self.inflater.push(bytes).map_err(|fault| told(self.message, self.encoding, fault))?;
-        Ok(self.inflater.found.take())
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let pushed = self.inflater.push(bytes).map_err(|fault| told(self.message, self.encoding, fault));
+        match (self.inflater.found.take(), pushed) {
+            (found @ Some(_), Err(fault)) => {
+                self.failed = Some(fault);
+                Ok(found)
+            }
+            (found, pushed) => pushed.map(|()| found),
+        }
     }
 
     /// The message is over: its inflated bytes, if they were to be kept, and how many there were.
     pub(crate) fn end(self) -> Result<(Vec<Bytes>, u64), SpliceError> {
+        if let Some(failed) = self.failed {
+            return Err(failed);
+        }
         self.inflater.end().map_err(|fault| told(self.message, self.encoding, fault))
     }
 }

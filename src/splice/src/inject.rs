@@ -8,6 +8,7 @@ use crate::budget::Budget;
 use crate::error::SpliceError;
 use crate::inflate::{Encoding, Means, Packed};
 use crate::messages::{Messages, Part, Prefix};
+use crate::pace::Pace;
 use crate::path::FieldPath;
 use crate::walk::{Limits, Walk};
 
@@ -28,6 +29,9 @@ pub struct Watch {
 /// after them, so that a small request stays one frame. A compressed message that has to grow is inflated first, which
 /// gathers it, and goes out uncompressed, which `grpc-encoding` allows for any message.
 ///
+/// Where nothing is appended, receivers read what is there, and of several ids in one message the last: such a message may name
+/// one id only.
+///
 /// A message must end where its last field ends, else the receiver would never see it whole: what is appended could be
 /// swallowed by a field that was cut on purpose. With an empty suffix and no watch, nothing but lengths is looked at.
 ///
@@ -42,6 +46,7 @@ pub struct Injector {
     /// `None`: no message may be compressed if it has to be read.
     means: Option<Means>,
     current: Current,
+    pace: Pace,
     /// What goes out next but is not large enough to go alone; empty between calls that went well.
     joint: BytesMut,
     failed: Option<SpliceError>,
@@ -71,14 +76,17 @@ impl Injector {
             Some(watch) => (Some(watch.path), watch.limits, Some(watch.ids)),
             None => (None, Limits::default(), None),
         };
+        let walk = Walk::whole(path, limits);
         Injector {
+            // What is appended is what receivers read. Without it they read what is there.
+            walk: if suffix.is_empty() { walk.agreeing() } else { walk },
             suffix,
             max_message,
             watched,
             messages: Messages::new(max_message),
-            walk: Walk::whole(path, limits),
             means: None,
             current: Current::Plain,
+            pace: Pace::any(),
             joint: BytesMut::new(),
             failed: None,
         }
@@ -90,6 +98,19 @@ impl Injector {
     pub fn compressed(mut self, encoding: Option<Encoding>, budget: Arc<dyn Budget>) -> Injector {
         self.means = Some(Means { encoding, budget });
         self
+    }
+
+    /// Inflates about so many bytes at a time, half a megabyte more at worst: see [`Injector::is_behind`].
+    #[must_use]
+    pub fn at_a_time(self, bytes: u64) -> Injector {
+        Injector { pace: Pace::of(bytes), ..self }
+    }
+
+    /// Whether the frames so far inflate to more than is inflated at a time. [`Injector::push`] goes on with them, so an
+    /// empty frame will do; until it has, the body is not over.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.pace.is_behind()
     }
 
     /// How many messages have begun.
@@ -118,6 +139,7 @@ impl Injector {
             Err(fault) => {
                 self.failed = Some(fault.clone());
                 self.current = Current::Plain;
+                self.pace.clear();
             }
         }
         passed
@@ -128,11 +150,12 @@ impl Injector {
         self.failed.clone().map_or_else(|| self.messages.end(), Err)
     }
 
-    fn pass(&mut self, mut frame: Bytes, out: &mut Vec<Bytes>) -> Result<(), SpliceError> {
+    fn pass(&mut self, frame: Bytes, out: &mut Vec<Bytes>) -> Result<(), SpliceError> {
         if self.suffix.is_empty() && self.watched.is_none() {
             return self.meter(frame, out);
         }
-        while let Some(part) = self.messages.next(&mut frame)? {
+        self.pace.take(frame);
+        while let Some(part) = self.pace.next(&mut self.messages, !matches!(self.current, Current::Plain))? {
             match part {
                 Part::Start(prefix) => self.start(prefix, out)?,
                 Part::Data(data) => self.data(data, out)?,
@@ -173,8 +196,8 @@ impl Injector {
         let message = self.messages.begun();
         let (found, passes) = match &mut self.current {
             Current::Plain => (self.walk.push(&data).map_err(|fault| SpliceError::Wire { message, fault })?, true),
-            Current::Gathered(packed) => (packed.push(&data)?, false),
-            Current::Aside(packed) => (packed.push(&data)?, true),
+            Current::Gathered(packed) => (inflated(packed, &data, &mut self.pace)?, false),
+            Current::Aside(packed) => (inflated(packed, &data, &mut self.pace)?, true),
         };
         if let (Some(id), Some(right)) = (found, &self.watched)
             && !right.contains(&id)
@@ -239,6 +262,13 @@ impl Injector {
             out.push(self.joint.split().freeze());
         }
     }
+}
+
+/// Inflates `data`, and counts what it becomes.
+fn inflated(packed: &mut Packed, data: &[u8], pace: &mut Pace) -> Result<Option<String>, SpliceError> {
+    let (before, found) = (packed.length(), packed.push(data)?);
+    pace.inflated(packed.length() - before);
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -428,6 +458,64 @@ mod tests {
                     }
                     assert_eq!(passed.map(drop), expected, "{case}, {size} at a time");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_that_names_several_ids_passes_only_where_one_is_appended() {
+        let another = |at| Err(SpliceError::Wire { message: 1, fault: WireError::Another { at } });
+        // 3.1 is the id.
+        for (case, message, expected) in [
+            ("one", &b"\x1a\x03\x0a\x01m"[..], Ok(())),
+            ("the same again", b"\x1a\x06\x0a\x01m\x0a\x01m\x1a\x03\x0a\x01m", Ok(())),
+            ("another behind it", b"\x1a\x06\x0a\x01m\x0a\x01n", another(8)),
+            ("another in a second message around it", b"\x1a\x03\x0a\x01m\x1a\x03\x0a\x01n", another(10)),
+            ("another behind something else", b"\x1a\x0b\x0a\x01m\x12\x03abc\x0a\x01n", another(13)),
+            ("an empty one before it", b"\x1a\x05\x0a\x00\x0a\x01m", Ok(())),
+            ("an empty one behind it", b"\x1a\x05\x0a\x01m\x0a\x00", another(7)),
+            ("a second message around it, without one", b"\x1a\x03\x0a\x01m\x1a\x02\x10\x01", Ok(())),
+            ("another that would be right alone", b"\x1a\x03\x0a\x01m\x1a\x03\x0a\x01o", another(10)),
+            ("one that is wrong before", b"\x1a\x03\x0a\x01n\x1a\x03\x0a\x01m", Err(SpliceError::AnotherId { message: 1, id: "n".to_owned() })),
+        ] {
+            for flag in [0, 1] {
+                let sent = framed(flag, &if flag == 1 { gzip(message) } else { message.to_vec() });
+                for size in 1..=sent.len() {
+                    let injector = |suffix| {
+                        let watch = Watch { path: path(&[3, 1]), ..watch(&["m", "o"]) };
+                        Injector::new(suffix, LIMIT, Some(watch)).compressed(Some(Encoding::Gzip), Arc::new(Pool::new(1 << 20)))
+                    };
+                    let told = pass(&mut injector(Bytes::new()), &sent, size).map(drop);
+                    assert_eq!(told, expected, "{case} {flag}, {size} at a time");
+                    let first = if case.starts_with("one that is wrong") { expected.clone() } else { Ok(()) };
+                    assert_eq!(pass(&mut injector(suffix(&path(&[3, 1]), "x")), &sent, size).map(drop), first, "{case} {flag}, {size} at a time");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_inflates_to_much_is_inflated_in_steps_and_comes_out_the_same() {
+        let plain = [&b"\x3a\x80\x80\x80\x02"[..], &[0; 4 << 20], b"\x0a\x01m"].concat();
+        let sent = [framed(1, &gzip(&plain)), framed(0, b"\x0a\x01m"), framed(1, &gzip(b"\x0a\x01m"))].concat();
+        let injector = |watched: Option<Watch>, suffix| {
+            let budget = Arc::new(Pool::new(16 << 20));
+            Injector::new(suffix, 8 << 20, watched).compressed(Some(Encoding::Gzip), budget)
+        };
+        for (suffix, watched) in [(name("m__x"), None), (Bytes::new(), Some(watch(&["m"])))] {
+            let at_once = pass(&mut injector(watched.clone(), suffix.clone()), &sent, sent.len()).unwrap().concat();
+            for size in [600, 7, sent.len()] {
+                let (mut paced, mut out, mut steps) = (injector(watched.clone(), suffix.clone()).at_a_time(256 << 10), Vec::new(), 0);
+                for frame in sent.chunks(size) {
+                    paced.push(Bytes::copy_from_slice(frame), &mut out).unwrap();
+                    while paced.is_behind() {
+                        steps += 1;
+                        paced.push(Bytes::new(), &mut out).unwrap();
+                    }
+                }
+                paced.end().unwrap();
+                assert!(out.concat() == at_once, "{size} at a time");
+                assert!(size == 7 || (4..64).contains(&steps), "{steps} steps of {size}");
             }
         }
     }

@@ -17,6 +17,7 @@ mod finder;
 mod inflate;
 mod inject;
 mod messages;
+mod pace;
 mod path;
 #[cfg(test)]
 mod properties;

@@ -30,6 +30,10 @@ pub(crate) struct Walk {
     limits: Limits,
     /// Whether nothing is looked at behind the value that was found.
     stops: bool,
+    /// Whether every further value must be the one that was found; else they are not looked at.
+    agrees: bool,
+    /// The value that was found, where others must be the same.
+    first: Option<String>,
     /// Bytes taken.
     at: u64,
     /// The message's length, `u64::MAX` where it is not known.
@@ -86,6 +90,8 @@ impl Walk {
             path,
             limits,
             stops: false,
+            agrees: false,
+            first: None,
             at: 0,
             end: u64::MAX,
             ends: [0; FieldPath::LONGEST],
@@ -103,24 +109,35 @@ impl Walk {
         Walk { stops: true, ..Walk::whole(Some(path), limits) }
     }
 
+    /// The same, for messages whose values are all read by somebody: one that differs from the first is a fault.
+    pub(crate) fn agreeing(self) -> Walk {
+        Walk { agrees: true, ..self }
+    }
+
     /// Begins a message, of `length` bytes if that is known: the first, or one after another that ended well and so left
     /// nothing open.
     pub(crate) fn restart(&mut self, length: Option<u64>) {
         self.at = 0;
         self.end = length.unwrap_or(u64::MAX);
         self.found = false;
+        self.first = None;
     }
 
-    /// Takes the next bytes of the message. `Some` once: the first value at the path that is not empty.
+    /// Takes the next bytes of the message. `Some` once: the first value at the path that is not empty. A fault behind that
+    /// value is told afterwards, so that it makes no difference how the bytes are cut.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Option<String>, WireError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        self.follow(bytes).inspect_err(|fault| self.failed = Some(fault.clone()))
+        let mut found = None;
+        if let Err(fault) = self.follow(bytes, &mut found) {
+            self.failed = Some(fault.clone());
+            return if found.is_some() { Ok(found) } else { Err(fault) };
+        }
+        Ok(found)
     }
 
-    fn follow(&mut self, mut bytes: &[u8]) -> Result<Option<String>, WireError> {
-        let mut found = None;
+    fn follow(&mut self, mut bytes: &[u8], found: &mut Option<String>) -> Result<(), WireError> {
         while let Some(&first) = bytes.first()
             && !(self.found && self.stops)
         {
@@ -141,12 +158,12 @@ impl Walk {
                     self.at += piece.len() as u64;
                     bytes = rest;
                     if piece.len() == length {
-                        found = Some(self.value(piece)?);
+                        *found = self.value(piece)?.or(found.take());
                     } else {
                         self.gathered.extend_from_slice(piece);
                         if self.gathered.len() == length {
                             let whole = std::mem::take(&mut self.gathered);
-                            found = Some(self.value(&whole)?);
+                            *found = self.value(&whole)?.or(found.take());
                         }
                     }
                 }
@@ -160,7 +177,7 @@ impl Walk {
                 }
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The message has ended: wrong within a field or a group.
@@ -258,6 +275,8 @@ impl Walk {
             return self.between();
         }
         match usize::try_from(length) {
+            // Behind another it takes that one's place.
+            Ok(0) if self.first.is_some() => Err(WireError::Another { at: self.at }),
             // An empty string is what an absent one reads as: a later one may still say something.
             Ok(0) => self.between(),
             Ok(bytes) if bytes <= self.limits.max_value => {
@@ -268,14 +287,24 @@ impl Walk {
         }
     }
 
-    /// The value is whole. What is left of the messages around it is of no interest.
-    fn value(&mut self, bytes: &[u8]) -> Result<String, WireError> {
-        let value = str::from_utf8(bytes).map_err(|_not| WireError::NotUtf8 { at: self.at })?.to_owned();
+    /// The value is whole. `None`: it is the same again. What is left of the messages around it is of no interest, unless
+    /// they may name another one.
+    fn value(&mut self, bytes: &[u8]) -> Result<Option<String>, WireError> {
+        let value = str::from_utf8(bytes).map_err(|_not| WireError::NotUtf8 { at: self.at })?;
+        if self.agrees {
+            self.between()?;
+            return match &self.first {
+                None => Ok(Some(self.first.insert(value.to_owned()).clone())),
+                Some(first) if first == value => Ok(None),
+                Some(_) => Err(WireError::Another { at: self.at }),
+            };
+        }
+        let value = value.to_owned();
         self.found = true;
         let rest = if self.depth == 0 { 0 } else { self.ends[0] - self.at };
         self.depth = 0;
         self.skip(rest)?;
-        Ok(value)
+        Ok(Some(value))
     }
 
     /// `length` bytes are of no interest.

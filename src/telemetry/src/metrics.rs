@@ -44,11 +44,19 @@ pub enum Counter {
     TlsReloads,
     /// Clients with which no TLS came about, by reason.
     TlsRefused,
+    /// Payloads delivered, by processor.
+    PayloadsSent,
+    /// Payloads that did not reach their processor, by processor and reason.
+    PayloadsDropped,
+    /// Looks at a changed file of the data plane's configuration, by outcome.
+    DataPlaneReloads,
 }
 
 /// Gauges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Gauge {
+    /// Whether the runtime answers: 1 or 0.
+    RuntimeUp,
     /// Budget of a memory pool.
     MemoryBudgetBytes,
     /// Bytes of a memory pool under lease.
@@ -89,6 +97,10 @@ pub enum Gauge {
     TlsCertificateExpiry,
     /// 1 while the TLS files cannot be used as they are.
     TlsFilesFaulty,
+    /// Bytes of payloads that wait for a processor or are being sent.
+    PayloadBytes,
+    /// 1 while the file of the data plane's configuration cannot be used as it is.
+    DataPlaneFaulty,
 }
 
 /// Histograms, all in seconds.
@@ -135,6 +147,13 @@ impl Counter {
             }
             Counter::TlsReloads => Family { name: "berth_tls_reloads_total", help: "TLS files that changed and were taken over or refused." },
             Counter::TlsRefused => Family { name: "berth_tls_refused_total", help: "Clients with which no TLS came about, by reason." },
+            Counter::PayloadsSent => Family { name: "berth_payloads_sent_total", help: "Payloads that a payload processor took, by processor." },
+            Counter::PayloadsDropped => {
+                Family { name: "berth_payloads_dropped_total", help: "Payloads that did not reach their processor, by processor and reason." }
+            }
+            Counter::DataPlaneReloads => {
+                Family { name: "berth_dataplane_config_reloads_total", help: "Changes of the data plane's configuration file, by outcome." }
+            }
         }
     }
 }
@@ -143,6 +162,7 @@ impl Gauge {
     const fn family(self) -> Family {
         match self {
             Gauge::MemoryBudgetBytes => Family { name: "berth_memory_budget_bytes", help: "Budget of a memory pool." },
+            Gauge::RuntimeUp => Family { name: "berth_runtime_up", help: "Whether the runtime answers: 1 or 0." },
             Gauge::MemoryLeasedBytes => Family { name: "berth_memory_leased_bytes", help: "Bytes of a memory pool under lease." },
             Gauge::MemoryUnconfirmedBytes => {
                 Family { name: "berth_memory_unconfirmed_bytes", help: "Bytes of a memory pool whose unload is not confirmed." }
@@ -176,6 +196,13 @@ impl Gauge {
             Gauge::TlsFilesFaulty => {
                 Family { name: "berth_tls_files_faulty", help: "1 while the TLS files cannot be used as they are and the last good ones count." }
             }
+            Gauge::PayloadBytes => {
+                Family { name: "berth_payload_bytes", help: "Bytes of payloads that wait or are being sent, by payload processor." }
+            }
+            Gauge::DataPlaneFaulty => Family {
+                name: "berth_dataplane_config_faulty",
+                help: "1 while the file of the data plane's configuration cannot be used and the last good one counts.",
+            },
         }
     }
 }

@@ -23,6 +23,7 @@ const LISTENERS: [&str; 5] = ["--grpc", "--rest", "--api", "--metrics", "--probe
 /// How `berth serve` is to be started: every listener on a free port of the loopback address.
 pub struct Serve {
     command: Command,
+    words: &'static [&'static str],
     flags: BTreeMap<String, OsString>,
 }
 
@@ -36,11 +37,19 @@ impl Serve {
         for (variable, _) in std::env::vars_os().filter(|(name, _)| ours(&name.to_string_lossy())) {
             command.env_remove(variable);
         }
-        let mut serve = Serve { command, flags: BTreeMap::new() }.flag("--manifests", manifests).flag("--data", data);
+        let mut serve = Serve { command, words: &["serve"], flags: BTreeMap::new() }.flag("--manifests", manifests).flag("--data", data);
         for listener in LISTENERS {
             serve = serve.flag(listener, format!("127.0.0.1:{}", free_port()));
         }
         serve
+    }
+
+    /// As `berth agent --standalone`, before an inference server of this kind at `endpoint`, which reads models from
+    /// `repository`.
+    #[must_use]
+    pub fn beside(mut self, runtime: &str, endpoint: &str, repository: &Path) -> Self {
+        self.words = &["agent", "--standalone"];
+        self.flag("--runtime", runtime).flag("--runtime-endpoint", endpoint).flag("--repository", repository)
     }
 
     /// Sets a flag to a value; the last value of a flag counts.
@@ -69,7 +78,7 @@ impl Serve {
     /// # Errors
     /// When the program cannot be started.
     pub fn spawn(mut self) -> Result<Berth> {
-        self.command.arg("serve");
+        self.command.args(self.words);
         for (flag, value) in &self.flags {
             self.command.arg(flag).arg(value);
         }

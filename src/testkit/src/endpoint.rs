@@ -10,8 +10,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use crate::identity::Identity;
 
 /// A request that came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +32,7 @@ pub struct Asked {
 
 /// A server on a free port of the loopback address. Ends when dropped.
 pub struct Endpoint {
+    scheme: &'static str,
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
     accepting: JoinHandle<()>,
@@ -38,13 +45,31 @@ impl Endpoint {
     ///
     /// # Errors
     /// When no port can be had.
-    #[allow(clippy::disallowed_methods, reason = "real clients need a real port")]
     pub async fn start(answer: impl Fn(&Asked) -> (u16, String) + Send + Sync + 'static) -> Result<Self> {
+        Self::begin(None, Arc::new(answer)).await
+    }
+
+    /// The same over TLS, as `identity`.
+    ///
+    /// # Errors
+    /// When no port can be had, or the identity is none.
+    pub async fn secured(identity: &Identity, answer: impl Fn(&Asked) -> (u16, String) + Send + Sync + 'static) -> Result<Self> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let config = config.with_no_client_auth().with_single_cert(chain, key)?;
+        Self::begin(Some(TlsAcceptor::from(Arc::new(config))), Arc::new(answer)).await
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "real clients need a real port")]
+    async fn begin(tls: Option<TlsAcceptor>, answer: Arc<Answer>) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("no port for a server")?;
         let address = listener.local_addr()?;
         let asked = Arc::default();
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&asked), Arc::new(answer)));
-        Ok(Endpoint { address, asked, accepting })
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let accepting = tokio::spawn(accept(listener, tls, Arc::clone(&asked), answer));
+        Ok(Endpoint { scheme, address, asked, accepting })
     }
 
     /// Where it listens.
@@ -56,7 +81,7 @@ impl Endpoint {
     /// A URL of it.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.scheme, self.address)
     }
 
     /// What was asked so far.
@@ -75,15 +100,23 @@ impl Drop for Endpoint {
     }
 }
 
-async fn accept(listener: TcpListener, asked: Arc<Mutex<Vec<Asked>>>, answer: Arc<Answer>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, asked: Arc<Mutex<Vec<Asked>>>, answer: Arc<Answer>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Ok((client, _)) = listener.accept() => {
                 let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
                 let service = service_fn(move |request| one(request, Arc::clone(&asked), Arc::clone(&answer)));
+                let http = hyper::server::conn::http1::Builder::new();
                 // A connection that breaks is its client's business.
-                connections.spawn(async move { drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service).await) });
+                match tls.clone() {
+                    None => connections.spawn(async move { drop(http.serve_connection(TokioIo::new(client), service).await) }),
+                    Some(tls) => connections.spawn(async move {
+                        if let Ok(client) = tls.accept(client).await {
+                            drop(http.serve_connection(TokioIo::new(client), service).await);
+                        }
+                    }),
+                };
             }
             Some(_) = connections.join_next() => {}
             else => return,

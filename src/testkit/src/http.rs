@@ -1,6 +1,7 @@
 //! Plain HTTP/1.1 calls.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
+
+use crate::real_time::{Found, eventually};
 
 /// No call of the tests takes longer; a cold load is part of a call.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,6 +52,21 @@ impl Reply {
         ensure!(self.status == 200, "status {}, body {:?}", self.status, self.text());
         self.json()
     }
+}
+
+/// Waits until the server at `addr` says in the words of the Open Inference Protocol that it is ready.
+///
+/// # Errors
+/// When it does not within `within`, with what it said last.
+pub async fn ready(server: &str, addr: SocketAddr, within: Duration) -> Result<()> {
+    eventually(&format!("{server} to be ready"), within, || async {
+        Ok(match get(&format!("http://{addr}/v2/health/ready")).await {
+            Ok(reply) if reply.status == 200 => Found::Yes(()),
+            Ok(reply) => Found::NotYet(reply.status.to_string()),
+            Err(fault) => Found::NotYet(format!("{fault:#}")),
+        })
+    })
+    .await
 }
 
 /// True when there was nobody to send to: no connection was made, so that nothing that was taken got lost.

@@ -11,10 +11,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::calls::{Client, Kind, Order};
-use crate::http::get;
+use crate::http::ready;
 use crate::message::text;
 use crate::parts::part;
-use crate::real_time::{Found, eventually};
 use crate::{Exit, Parts, Process, free_port};
 
 /// A start, and the first load of a kind of model, on a busy machine: it is Python and imports much.
@@ -55,15 +54,7 @@ impl MlServer {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .current_dir(folder.path());
         let server = MlServer { process: Process::start("mlserver", command)?, parts: parts.clone(), folder, grpc, http };
-        eventually("MLServer to be ready", PATIENCE, || async {
-            Ok(match get(&format!("http://{http}/v2/health/ready")).await {
-                Ok(reply) if reply.status == 200 => Found::Yes(()),
-                Ok(reply) => Found::NotYet(reply.status.to_string()),
-                Err(fault) => Found::NotYet(format!("{fault:#}")),
-            })
-        })
-        .await
-        .with_context(|| server.process.written())?;
+        ready("MLServer", http, PATIENCE).await.with_context(|| server.process.written())?;
         Ok(server)
     }
 
@@ -90,14 +81,23 @@ impl MlServer {
     /// What training or the server says.
     pub async fn load_iris(&self, name: &str) -> Result<()> {
         let place = self.model(name, "mlserver_sklearn.SKLearnModel", Some("./model.joblib"))?;
-        let script = place.join("train.py");
+        self.train_iris(&place.join("model.joblib")).await?;
+        self.load(name).await
+    }
+
+    /// Trains that classifier into `file`, whose folder is there.
+    ///
+    /// # Errors
+    /// What training says.
+    pub async fn train_iris(&self, file: &Path) -> Result<()> {
+        let script = self.path().join("train.py");
         fs::write(&script, include_str!("models/mlserver_iris.py"))?;
         let mut command = Command::new(part("BERTH_MLSERVER")?.with_file_name("python"));
-        command.arg("-B").arg(&script).arg(place.join("model.joblib")).env("OMP_NUM_THREADS", "1");
+        command.arg("-B").arg(&script).arg(file).env("OMP_NUM_THREADS", "1");
         let mut training = Process::start("training", command)?;
         let exit = training.exit(PATIENCE).await?;
         ensure!(exit == Exit::Code(0), "{exit:?}\n{}", training.written());
-        self.load(name).await
+        Ok(())
     }
 
     /// Loads a model that sends its inputs back, also over a stream, as `name`.
@@ -118,7 +118,9 @@ impl MlServer {
         Ok(place)
     }
 
-    fn models(&self) -> PathBuf {
+    /// The folder that it reads models from.
+    #[must_use]
+    pub fn models(&self) -> PathBuf {
         self.path().join("models")
     }
 

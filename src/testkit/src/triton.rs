@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::calls::{Client, Kind, Order};
-use crate::http::{get, post};
+use crate::http::{post, ready};
 use crate::message::text;
 use crate::parts::part;
 use crate::real_time::{Found, eventually};
@@ -117,6 +117,9 @@ fn tensor_text((name, datatype, dims): Tensor<'_>, more: &str) -> String {
 pub struct Triton {
     process: Process,
     parts: Parts,
+    models: PathBuf,
+    /// The folder of its backends, where it has more than come with it.
+    backends: Option<TempDir>,
     grpc: SocketAddr,
     http: SocketAddr,
     /// How the names of its regions of shared memory begin.
@@ -129,33 +132,64 @@ impl Triton {
     /// # Errors
     /// When it cannot be started or is not ready within a minute.
     pub async fn start(parts: &Parts, models: &Path) -> Result<Self> {
-        let server = part("BERTH_TRITON")?;
-        let place = server.ancestors().nth(2).context("the server lies in bin")?;
-        let libraries = place.ancestors().nth(2).context("the server lies in a Python package")?.join("nvidia_pytriton.libs");
+        Triton::launch(parts, models, None).await
+    }
+
+    /// The same with a backend for ONNX files, which completes their configurations.
+    ///
+    /// # Errors
+    /// When it cannot be started or is not ready within a minute.
+    pub async fn with_onnx(parts: &Parts, models: &Path) -> Result<Self> {
+        let backends = TempDir::new()?;
+        std::os::unix::fs::symlink(place()?.join("backends/python"), backends.path().join("python"))?;
+        fs::create_dir(backends.path().join("onnxruntime"))?;
+        fs::write(backends.path().join("onnxruntime/model.py"), include_str!("models/onnx_backend.py"))?;
+        Triton::launch(parts, models, Some(backends)).await
+    }
+
+    async fn launch(parts: &Parts, models: &Path, backends: Option<TempDir>) -> Result<Self> {
         let [grpc, http] = [(); 2].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
         let regions = format!("berth_{}_{}_", std::process::id(), grpc.port());
-        // Models run in a Python of their own, which is the first one on the path: the one that has ONNX Runtime.
-        let python = parts.python.parent().context("a program lies in a folder")?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths([python.to_owned()].into_iter().chain(std::env::split_paths(&path)))?;
-        let mut command = Command::new(&server);
-        command.env("PATH", path).env("LD_LIBRARY_PATH", libraries).env("OMP_NUM_THREADS", "1");
-        command.arg("--model-repository").arg(models).arg("--backend-directory").arg(place.join("backends"));
-        command.args(["--model-control-mode=explicit", "--strict-readiness=false", "--disable-auto-complete-config"]);
-        command.args(["--allow-metrics=false", "--exit-timeout-secs=5", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]);
-        command.args([format!("--http-port={}", http.port()), format!("--grpc-port={}", grpc.port())]);
-        command.arg(format!("--backend-config=python,shm-region-prefix-name={regions}")).process_group(0);
-        let triton = Triton { process: Process::start("tritonserver", command)?, parts: parts.clone(), grpc, http, regions };
-        eventually("Triton to be ready", PATIENCE, || async {
-            Ok(match get(&format!("http://{http}/v2/health/ready")).await {
-                Ok(reply) if reply.status == 200 => Found::Yes(()),
-                Ok(reply) => Found::NotYet(reply.status.to_string()),
-                Err(fault) => Found::NotYet(format!("{fault:#}")),
-            })
-        })
-        .await
-        .with_context(|| triton.process.written())?;
+        let (parts, models) = (parts.clone(), models.to_owned());
+        let process = spawn(&parts, &models, backends.as_ref(), grpc, http, &regions)?;
+        let triton = Triton { process, parts, models, backends, grpc, http, regions };
+        triton.ready().await?;
         Ok(triton)
+    }
+
+    async fn ready(&self) -> Result<()> {
+        ready("Triton", self.http, PATIENCE).await.with_context(|| self.process.written())
+    }
+
+    /// Kills it with all its processes, as the kernel does when memory has run out.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.end();
+        self.process.exit(PATIENCE).await.map(drop)
+    }
+
+    /// Starts it anew where it was, after [`Triton::kill`].
+    ///
+    /// # Errors
+    /// When it cannot be started or is not ready within a minute.
+    pub async fn again(&mut self) -> Result<()> {
+        self.process = spawn(&self.parts, &self.models, self.backends.as_ref(), self.grpc, self.http, &self.regions)?;
+        self.ready().await
+    }
+
+    fn end(&self) {
+        // Each model is a process of its own. They are in the server's group, and nobody else is.
+        if let Some(group) = Pid::from_raw(self.process.id()) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        // Killed, it leaves its shared memory behind.
+        for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&self.regions) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Where it takes gRPC.
@@ -207,17 +241,31 @@ impl Triton {
 
 impl Drop for Triton {
     fn drop(&mut self) {
-        // Each model is a process of its own. They are in the server's group, and nobody else is.
-        if let Some(group) = Pid::from_raw(self.process.id()) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-        // Killed, it leaves its shared memory behind.
-        for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&self.regions) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
+        self.end();
     }
+}
+
+/// The folder that the server came in.
+fn place() -> Result<PathBuf> {
+    Ok(part("BERTH_TRITON")?.ancestors().nth(2).context("the server lies in bin")?.to_owned())
+}
+
+fn spawn(parts: &Parts, models: &Path, backends: Option<&TempDir>, grpc: SocketAddr, http: SocketAddr, regions: &str) -> Result<Process> {
+    let place = place()?;
+    let libraries = place.ancestors().nth(2).context("the server lies in a Python package")?.join("nvidia_pytriton.libs");
+    // Models run in a Python of their own, which is the first one on the path: the one that has ONNX Runtime.
+    let python = parts.python.parent().context("a program lies in a folder")?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([python.to_owned()].into_iter().chain(std::env::split_paths(&path)))?;
+    let mut command = Command::new(part("BERTH_TRITON")?);
+    command.env("PATH", path).env("LD_LIBRARY_PATH", libraries).env("OMP_NUM_THREADS", "1").env("BERTH_TEST_REPOSITORY", models);
+    let (folder, more) = backends.map_or((place.join("backends"), Some("--disable-auto-complete-config")), |more| (more.path().to_owned(), None));
+    command.arg("--model-repository").arg(models).arg("--backend-directory").arg(folder).args(more);
+    command.args(["--model-control-mode=explicit", "--strict-readiness=false"]);
+    command.args(["--allow-metrics=false", "--exit-timeout-secs=5", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]);
+    command.args([format!("--http-port={}", http.port()), format!("--grpc-port={}", grpc.port())]);
+    command.arg(format!("--backend-config=python,shm-region-prefix-name={regions}")).process_group(0);
+    Process::start("tritonserver", command)
 }
 
 /// These examples of the quickstart, in a folder for Triton.

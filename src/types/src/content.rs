@@ -34,6 +34,17 @@ impl fmt::Debug for ContentDigest {
 #[error("{0:?} is not a content digest: write crc64: and 64 hexadecimal digits")]
 pub struct ParseContentDigestError(pub String);
 
+impl ContentDigest {
+    /// Whether a text is a digest by an algorithm that is not known here: other releases write down others.
+    #[must_use]
+    pub fn is_of_another_release(text: &str) -> bool {
+        let Some((name, digits)) = text.split_once(':') else { return false };
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let is_digest = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_name && is_digest && !text.starts_with(ALGORITHM)
+    }
+}
+
 impl FromStr for ContentDigest {
     type Err = ParseContentDigestError;
 
@@ -114,6 +125,22 @@ mod tests {
             assert!(fault.0.chars().count() <= 80, "{fault}");
         }
         assert!(serde_json::from_str::<ContentDigest>("\"crc64:00\"").is_err());
+    }
+
+    #[test]
+    fn a_digest_of_another_release_is_known_by_its_form() {
+        for (text, expected) in [
+            ("blake3:00ff", true),
+            ("sha256:0", true),
+            ("crc64:00ff", false),
+            ("", false),
+            (":00", false),
+            ("x:", false),
+            ("x:yz", false),
+            ("a b:00", false),
+        ] {
+            assert_eq!(ContentDigest::is_of_another_release(text), expected, "{text:?}");
+        }
     }
 
     proptest! {

@@ -28,9 +28,6 @@ pub struct ManagedModel {
     /// It goes when no name refers to it any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_delete: bool,
-    /// How many names refer to it. A model with none is there in its own right.
-    #[serde(default)]
-    pub names: u32,
 }
 
 impl ManagedModel {
@@ -75,6 +72,9 @@ pub trait ManagedRecords {
 
     /// A name.
     fn name(&self, name: &Name) -> Option<Arc<ManagedName>>;
+
+    /// How many names refer to a model. A model with none is there in its own right.
+    fn references(&self, id: &ModelId) -> u32;
 }
 
 /// One part of a change.

@@ -1,5 +1,6 @@
 //! The body of an answer as the server sends it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -21,6 +22,8 @@ use crate::target::Target;
 /// and so is what is left of the request's body.
 pub struct Answer {
     target: Target,
+    /// Frames that were read and put back: they come before what is still to come.
+    back: VecDeque<Result<Frame<Bytes>, CallError>>,
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
 }
@@ -44,7 +47,19 @@ impl Answer {
     pub(crate) fn new(target: Target, stream: RecvStream, rest: Option<Rest>, lease: Lease) -> Self {
         let ended = stream.is_end_stream();
         let open = Open { stream, is_all_data: false, rest, lease };
-        Answer { target, open: (!ended).then_some(open) }
+        Answer { target, back: VecDeque::new(), open: (!ended).then_some(open) }
+    }
+
+    /// Puts back what was read of it, in the order in which it came: it comes again.
+    pub fn put_back(&mut self, mut frames: VecDeque<Result<Frame<Bytes>, CallError>>) {
+        frames.append(&mut self.back);
+        self.back = frames;
+    }
+
+    /// Whether all of it has come: what is left of it was put back, and the call is over.
+    #[must_use]
+    pub fn has_come(&self) -> bool {
+        self.open.is_none()
     }
 
     fn fail(&mut self, error: &h2::Error) -> CallError {
@@ -62,6 +77,9 @@ impl Body for Answer {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CallError>>> {
         let this = self.get_mut();
+        if let Some(frame) = this.back.pop_front() {
+            return Poll::Ready(Some(frame));
+        }
         let Some(open) = &mut this.open else { return Poll::Ready(None) };
         while !open.is_all_data {
             match ready!(open.stream.poll_data(cx)) {
@@ -88,11 +106,11 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.open.is_none()
+        self.open.is_none() && self.back.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.open.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
+        if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
 }
 

@@ -16,7 +16,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// HTTP/2 window of one call's answer: what of it may lie here unread.
     pub stream_window: ByteSize,
-    /// HTTP/2 window of one connection: what of all its answers may lie here unread.
+    /// HTTP/2 window of one connection: what of all its answers may lie here unread. Beyond as many answers as stream
+    /// windows are in it, those that nobody reads hold up the others; at least as many as `streams`.
     pub connection_window: ByteSize,
     /// What of one call's request may lie here unsent beside the piece that is in hand.
     pub send_buffer: ByteSize,
@@ -38,9 +39,10 @@ impl Default for Config {
             connections: 4,
             streams: 32,
             connect_timeout: Duration::from_secs(10),
-            // As on the inference ports: room for a few image-sized tensors.
-            stream_window: ByteSize::mib(4),
-            connection_window: ByteSize::mib(16),
+            // As on the inference ports: 255 answers may lie unread beside others on one connection. No smaller: bodies of
+            // megabytes would stall.
+            stream_window: ByteSize::kib(256),
+            connection_window: ByteSize::mib(64),
             send_buffer: ByteSize::mib(1),
             max_frame: ByteSize(64 * 1024),
             max_headers: ByteSize(64 * 1024),
@@ -78,6 +80,10 @@ impl Config {
             if !(least..=most).contains(&value.0) {
                 faults.push(format!("{name} is {value}, it must be between {} and {}", ByteSize(least), ByteSize(most)));
             }
+        }
+        let all = self.stream_window.0.saturating_mul(self.streams as u64);
+        if self.connection_window.0 < all {
+            faults.push(format!("connection_window is {}, less than the {} of all streams' windows", self.connection_window, ByteSize(all)));
         }
         faults
     }
@@ -118,5 +124,7 @@ mod tests {
             assert!(faults.iter().any(|fault| fault.starts_with(&format!("{field} is"))), "{field} in {faults:?}");
         }
         assert_eq!(faults.len(), 10);
+        let narrow = Config { streams: 257, ..Config::default() };
+        assert_eq!(narrow.faults(), ["connection_window is 64 MiB, less than the 64.2 MiB of all streams' windows"]);
     }
 }

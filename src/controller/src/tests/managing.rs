@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use berth_plan::managed::{Doing, ModelInfo, NameDoing, NewModel, Refused, SetName};
-use berth_registry::{Management, Resolved};
+use berth_registry::{Managed as _, Management, Resolved};
 use berth_types::{ModelId, Name, UnixMillis};
 
 use super::world::{Answer, World, isvc, loaded, onnx, secs};
@@ -186,5 +186,32 @@ async fn a_resource_waits_for_a_name_that_calls_hold_and_gets_it_when_they_let_g
     world.pass(secs(1)).await;
     assert_eq!(world.last("n"), "Loaded/ UpToDate True");
     assert!(matches!(manager.set_name(to("n", "a")).await, Err(Refused::Exists(text)) if text.contains("InferenceService default/n")));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_gets_the_name_while_a_call_is_being_kept_keeps_it_and_the_call_is_taken_back() {
+    let world = World::start().await;
+    let manager = world.manager().await;
+    world.store.hold_calls(true);
+    let call = tokio::spawn({
+        let manager = manager.clone();
+        async move { manager.set_name(to("n", "a")).await }
+    });
+    world.pass(secs(0)).await;
+    assert!(world.store.managed_name("n").is_some() && manager.name("n", None) == Ok(None), "kept, and not shown yet");
+    world.apply(isvc("n", onnx("1"))).await;
+    let theirs = world.model("n");
+    world.store.hold_calls(false);
+    let refused = call.await.expect("no panic").expect_err("the resource was first");
+    assert!(matches!(&refused, Refused::Exists(text) if text.contains("InferenceService default/n")), "{refused}");
+    assert!(matches!(world.resolve("n"), Resolved::Model(serving) if serving.id == theirs));
+    assert_eq!((world.store.managed(), doing(&manager, "a")), ((Vec::new(), Vec::new()), Doing::NotFound));
+
+    let world = world.restart().await;
+    let _manager = world.manager().await;
+    world.pass(secs(1)).await;
+    assert!(matches!(world.resolve("n"), Resolved::Model(serving) if serving.id == theirs));
+    assert_eq!(world.last("n"), "Loaded/ UpToDate True");
     world.stop().await;
 }

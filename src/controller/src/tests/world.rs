@@ -170,6 +170,8 @@ pub(super) struct Balky {
     /// Applied right before the next status is written.
     edit: Mutex<Option<Arc<Desired>>>,
     break_contents: watch::Sender<bool>,
+    /// While true, what calls change is kept and not answered.
+    hold_calls: watch::Sender<bool>,
     gets: AtomicU64,
 }
 
@@ -186,6 +188,10 @@ impl Balky {
     /// Lets somebody's edit land together with the next status: a subscriber sees both as one change.
     pub(super) fn edit_with_the_next_status(&self, edit: Desired) {
         *self.edit.lock() = Some(Arc::new(edit));
+    }
+
+    pub(super) fn hold_calls(&self, hold: bool) {
+        self.hold_calls.send_replace(hold);
     }
 
     pub(super) fn break_contents(&self, broken: bool) {
@@ -284,7 +290,9 @@ impl Managed for Balky {
         self.inner.managed()
     }
     async fn change_managed(&self, change: ManagedChange) -> Result<(), StoreError> {
-        self.inner.change_managed(change).await
+        let kept = self.inner.change_managed(change).await;
+        let _ = self.hold_calls.subscribe().wait_for(|hold| !hold).await;
+        kept
     }
 }
 
@@ -328,6 +336,7 @@ impl World {
             hold_aliases: watch::Sender::new(false),
             break_statuses: watch::Sender::new(false),
             break_contents: watch::Sender::new(false),
+            hold_calls: watch::Sender::new(false),
             edit: Mutex::default(),
             gets: AtomicU64::new(0),
         });

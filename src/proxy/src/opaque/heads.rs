@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tonic::{Code, Status};
 
 pub(crate) use super::passed::code_of as code;
+use super::unknown;
 
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const MODEL: HeaderName = HeaderName::from_static("mm-model-id");
@@ -74,10 +75,8 @@ pub(crate) fn is_not_here(head: &HeaderMap) -> bool {
     let said = || Status::from_header_map(head).map(|status| status.message().to_owned()).unwrap_or_default();
     match code(head) {
         Some(Code::NotFound) => true,
-        Some(Code::Unavailable) => {
-            let said = said();
-            said.starts_with("Request for unknown model") && (said.ends_with("is not found") || said.ends_with("has no available versions"))
-        }
+        Some(Code::Unavailable) => unknown::is_tritons(&said()),
+        Some(Code::Unknown) => unknown::is_mlservers(&said()),
         Some(Code::InvalidArgument) => {
             let said = said();
             said.starts_with("Model ") && said.contains(" not found")
@@ -161,6 +160,8 @@ mod tests {
             ("14", "the model is warming up, what was asked for is not found", false),
             ("3", "Model m with version  not found", true),
             ("3", "Model m takes no input x", false),
+            ("2", "Unexpected <class 'mlserver.errors.ModelNotFound'>: Model m with version  not found", true),
+            ("2", "Unexpected <class 'ValueError'>: Model m with version  not found", false),
             ("0", "", false),
             ("13", "Request for unknown model: 'm' is not found", false),
         ] {
@@ -168,5 +169,21 @@ mod tests {
             assert_eq!(is_not_here(&headers(&[("grpc-status", code), ("grpc-message", &message)])), not_here, "{code} {message}");
         }
         assert!(!is_not_here(&HeaderMap::new()));
+    }
+
+    /// What the tests of the whole system record of real servers, as `SERVER MODEL METHOD: CODE "WORDS" ANSWERS`.
+    #[test]
+    fn every_status_by_which_real_servers_say_that_they_do_not_hold_a_model_is_understood() {
+        let mut statuses = 0;
+        for line in include_str!("../../../../tests/system/unknown_models.txt").lines() {
+            let (_, told) = line.split_once(": ").unwrap();
+            let (code, words) = told.split_once(" \"").unwrap();
+            let words = words.split_once("\" [").unwrap().0.replace(' ', "%20");
+            if code != "0" {
+                assert!(is_not_here(&headers(&[("grpc-status", code), ("grpc-message", &words)])), "{line}");
+                statuses += 1;
+            }
+        }
+        assert_eq!(statuses, 12);
     }
 }

@@ -1,54 +1,46 @@
 //! Calls whose messages nobody here understands: from a client to the runtime and back, as they come.
 //!
 //! The model comes from the headers or is found in the first message; its id is written into every message, the copy is
-//! guarded until the last of the answer, and what comes back is passed on whole: headers, messages, trailers. Only an answer
-//! that says "that model is not here" is looked at: then the model is loaded again and the request sent once more, as long
-//! as all of it is still here.
+//! guarded until the last of the answer has come, and what comes back is passed on whole: headers, messages, trailers. Only an
+//! answer that says "that model is not here" is looked at: if that is so, the model is loaded again and the request sent once
+//! more, as long as all of it is still here.
 
+mod begun;
 mod heads;
 mod passed;
 mod passing;
+mod sending;
 mod several;
 mod typed;
+mod unknown;
+mod whole;
 
 #[cfg(test)]
 mod tests;
 
-use std::pin::pin;
 use std::time::Duration;
 
 use berth_adapters::InferError;
-use berth_residency::WaitError;
 use berth_splice::{Encoding, suffix};
 use berth_telemetry::Clock;
-use berth_types::{Deadline, ModelId};
+use berth_types::{ByteSize, Deadline, ModelId};
 use berth_upstream::{Answer, CallError, Code, Server};
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method as Verb, Request as HttpRequest, Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode};
 
-use crate::body::Outgoing;
+use crate::body::{Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
 use crate::frontend::Frontend;
 use crate::id::{self, Asked};
 use crate::meters::Measured;
-use crate::methods::Names;
-use crate::route::{self, Models};
+use crate::methods::{Method, Names};
+use crate::payloads::Observed;
+use crate::route::Models;
 use crate::wire;
-pub(crate) use passed::Flows;
-use passed::Passed;
-use passing::Request;
-pub(crate) use typed::Typed;
-
-/// How often a call is sent once more: after the runtime did not hold the model, or the connection broke.
-const TRIES: u32 = 2;
-
-/// When a call must have an answer, and when that answer must have ended.
-#[derive(Clone, Copy)]
-struct Deadlines {
-    answer: Deadline,
-    end: Deadline,
-}
+pub(crate) use passed::Passed;
+use passing::{Passing, Request};
+use sending::{Begun, Deadlines, Head, Sending};
 
 impl<M: Models> Frontend<M> {
     /// Passes a call on to `server`.
@@ -62,13 +54,11 @@ impl<M: Models> Frontend<M> {
                 Err(fault) => Err(fault),
             },
         };
-        match self.try_pass(server, head, in_headers, body).await {
-            Ok((headers, called, request)) => {
-                let mut response = Response::new(Outgoing::Passed(Box::new(Passed::new(called, measured, request, self.clock.clone()))));
-                *response.headers_mut() = headers;
-                response
-            }
+        let mut observed = None;
+        match self.try_pass(server, head, in_headers, body, &mut observed).await {
+            Ok((called, request)) => called.answered::<M>(measured, request, observed),
             Err(fault) => {
+                observed.into_iter().for_each(|observed| observed.failed(fault.verdict().code));
                 measured.is(fault.verdict().code);
                 wire::fault(&fault)
             }
@@ -84,7 +74,7 @@ impl<M: Models> Frontend<M> {
         measured: Measured,
     ) -> Response<Outgoing> {
         let passed = async {
-            let (method, deadline) = (self.methods().of(head.uri.path())?, self.deadline(&head.headers)?);
+            let (method, deadline) = (self.method(head)?, self.deadline(&head.headers)?);
             self.pass_several(server, head, &method, asked, body, deadline).await
         };
         match passed.await {
@@ -105,8 +95,9 @@ impl<M: Models> Frontend<M> {
         head: &Parts,
         in_headers: Result<Option<Asked<'_>>, Fault>,
         body: hyper::body::Incoming,
-    ) -> Result<(HeaderMap, Called<M>, Request<hyper::body::Incoming>), Fault> {
-        let method = self.methods().of(head.uri.path())?;
+        observed: &mut Option<Observed>,
+    ) -> Result<(Called<M::Guard>, Request<hyper::body::Incoming>), Fault> {
+        let method = self.method(head)?;
         let deadlines = self.deadlines(&head.headers)?;
         let request = Request::new(body, &self.bodies, self.config.max_message, encoding(&head.headers));
         let (asked, in_message) = match (in_headers?, &method.extract) {
@@ -123,71 +114,23 @@ impl<M: Models> Frontend<M> {
                 }
             }
         };
-        let mut tries = TRIES;
-        loop {
-            let registration = route::registration(&self.models, &asked)?;
-            let model = &registration.id;
-            let guard = match route::acquire(&self.models, &registration, &self.clock, deadlines.answer).await {
-                Err(Fault::Wait { error: WaitError::Retired, .. }) if tries > 0 => {
-                    tries -= 1;
-                    continue;
-                }
-                other => other?,
-            };
-            let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
-            // Whoever names the model in messages names it in all of them, or in none but the first.
-            let watched = method.extract.as_ref().filter(|_| in_message).map(|extract| (extract.path.clone(), asked.as_str().to_owned()));
-            let Some(body) = request.body(id, watched) else {
-                let why = "the model went away when a part of the request had been sent".to_owned();
-                return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
-            };
-            let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), body);
-            // Pinned where it is: it is not moved once more.
-            let call = pin!(server.call(sent));
-            let called = tokio::select! {
-                biased;
-                called = self.clock.until(deadlines.answer, call) => called,
-                () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
-            };
-            let last = tries == 0;
-            tries = tries.saturating_sub(1);
-            match called {
-                None => return Err(request.fault().unwrap_or_else(|| infer_fault(model, InferError::DeadlineExceeded))),
-                // Not told a second time: then the runtime means something else that it did not find.
-                Some(Ok(answer)) if heads::is_not_here(answer.headers()) && !last => {
-                    drop(answer);
-                    self.lost(model, guard, deadlines.answer).await;
-                    if !request.is_whole() {
-                        return Err(infer_fault(model, InferError::NotLoaded(model.clone())));
-                    }
-                }
-                Some(Ok(answer)) => {
-                    request.is_answered();
-                    let (headers, called) = begun(answer, model, guard, deadlines.end)?;
-                    return Ok((headers, called, request));
-                }
-                Some(Err(why)) => {
-                    if let Some(fault) = request.fault() {
-                        return Err(fault);
-                    }
-                    if is_late(&why, deadlines.end, &self.clock) {
-                        return Err(infer_fault(model, InferError::DeadlineExceeded));
-                    }
-                    if last || !request.is_whole() || matches!(why, CallError::Unreachable { .. }) {
-                        return Err(call_fault(model, &why));
-                    }
-                    tracing::debug!(model = %model, error = %why, "a request is sent once more");
-                }
+        let show = |model: &ModelId| {
+            if observed.is_none() {
+                *observed = self.observe(head.uri.path(), &asked, model, &head.headers);
+                observed.iter().for_each(|observed| request.show(observed.requests(&head.headers)));
             }
-        }
+        };
+        let (asked_as, window) = (asked.as_str(), self.config.stream_window);
+        let mut passes = Passes { request: &request, method: &method, asked: asked_as, in_message, window, show };
+        let to = Head { uri: &head.uri, headers: &head.headers };
+        let begun = self.send(server, to, &asked, deadlines, &mut passes).await?;
+        request.is_answered();
+        Ok((self.called(begun, deadlines.end)?, request))
     }
 
-    fn head_for(&self, head: &Parts, model: &ModelId, deadlines: Deadlines) -> Parts {
-        let (mut parts, ()) = HttpRequest::new(()).into_parts();
-        (parts.method, parts.version) = (Verb::POST, Version::HTTP_2);
-        parts.uri = head.uri.clone();
-        parts.headers = heads::to_runtime(&head.headers, model, deadlines.end.left(self.clock.now()));
-        parts
+    /// The method that is called. A query is no part of any method's name.
+    fn method(&self, head: &Parts) -> Result<Method, Fault> {
+        self.methods().of(head.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str))
     }
 
     /// When a call must be answered and end: what the client asked for, at most the longest there is. A client that asked
@@ -197,26 +140,107 @@ impl<M: Models> Frontend<M> {
         let end = if headers.contains_key("grpc-timeout") { answer } else { self.clock.deadline_in(self.config.max_deadline) };
         Ok(Deadlines { answer, end })
     }
-}
 
-/// An answer that has begun, without its headers.
-struct Called<M: Models> {
-    body: Answer,
-    guard: M::Guard,
-    model: ModelId,
-    end: Deadline,
-    /// The answer's, where its head says it already.
-    code: Option<tonic::Code>,
-}
-
-fn begun<M: Models>(answer: Response<Answer>, model: &ModelId, guard: M::Guard, end: Deadline) -> Result<(HeaderMap, Called<M>), Fault> {
-    let (head, body) = answer.into_parts();
-    if head.status != StatusCode::OK {
-        let why = format!("it answered with HTTP status {}", head.status.as_u16());
-        return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
+    fn called(&self, begun: Begun<M::Guard>, end: Deadline) -> Result<Called<M::Guard>, Fault> {
+        let Begun { answer, guard, model, .. } = begun;
+        let (head, body) = answer.into_parts();
+        if head.status != StatusCode::OK {
+            let why = format!("it answered with HTTP status {}", head.status.as_u16());
+            return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
+        }
+        let until = (self.clock.clone(), end);
+        Ok(Called { headers: head.headers, body, guard, model, until, unread_timeout: self.config.unread_timeout })
     }
-    let code = passed::code_of(&head.headers);
-    Ok((head.headers, Called { body, guard, model: model.clone(), end, code }))
+}
+
+/// A request that is passed on as it comes.
+struct Passes<'a, B, F> {
+    request: &'a Request<B>,
+    method: &'a Method,
+    asked: &'a str,
+    /// The first message says which model is meant.
+    in_message: bool,
+    window: ByteSize,
+    /// Shows it to whoever looks at the calls of a model.
+    show: F,
+}
+
+impl<B: Incoming, F: FnMut(&ModelId)> Sending for Passes<'_, B, F> {
+    type Body = Passing<B>;
+
+    fn body(&mut self, model: &ModelId) -> Result<Passing<B>, Fault> {
+        (self.show)(model);
+        let id = self.method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
+        // Whoever names the model in messages names it in all of them, or in none but the first. And what the runtime reads,
+        // because nothing is written over it, must be the model that is guarded.
+        let watches = self.in_message || self.method.inject.is_none();
+        let watched = self.method.extract.as_ref().filter(|_| watches).map(|extract| (extract.path.clone(), self.asked.to_owned()));
+        self.request.body(id, watched).ok_or_else(|| {
+            let why = "the model went away when a part of the request had been sent".to_owned();
+            Fault::RuntimeLost { model: Quoted::new(model.as_str()), why }
+        })
+    }
+
+    fn held(&self) -> u64 {
+        self.request.held(self.window)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.request.is_whole()
+    }
+
+    fn is_sent(&self) -> bool {
+        self.request.is_sent()
+    }
+
+    fn is_one(&self) -> bool {
+        self.request.is_one()
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.request.fault()
+    }
+}
+
+/// An answer that has begun.
+struct Called<G> {
+    headers: HeaderMap,
+    body: Answer,
+    guard: G,
+    model: ModelId,
+    until: (Clock, Deadline),
+    unread_timeout: Duration,
+}
+
+impl<G: Send + Sync + 'static> Called<G> {
+    fn answered<M: Models<Guard = G>>(
+        self,
+        measured: Measured,
+        request: Request<hyper::body::Incoming>,
+        observed: Option<Observed>,
+    ) -> Response<Outgoing> {
+        let Called { headers, body, guard, model, until, unread_timeout } = self;
+        let (code, has_come) = (passed::code_of(&headers), body.has_come());
+        let mut tap = observed.map(|observed| observed.responses(&headers));
+        code.into_iter().for_each(|code| tap.iter_mut().for_each(|tap| tap.ended(code)));
+        let mut passed = Passed::new(body, measured, code, model.clone(), request, until.clone()).shown(tap);
+        if !has_come {
+            passed = passed.watched(|answer| async move {
+                let (clock, end) = until;
+                let fault = tokio::select! {
+                    () = M::revoked(&guard) => Fault::Revoked(Quoted::new(model.as_str())),
+                    () = clock.sleep_until(end) => infer_fault(&model, InferError::DeadlineExceeded),
+                    () = answer.unread(&clock, unread_timeout) => Fault::Unread(Quoted::new(model.as_str())),
+                };
+                answer.end(fault);
+                // The call has ended before the copy may go.
+                drop(guard);
+            });
+        }
+        let mut response = Response::new(Outgoing::Passed(passed));
+        *response.headers_mut() = headers;
+        response
+    }
 }
 
 /// How messages are compressed; `None`: in a way that is not known here.

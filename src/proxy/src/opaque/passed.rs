@@ -1,142 +1,205 @@
 //! The body of an answer on its way to the client: frames and trailers as the runtime sends them.
 //!
-//! The copy that answers stays guarded until the last of it; when the copy must go first, the connection to the runtime
-//! breaks or the deadline passes, what the client gets ends with trailers that say so.
+//! The copy that answers stays guarded until the last of it has come. When the copy must go first, the connection to the
+//! runtime breaks, the deadline passes or the client does not read, what the client gets ends with trailers that say so. A
+//! client that reads nothing is never asked for more, so whoever ends an answer does not wait for that: a task of its own
+//! watches each answer of which something is still to come.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use berth_adapters::InferError;
 use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
-use berth_upstream::Answer;
+use berth_upstream::{Answer, CallError};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
+use parking_lot::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use super::passing::Request;
-use super::{Called, infer_fault, is_late};
+use super::{infer_fault, is_late};
 
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
-use crate::route::Models;
+use crate::payloads::Tap;
 use crate::wire;
 
-/// The body of an answer that the runtime gives, whoever guards its copy.
-pub(crate) trait Flows: Send {
-    /// The next frame, as [`http_body::Body`] has it.
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>>;
-
-    /// Whether nothing more comes.
-    fn is_end_stream(&self) -> bool;
-}
-
 /// An answer that the runtime gives.
-pub(crate) struct Passed<M: Models> {
-    /// `None` once it has ended, in whatever way.
-    open: Option<Open<M>>,
+pub(crate) struct Passed {
+    shared: Arc<Mutex<Shared>>,
+    /// Watches what is still to come, and guards the copy until then.
+    watcher: Option<AbortOnDropHandle<()>>,
 }
 
-struct Open<M: Models> {
+struct Shared {
+    /// `None` once it has ended, in whatever way.
+    open: Option<Open>,
+    /// What ended it before its time, until the client is told.
+    cut: Option<Fault>,
+    /// Who waits for the next piece.
+    waits: Option<Waker>,
+    /// Pieces that were taken.
+    taken: u64,
+}
+
+struct Open {
     answer: Answer,
-    kept: Kept<M::Guard>,
     measured: Measured,
     /// Which model, for faults.
     model: ModelId,
     /// May still be on its way; then it knows why it broke off.
     request: Request<hyper::body::Incoming>,
-    clock: Clock,
     /// When the answer must have ended.
-    end: Deadline,
+    until: (Clock, Deadline),
+    /// Sees what is passed on.
+    tap: Option<Box<Tap>>,
 }
 
-/// What keeps the copy that answers.
-enum Kept<G> {
-    /// The whole answer may be there already: nobody waits yet.
-    Guard(G),
-    /// Completes with what must end the answer before its time. It holds the guard.
-    Watched(Pin<Box<dyn Future<Output = Fault> + Send>>),
-    Gone,
+impl Open {
+    /// It ends so.
+    fn is(&mut self, code: Code) {
+        self.measured.is(code);
+        self.tap.iter_mut().for_each(|tap| tap.ended(code));
+    }
+
+    /// What a failure of the call means.
+    fn fault(&self, why: &CallError) -> Fault {
+        match self.request.fault() {
+            Some(fault) => fault,
+            None if is_late(why, self.until.1, &self.until.0) => infer_fault(&self.model, InferError::DeadlineExceeded),
+            None => Fault::RuntimeLost { model: Quoted::new(self.model.as_str()), why: why.to_string() },
+        }
+    }
 }
 
-impl<M: Models> Passed<M> {
+impl Passed {
     /// `code`: the answer's, where its head says it already.
-    pub(crate) fn new(called: Called<M>, mut measured: Measured, request: Request<hyper::body::Incoming>, clock: Clock) -> Self {
-        let Called { body: answer, guard, model, end, code } = called;
+    pub(crate) fn new(
+        answer: Answer,
+        mut measured: Measured,
+        code: Option<Code>,
+        model: ModelId,
+        request: Request<hyper::body::Incoming>,
+        until: (Clock, Deadline),
+    ) -> Self {
         if let Some(code) = code {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, kept: Kept::Guard(guard), measured, model, request, clock, end };
-        Passed { open: (!ended).then_some(open) }
+        let open = Open { answer, measured, model, request, until, tap: None };
+        let shared = Shared { open: (!ended).then_some(open), cut: None, waits: None, taken: 0 };
+        Passed { shared: Arc::new(Mutex::new(shared)), watcher: None }
     }
 
-    /// Ends the answer with trailers of ours.
-    fn end(&mut self, fault: &Fault) -> Frame<Bytes> {
-        if let Some(mut open) = self.open.take() {
-            open.measured.is(fault.verdict().code);
+    /// The same, and `tap` sees what is passed on.
+    pub(crate) fn shown(self, tap: Option<Box<Tap>>) -> Self {
+        if let Some(open) = &mut self.shared.lock().open {
+            open.tap = tap;
         }
-        Frame::trailers(wire::badly(fault))
+        self
     }
-}
 
-impl<M: Models> Open<M> {
-    /// What must end the answer before its time.
-    fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
-        if matches!(self.kept, Kept::Guard(_))
-            && let Kept::Guard(guard) = std::mem::replace(&mut self.kept, Kept::Gone)
-        {
-            let (clock, end, model) = (self.clock.clone(), self.end, self.model.clone());
-            self.kept = Kept::Watched(Box::pin(async move {
-                tokio::select! {
-                    () = M::revoked(&guard) => Fault::Revoked(Quoted::new(model.as_str())),
-                    () = clock.sleep_until(end) => infer_fault(&model, InferError::DeadlineExceeded),
-                }
-            }));
-        }
-        match &mut self.kept {
-            Kept::Watched(ending) => ending.as_mut().poll(cx),
-            Kept::Guard(_) | Kept::Gone => Poll::Pending,
-        }
+    /// Runs `task` until the answer has ended. It can end the answer itself.
+    pub(crate) fn watched<F>(mut self, task: impl FnOnce(Watch) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = task(Watch(Arc::clone(&self.shared)));
+        self.watcher = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+        self
     }
-}
 
-impl<M: Models> Flows for Passed<M> {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(open) = &mut self.open else { return Poll::Ready(None) };
-        match Pin::new(&mut open.answer).poll_frame(cx) {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut shared = self.shared.lock();
+        let Some(open) = &mut shared.open else {
+            return Poll::Ready(shared.cut.take().map(|fault| Ok(Frame::trailers(wire::badly(&fault)))));
+        };
+        let (frame, ended) = match Pin::new(&mut open.answer).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_of) {
-                    open.measured.is(code);
+                    open.is(code);
                 }
-                if frame.is_trailers() || open.answer.is_end_stream() {
-                    self.open = None;
+                if let (Some(tap), Some(data)) = (&mut open.tap, frame.data_ref()) {
+                    tap.push(data);
                 }
-                Poll::Ready(Some(Ok(frame)))
+                let ended = frame.is_trailers() || open.answer.is_end_stream();
+                (Some(frame), ended)
             }
             Poll::Ready(Some(Err(why))) => {
-                let lost = || Fault::RuntimeLost { model: Quoted::new(open.model.as_str()), why: why.to_string() };
-                let fault = match open.request.fault() {
-                    Some(fault) => fault,
-                    None if is_late(&why, open.end, &open.clock) => infer_fault(&open.model, InferError::DeadlineExceeded),
-                    None => lost(),
-                };
-                Poll::Ready(Some(Ok(self.end(&fault))))
+                let fault = open.fault(&why);
+                open.is(fault.verdict().code);
+                (Some(Frame::trailers(wire::badly(&fault))), true)
             }
-            Poll::Ready(None) => {
-                self.open = None;
-                Poll::Ready(None)
-            }
+            Poll::Ready(None) => (None, true),
             Poll::Pending => {
-                let fault = ready!(open.poll_ending(cx));
-                Poll::Ready(Some(Ok(self.end(&fault))))
+                shared.waits = Some(cx.waker().clone());
+                return Poll::Pending;
             }
+        };
+        shared.waits = None;
+        shared.taken += 1;
+        if ended {
+            let over = shared.open.take();
+            drop(shared);
+            drop(over);
+            self.watcher = None;
+        }
+        Poll::Ready(frame.map(Ok))
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        let shared = self.shared.lock();
+        shared.open.is_none() && shared.cut.is_none()
+    }
+}
+
+impl Drop for Passed {
+    /// The call ends with it, and not only when its watcher has been stopped.
+    fn drop(&mut self) {
+        let over = self.shared.lock().open.take();
+        drop(over);
+    }
+}
+
+/// An answer under way, for what may end it before its time.
+pub(crate) struct Watch(Arc<Mutex<Shared>>);
+
+impl Watch {
+    /// Completes when the client has not taken what is there for it, for at most `limit` and at least half of that.
+    pub(crate) async fn unread(&self, clock: &Clock, limit: Duration) {
+        let mut before = None;
+        loop {
+            clock.sleep(limit / 2).await;
+            let taken = {
+                let shared = self.0.lock();
+                shared.waits.is_none().then_some(shared.taken)
+            };
+            if taken.is_some() && taken == before {
+                return;
+            }
+            before = taken;
         }
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.open.is_none()
+    /// Ends the answer, and the call with it.
+    pub(crate) fn end(&self, fault: Fault) {
+        let (over, waits) = {
+            let mut shared = self.0.lock();
+            let over = shared.open.take();
+            shared.cut = over.is_some().then(|| fault.clone());
+            (over, shared.waits.take())
+        };
+        if let Some(mut over) = over {
+            over.is(fault.verdict().code);
+        }
+        if let Some(waker) = waits {
+            waker.wake();
+        }
     }
 }
 

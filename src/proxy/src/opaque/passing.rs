@@ -18,9 +18,12 @@ use parking_lot::Mutex;
 use crate::body::Incoming;
 use crate::budget::{Budget, Share};
 use crate::codes::Fault;
+use crate::payloads::Tap;
 
 /// Requests up to this size are kept for another try.
 const KEPT: u64 = 256 * 1024;
+/// About so much is inflated before others get their turn.
+const INFLATED: u64 = 256 * 1024;
 
 /// What a client sends, and what of it is held here.
 struct Source<B> {
@@ -38,6 +41,8 @@ struct Source<B> {
     /// Which try this is: an earlier one's body gives no more.
     turn: u64,
     injector: Injector,
+    /// Others have had their turn since the last bytes were inflated.
+    rested: bool,
     /// What goes out next.
     out: VecDeque<Bytes>,
     /// Empty between frames; kept for its room.
@@ -48,6 +53,8 @@ struct Source<B> {
     /// How compressed messages are compressed; `None`: in a way that is not known here.
     encoding: Option<Encoding>,
     budget: Budget,
+    /// Sees what is passed on.
+    tap: Option<Box<Tap>>,
 }
 
 impl<B: Incoming> Source<B> {
@@ -61,38 +68,46 @@ impl<B: Incoming> Source<B> {
             keeps: true,
             turn: 0,
             injector: Injector::new(Bytes::new(), max_message.0, None),
+            rested: false,
             out: VecDeque::new(),
             pieces: Vec::new(),
             fault: None,
             max_message,
             encoding,
             budget: budget.clone(),
+            tap: None,
         }
     }
 
     fn extract(&self, path: &FieldPath) -> Extract {
-        Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender())
+        let extract = Extract::new(path.clone(), Limits::default(), self.max_message.0, self.encoding, self.budget.lender());
+        extract.at_a_time(INFLATED)
     }
 
     fn poll_find(&mut self, extract: &mut Extract, cx: &mut Context<'_>) -> Poll<Result<Option<String>, Fault>> {
         loop {
-            let progress = match ready!(self.poll_read(cx))? {
-                None => match extract.end().map_err(|fault| self.fault_of(fault))? {
-                    Progress::More => Progress::Absent,
-                    ended => ended,
-                },
-                Some(frame) => {
-                    self.held += frame.len() as u64;
-                    self.share.hold(self.held)?;
-                    let progress = extract.push(&frame).map_err(|fault| self.fault_of(fault))?;
-                    self.kept.push_back(frame);
-                    progress
+            let progress = if extract.is_behind() {
+                extract.push(&Bytes::new())
+            } else {
+                match ready!(self.poll_read(cx))? {
+                    None => extract.end().map(|ended| if ended == Progress::More { Progress::Absent } else { ended }),
+                    Some(frame) => {
+                        self.held += frame.len() as u64;
+                        self.share.hold(self.held)?;
+                        let progress = extract.push(&frame);
+                        self.kept.push_back(frame);
+                        progress
+                    }
                 }
             };
-            match progress {
+            match progress.map_err(|fault| self.fault_of(fault))? {
                 Progress::Found(id) => return Poll::Ready(Ok(Some(id))),
                 Progress::Absent => return Poll::Ready(Ok(None)),
                 Progress::More => {}
+            }
+            if extract.is_behind() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }
@@ -118,7 +133,15 @@ impl<B: Incoming> Source<B> {
             if let Some(bytes) = self.out.pop_front() {
                 return Poll::Ready(Some(Ok(bytes)));
             }
+            let behind = self.injector.is_behind();
+            if behind && !std::mem::replace(&mut self.rested, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.rested = false;
             let frame = match self.kept.get(self.passed).cloned() {
+                // It goes on with what it has.
+                _ if behind => Bytes::new(),
                 Some(frame) if self.keeps => {
                     self.passed += 1;
                     frame
@@ -139,6 +162,9 @@ impl<B: Incoming> Source<B> {
                     }
                 },
             };
+            if let Some(tap) = &mut self.tap {
+                tap.push(&frame);
+            }
             let outcome = self.injector.push(frame, &mut self.pieces);
             if let Err(fault) = outcome.map_err(|fault| self.fault_of(fault)).and_then(|()| self.share.hold(self.held)) {
                 self.out.extend(self.pieces.drain(..));
@@ -171,16 +197,29 @@ impl<B: Incoming> Source<B> {
         self.held -= passed.map(|frame| frame.len() as u64).sum::<u64>();
     }
 
-    /// What is wrong with the client's messages.
     fn fault_of(&self, fault: SpliceError) -> Fault {
-        match fault {
-            SpliceError::TooLarge { length, limit, .. } => Fault::TooLarge { size: Some(length), limit: ByteSize(limit) },
-            SpliceError::TooLargeInflated { limit, .. } => Fault::TooLarge { size: None, limit: ByteSize(limit) },
-            SpliceError::Ended { .. } => Fault::Broken(fault.to_string()),
-            SpliceError::NoRoom { bytes, .. } => self.budget.shortage(bytes as u64),
-            SpliceError::Unreadable { .. } => Fault::Unimplemented(fault.to_string()),
-            other => Fault::BadRequest(other.to_string()),
-        }
+        fault_of(fault, &self.budget)
+    }
+
+    /// Whether all of it has been passed on.
+    fn is_over(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+            && self.out.is_empty()
+            && self.passed == self.kept.len()
+            && !self.injector.is_behind()
+            && self.injector.end().is_ok()
+    }
+}
+
+/// What is wrong with a client's messages.
+pub(crate) fn fault_of(fault: SpliceError, budget: &Budget) -> Fault {
+    match fault {
+        SpliceError::TooLarge { length, limit, .. } => Fault::TooLarge { size: Some(length), limit: ByteSize(limit) },
+        SpliceError::TooLargeInflated { limit, .. } => Fault::TooLarge { size: None, limit: ByteSize(limit) },
+        SpliceError::Ended { .. } => Fault::Broken(fault.to_string()),
+        SpliceError::NoRoom { bytes, .. } => budget.shortage(bytes as u64),
+        SpliceError::Unreadable { .. } => Fault::Unimplemented(fault.to_string()),
+        other => Fault::BadRequest(other.to_string()),
     }
 }
 
@@ -208,10 +247,12 @@ impl<B: Incoming> Request<B> {
             return None;
         }
         source.turn += 1;
+        source.tap.iter_mut().for_each(|tap| tap.begins_again());
         source.passed = 0;
         source.out.clear();
         let watch = watched.map(|(path, id)| Watch { path, ids: vec![id], limits: Limits::default() });
-        source.injector = Injector::new(suffix, source.max_message.0, watch).compressed(source.encoding, source.budget.lender());
+        let injector = Injector::new(suffix, source.max_message.0, watch).compressed(source.encoding, source.budget.lender());
+        (source.injector, source.rested) = (injector.at_a_time(INFLATED), false);
         // More than this was read to find the model: it is sent once.
         if source.held > KEPT {
             source.let_go();
@@ -219,9 +260,33 @@ impl<B: Incoming> Request<B> {
         Some(Passing { source: Arc::clone(&self.0), turn: source.turn })
     }
 
+    /// Shows what is passed on from its beginning; before the first [`Request::body`].
+    pub(crate) fn show(&self, tap: Box<Tap>) {
+        self.0.lock().tap = Some(tap);
+    }
+
+    /// Bytes that are in memory while nothing of it is sent: what was read of it and, unless that is all, what its client
+    /// puts into the `window` of its stream meanwhile.
+    pub(crate) fn held(&self, window: ByteSize) -> u64 {
+        let source = self.0.lock();
+        let unread = source.body.as_ref().is_some_and(|body| !body.is_end_stream());
+        source.held + if unread { window.0 } else { 0 }
+    }
+
     /// Whether all that was sent is still here, for another try.
     pub(crate) fn is_whole(&self) -> bool {
         self.0.lock().keeps
+    }
+
+    /// Whether all of it has been sent.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.0.lock().is_over()
+    }
+
+    /// Whether it is one message, and all of that was sent.
+    pub(crate) fn is_one(&self) -> bool {
+        let source = self.0.lock();
+        source.injector.begun() == 1 && source.is_over()
     }
 
     /// What the client's sending ran into, where that is why a call failed.
@@ -270,11 +335,7 @@ impl<B: Incoming> Body for Passing<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        let source = self.source.lock();
-        source.body.as_ref().is_none_or(Body::is_end_stream)
-            && source.out.is_empty()
-            && source.passed == source.kept.len()
-            && source.injector.end().is_ok()
+        self.source.lock().is_over()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,25 +1,26 @@
 //! One message for several models: each is asked, and their answers follow one another as one message.
 //!
 //! Protobuf merges messages that stand one behind the other, so a method whose answers are lists answers with all of them.
-//! Models that are not registered are left out, unless all are required.
+//! Models that are not registered are left out, unless all are required. What they answer is here as a whole before the client
+//! gets any of it, so it counts with the requests until the client has read it.
 
-use berth_splice::suffix;
-use berth_types::Deadline;
-use bytes::{BufMut as _, Bytes, BytesMut};
+use berth_splice::{Injector, Prefix, suffix};
+use berth_types::{Deadline, ModelId};
+use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method as Verb, Request as HttpRequest, Response, StatusCode, Version};
-use http_body_util::{BodyExt as _, Full};
-use tonic::Status;
+use http::{HeaderMap, HeaderValue, Response};
 
-use super::{call_fault, heads, infer_fault};
+use super::passing::fault_of;
+use super::sending::{Deadlines, Head};
+use super::whole::{Collected, Whole};
 use crate::body::{Incoming, Outgoing};
 use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
 use crate::frontend::Frontend;
 use crate::id::Asked;
 use crate::methods::Method;
-use crate::route::{self, Models};
+use crate::route::Models;
 use crate::wire::{self, Messages};
 
 /// Models that are asked at once.
@@ -38,6 +39,18 @@ enum Answered {
     Badly(Response<Outgoing>),
 }
 
+/// Bytes and the share that holds them, given back with the last slice of them.
+struct Held {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl<M: Models> Frontend<M> {
     /// Passes the one message of `body` on to each of `asked`.
     pub(super) async fn pass_several<B: Incoming>(
@@ -53,11 +66,15 @@ impl<M: Models> Frontend<M> {
         let received = self.clock.until(deadline, Messages::new(&head.headers, body, self.config.max_message).only(&mut share));
         let message = received.await.unwrap_or(Err(Fault::SlowRequest))?;
         let all = head.headers.get("mm-required").is_some_and(|value| value == "all");
+        let mut headers = head.headers.clone();
+        headers.remove("grpc-encoding");
+        headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+        let to = Head { uri: &head.uri, headers: &headers };
         let (message, shares) = (&message, &share);
         let mut calls = Vec::with_capacity(asked.len());
         for asked in asked {
             let call = async move {
-                match self.ask_one(server, head, method, asked, message, deadline, shares.another()).await {
+                match self.ask_one(server, to, method, asked, message, deadline, shares.another()).await {
                     Err(Fault::UnknownModel(_) | Fault::NameAsModelId(_)) if !all => Ok(None),
                     answered => answered.map(Some),
                 }
@@ -65,30 +82,28 @@ impl<M: Models> Frontend<M> {
             calls.push(call.boxed());
         }
         let mut answers = stream::iter(calls).buffered(AT_ONCE);
-        let (mut headers, mut trailers, mut whole, mut held) = (HeaderMap::new(), HeaderMap::new(), BytesMut::new(), Vec::new());
+        let (mut headers, mut trailers, mut size, mut messages) = (HeaderMap::new(), HeaderMap::new(), 0, Vec::new());
         let mut found = false;
         while let Some(answer) = answers.try_next().await? {
             match answer {
                 None => {}
-                Some((Answered::Badly(answer), _)) => return Ok(answer),
-                Some((Answered::Well(one), share)) => {
+                Some(Answered::Badly(answer)) => return Ok(answer),
+                Some(Answered::Well(one)) => {
                     found = true;
-                    held.push(share);
                     merge(&mut headers, one.headers);
                     merge(&mut trailers, one.trailers);
-                    whole.extend_from_slice(&one.message);
+                    size += one.message.len();
+                    messages.push(one.message);
                 }
             }
         }
         if !found {
             return Err(Fault::UnknownModel(Quoted::new(&asked.iter().map(Asked::as_str).collect::<Vec<_>>().join(", "))));
         }
-        let size =
-            u32::try_from(whole.len()).map_err(|_| Fault::Internal(format!("the answers have {} bytes, gRPC takes at most 4 GiB", whole.len())))?;
-        let mut prefix = BytesMut::with_capacity(5);
-        prefix.put_u8(0);
-        prefix.put_u32(size);
-        let mut response = wire::begun(Outgoing::Ready { pieces: [prefix.freeze(), whole.freeze()].into(), trailers: Some(trailers) });
+        let length = u32::try_from(size).map_err(|_| Fault::Internal(format!("the answers have {size} bytes, gRPC takes at most 4 GiB")))?;
+        let prefix = Bytes::copy_from_slice(&Prefix { compressed: false, length }.to_bytes());
+        let pieces = std::iter::once(prefix).chain(messages).filter(|piece| !piece.is_empty());
+        let mut response = wire::begun(Outgoing::Ready { pieces: pieces.collect(), trailers: Some(trailers) });
         merge(&mut headers, std::mem::take(response.headers_mut()));
         headers.remove("grpc-encoding");
         *response.headers_mut() = headers;
@@ -99,64 +114,66 @@ impl<M: Models> Frontend<M> {
     async fn ask_one(
         &self,
         server: &berth_upstream::Server,
-        head: &Parts,
+        head: Head<'_>,
         method: &Method,
         asked: &Asked<'_>,
         message: &Bytes,
         deadline: Deadline,
         mut share: Share,
-    ) -> Result<(Answered, Share), Fault> {
-        let registration = route::registration(&self.models, asked)?;
-        let model = &registration.id;
-        let guard = route::acquire(&self.models, &registration, &self.clock, deadline).await?;
-        let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
-        let mut sent = BytesMut::with_capacity(5 + message.len() + id.len());
-        share.add(sent.capacity() as u64)?;
-        sent.put_u8(0);
-        let size = message.len() + id.len();
-        sent.put_u32(u32::try_from(size).map_err(|_| Fault::TooLarge { size: Some(size as u64), limit: self.config.max_message })?);
-        sent.extend_from_slice(message);
-        sent.extend_from_slice(&id);
-        let (mut parts, ()) = HttpRequest::new(()).into_parts();
-        (parts.method, parts.version) = (Verb::POST, Version::HTTP_2);
-        parts.uri = head.uri.clone();
-        parts.headers = heads::to_runtime(&head.headers, model, deadline.left(self.clock.now()));
-        parts.headers.remove("grpc-encoding");
-        parts.headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
-        let called = async {
-            let answer = server.call(HttpRequest::from_parts(parts, Full::new(sent.freeze()))).await.map_err(|why| call_fault(model, &why))?;
-            let (head, mut body) = answer.into_parts();
-            let lost = |why: String| Fault::RuntimeLost { model: Quoted::new(model.as_str()), why };
-            if head.status != StatusCode::OK {
-                return Err(lost(format!("it answered with HTTP status {}", head.status.as_u16())));
+    ) -> Result<Answered, Fault> {
+        let deadlines = Deadlines { answer: deadline, end: deadline };
+        let mut observed = None;
+        let pieces = |model: &ModelId| {
+            if observed.is_none() {
+                observed = self.observe(head.uri.path(), asked, model, head.headers);
+                observed.iter().for_each(|observed| observed.request(message.len(), || message.clone()));
             }
-            let (mut bytes, mut trailers) = (BytesMut::new(), None);
-            while let Some(frame) = body.frame().await {
-                match frame.map_err(|why| lost(why.to_string()))?.into_data() {
-                    Ok(data) => {
-                        share.add(data.len() as u64)?;
-                        bytes.extend_from_slice(&data);
-                    }
-                    Err(frame) => trailers = frame.into_trailers().ok(),
-                }
-            }
-            let said = trailers.as_ref().unwrap_or(&head.headers);
-            let well = Status::from_header_map(said).is_some_and(|status| status.code() == tonic::Code::Ok);
-            if !well {
-                let mut answer = wire::begun(Outgoing::Ready { pieces: [].into(), trailers: None });
-                *answer.headers_mut() = head.headers;
-                merge(answer.headers_mut(), trailers.unwrap_or_default());
-                return Ok(Answered::Badly(answer));
-            }
-            let message = only(bytes.freeze()).map_err(lost)?;
-            Ok(Answered::Well(One { headers: head.headers, message, trailers: trailers.unwrap_or_default() }))
+            self.with_id(method, message, model)
         };
-        let answered = tokio::select! {
-            answered = self.clock.until(deadline, called) => answered,
-            () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
+        let mut request = Whole { pieces, held: message.len() as u64 };
+        let answered = async {
+            let begun = self.send(server, head, asked, deadlines, &mut request).await?;
+            let answer = self.collect(begun, deadline, &mut share).await?;
+            answered(answer, share)
         };
-        answered.unwrap_or_else(|| Err(infer_fault(model, berth_adapters::InferError::DeadlineExceeded))).map(|answered| (answered, share))
+        let answered = answered.await;
+        if let Some(observed) = observed {
+            match &answered {
+                Ok(Answered::Well(one)) => observed.response(&one.headers, one.message.len(), || one.message.clone()),
+                Ok(Answered::Badly(answer)) => observed.failed(super::passed::code_of(answer.headers()).unwrap_or(tonic::Code::Unknown)),
+                Err(fault) => observed.failed(fault.verdict().code),
+            }
+        }
+        answered
     }
+
+    /// `message` as it goes to the runtime: with its prefix, and with the id of `model`.
+    fn with_id(&self, method: &Method, message: &Bytes, model: &ModelId) -> Result<Vec<Bytes>, Fault> {
+        let size = message.len() as u64;
+        let length = u32::try_from(size).map_err(|_| Fault::TooLarge { size: Some(size), limit: self.config.max_message })?;
+        let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
+        let (mut injector, mut pieces) = (Injector::new(id, self.config.max_message.0, None), Vec::new());
+        let prefix = Prefix { compressed: false, length }.to_bytes();
+        for part in [Bytes::copy_from_slice(&prefix), message.clone()] {
+            injector.push(part, &mut pieces).map_err(|fault| fault_of(fault, &self.bodies))?;
+        }
+        injector.end().map_err(|fault| fault_of(fault, &self.bodies))?;
+        Ok(pieces)
+    }
+}
+
+/// What the runtime said, its message held by `share`.
+fn answered(answer: Collected, mut share: Share) -> Result<Answered, Fault> {
+    if answer.status().is_none_or(|status| status.code() != tonic::Code::Ok) {
+        let mut badly = wire::begun(Outgoing::Ready { pieces: [].into(), trailers: None });
+        *badly.headers_mut() = answer.headers;
+        merge(badly.headers_mut(), answer.trailers.unwrap_or_default());
+        return Ok(Answered::Badly(badly));
+    }
+    let message = answer.message()?;
+    share.hold(message.len() as u64)?;
+    let message = Bytes::from_owner(Held { bytes: message, _share: share });
+    Ok(Answered::Well(One { headers: answer.headers, message, trailers: answer.trailers.unwrap_or_default() }))
 }
 
 /// Adds `more` to `headers`: of what can be there only once the last counts.
@@ -170,19 +187,5 @@ fn merge(headers: &mut HeaderMap, more: HeaderMap) {
         } else {
             headers.append(name, value);
         }
-    }
-}
-
-/// The bytes of the one message of a body.
-fn only(mut bytes: Bytes) -> Result<Bytes, String> {
-    if bytes.len() < 5 {
-        return Err("it answered without a message".to_owned());
-    }
-    let prefix = bytes.split_to(5);
-    let announced = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    match (prefix[0], bytes.len() == announced as usize) {
-        (0, true) => Ok(bytes),
-        (0, false) => Err("it answered with several messages: one message cannot go to several models then".to_owned()),
-        _ => Err("it answered with a compressed message, which was not asked for".to_owned()),
     }
 }

@@ -1,8 +1,13 @@
 //! A client, this front and a runtime, each with a socket of its own.
 
+mod bounds;
+mod observed;
+mod twice;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use berth_telemetry::{Clock, Counter, HostNet, Listener, Metrics, Net};
@@ -60,7 +65,10 @@ fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
             connections.spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
                     let answer = behaviour(request);
-                    async move { Ok::<_, std::convert::Infallible>(answer.await) }
+                    async move {
+                        let answer = answer.await;
+                        if answer.extensions().get::<Reset>().is_some() { Err(std::io::Error::other("reset")) } else { Ok(answer) }
+                    }
                 });
                 let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
             });
@@ -71,6 +79,8 @@ fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
 
 /// A front before a runtime, and a client of it.
 struct World {
+    frontend: Arc<Frontend<FakeModels>>,
+    addr: SocketAddr,
     models: FakeModels,
     metrics: Metrics,
     client: SendRequest<Body>,
@@ -98,11 +108,18 @@ async fn world_with(runtime: SocketAddr, methods: Methods, config: ProxyConfig) 
     let frontend = Frontend::before(models.clone(), server, Clock::system(), &metrics, config, Arc::new(|| Ok(())));
     let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(serve_grpc(frontend, listener, stop.clone()));
-    let stream = TcpStream::connect(addr).await.unwrap();
-    let (client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(serve_grpc(Arc::clone(&frontend), listener, stop.clone()));
+    let client = client(addr, 1 << 20).await;
+    World { frontend, addr, models, metrics, client, stop }
+}
+
+/// A client with this window for each answer.
+async fn client(front: SocketAddr, window: u32) -> SendRequest<Body> {
+    let stream = TcpStream::connect(front).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (client, connection) = builder.initial_stream_window_size(window).handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    World { models, metrics, client, stop }
+    client
 }
 
 fn message(bytes: &[u8]) -> Bytes {
@@ -146,6 +163,16 @@ fn well(frames: Vec<Bytes>) -> Response<Body> {
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))));
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     response.headers_mut().insert("x-first", HeaderValue::from_static("kept"));
+    response
+}
+
+/// Says of an answer that the runtime resets the call instead.
+#[derive(Clone)]
+struct Reset;
+
+fn reset() -> Response<Body> {
+    let mut response = Response::new(whole(Bytes::new()));
+    response.extensions_mut().insert(Reset);
     response
 }
 
@@ -545,5 +572,154 @@ async fn what_one_of_several_models_runs_into_is_the_answer() {
     let mut world = world(runtime.addr).await;
     let got = world.call(INFER, &[("mm-vmodel-id", "digits"), ("mm-vmodel-id", "digits")], whole(message(b""))).await;
     assert_eq!(got.status(), (Code::FailedPrecondition, "not now".to_owned()));
+    world.unguarded().await;
+}
+
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// A streamed answer of Triton about a model that it does not hold.
+fn unknown() -> Bytes {
+    message(&field(1, b"Request for unknown model: 'm' has no available versions"))
+}
+
+#[tokio::test]
+async fn a_stream_whose_first_answer_says_that_the_model_is_not_here_is_sent_once_more() {
+    let (half, rest) = (unknown().slice(..7), unknown().slice(7..));
+    let runtime = runtime(scripted(vec![well(vec![half, rest]), well(vec![message(b"x"), unknown()])])).await;
+    let mut world = world(runtime.addr).await;
+    let got = world.call(STREAM, &[], whole(message(&naming("digits", 1000)))).await;
+    assert_eq!(got.status().0, Code::Ok, "{got:?}");
+    assert_eq!(got.body, [message(b"x"), unknown()].concat(), "the second answer whole, and only that");
+    assert_eq!((&got.headers["x-first"], &got.trailers["x-last"]), (&"kept".parse().unwrap(), &"kept".parse().unwrap()));
+    assert_eq!(*world.models.suspects.lock(), [ID]);
+    world.unguarded().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_sent_again_is_told_to_come_again_and_what_is_said_thrice_is_the_answer() {
+    let large = runtime(scripted(vec![well(vec![unknown()])])).await;
+    let mut world_of_large = world(large.addr).await;
+    let (code, said) = world_of_large.call(STREAM, &[], whole(message(&naming("digits", 300 * 1024)))).await.status();
+    assert!(code == Code::Unavailable && said.contains("does not hold model"), "{code:?} {said}");
+
+    let stubborn = runtime(scripted((0..3).map(|_| well(vec![unknown()])).collect())).await;
+    let mut world = world(stubborn.addr).await;
+    let got = world.call(STREAM, &[], whole(message(&naming("digits", 1)))).await;
+    assert_eq!((got.status().0, got.body), (Code::Ok, unknown()));
+}
+
+#[tokio::test]
+async fn the_same_words_in_another_method_or_later_in_a_stream_pass_untouched() {
+    let empty = || message(b"");
+    for (path, frames) in [
+        (INFER, vec![unknown()]),
+        (STREAM, vec![message(b"x"), unknown()]),
+        (STREAM, vec![empty(), unknown()]),
+        (STREAM, vec![unknown().slice(..9)]), // cut off
+        (STREAM, vec![]),
+    ] {
+        let runtime = runtime(scripted(vec![well(frames.clone())])).await;
+        let mut world = world(runtime.addr).await;
+        let got = world.call(path, &[], whole(message(&naming("digits", 1)))).await;
+        assert_eq!((got.status().0, got.body), (Code::Ok, Bytes::from(frames.concat())), "{path} {frames:?}");
+        assert_eq!(got.trailers["x-last"], "kept", "{path} {frames:?}");
+        assert!(world.models.suspects.lock().is_empty(), "{path} {frames:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_answer_of_which_nothing_has_come_ends_with_the_deadline_of_its_caller() {
+    let behaviour: Behaviour = Arc::new(|_| async { Response::new(BodyExt::boxed(StreamBody::new(futures::stream::pending()))) }.boxed());
+    let runtime = runtime(behaviour).await;
+    let mut world = world(runtime.addr).await;
+    let (code, said) = world.call(STREAM, &[("grpc-timeout", "80m")], whole(message(&naming("digits", 1)))).await.status();
+    assert_eq!(code, Code::DeadlineExceeded, "{said}");
+    world.unguarded().await;
+}
+
+/// On one connection, with as much of their requests in it as its windows take: what callers of a cold model have sent
+/// must not stand in the way of others.
+#[tokio::test]
+async fn callers_who_wait_for_a_model_leave_the_connection_to_those_beside_them() {
+    let (_runtime, mut world, _seen) = echoing().await;
+    world.models.never_loads("cold");
+    let body = || whole(message(&naming("cold", 1 << 20)));
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..250 {
+        world.client.ready().await.unwrap();
+        waiting.spawn(world.client.send_request(call(INFER, &[], body())));
+    }
+    world.models.waiting.subscribe().wait_for(|waiting| *waiting == 250).await.unwrap();
+    for _ in 0..20 {
+        let sent = naming("digits", 1 << 20);
+        let got = world.call(INFER, &[], whole(message(&sent))).await;
+        assert_eq!((got.status().0, got.body.len()), (Code::Ok, message(&[sent, field(1, ID.as_bytes())].concat()).len()));
+    }
+    let (mut held, shown) = (0, world.metrics.render());
+    for line in shown.lines().filter_map(|line| line.strip_prefix("berth_buffer_bytes{class=\"requests-waiting\"} ")) {
+        held = line.parse().unwrap();
+    }
+    let windows = 250 * ProxyConfig::default().stream_window.0;
+    assert!((windows..ByteSize::mib(128).0).contains(&held), "what they hold is counted with their windows: {held}");
+    waiting.abort_all();
+    while waiting.join_next().await.is_some() {}
+    world.models.waiting.subscribe().wait_for(|waiting| *waiting == 0).await.unwrap();
+}
+
+/// A body without an end, of messages that name the model, and the bytes that were asked of it.
+fn endless() -> (Body, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (piece, counted) = (message(&naming("digits", 16_000)), Arc::clone(&asked));
+    let frames = futures::stream::repeat_with(move || {
+        counted.fetch_add(piece.len(), Ordering::Relaxed);
+        Ok(Frame::data(piece.clone()))
+    });
+    (BodyExt::boxed(StreamBody::new(frames)), asked)
+}
+
+/// Returns once no more of a body is asked for while others are served, which are refused here.
+async fn stops(world: &mut World, asked: &AtomicUsize, most: usize) {
+    loop {
+        let before = asked.load(Ordering::Relaxed);
+        for _ in 0..50 {
+            let got = world.call(INFER, &[], whole(message(&naming("unheard-of", 1)))).await;
+            assert_eq!(got.status().0, Code::NotFound);
+        }
+        let now = asked.load(Ordering::Relaxed);
+        assert!(now <= most, "{now} bytes are on their way to somebody who reads none");
+        if now > 0 && now == before {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_does_not_read_stops_the_client_and_a_client_that_does_not_read_the_runtime() {
+    let unread: Behaviour = Arc::new(|request| {
+        async move {
+            let _request = request;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let deaf = runtime(unread).await;
+    let mut world_of_deaf = world(deaf.addr).await;
+    let (body, asked) = endless();
+    let sending = tokio::spawn(world_of_deaf.client.send_request(call(INFER, &[], body)));
+    stops(&mut world_of_deaf, &asked, 8 << 20).await;
+    sending.abort();
+    world_of_deaf.unguarded().await;
+
+    let (body, asked) = endless();
+    let answer = Arc::new(parking_lot::Mutex::new(Some(body)));
+    let talks: Behaviour = Arc::new(move |_| {
+        let body = answer.lock().take().expect("called once");
+        async move { Response::new(body) }.boxed()
+    });
+    let talker = runtime(talks).await;
+    let mut world = world(talker.addr).await;
+    let unread = world.client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))).await.unwrap();
+    stops(&mut world, &asked, 16 << 20).await;
+    drop(unread);
     world.unguarded().await;
 }

@@ -1,148 +1,166 @@
-//! Requests of our own making to a runtime: those of the REST port, as the Open Inference Protocol has them.
+//! Requests of our own making to a runtime of its own process: those of the REST port, as the Open Inference Protocol has
+//! them.
 
-use async_trait::async_trait;
-use berth_adapters::{Infer, InferError};
+use berth_adapters::InferError;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse};
-use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
 use berth_upstream::Server;
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method as Verb, Request as HttpRequest, StatusCode, Version, header};
-use http_body_util::{BodyExt as _, Full};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Uri, header};
 use prost::Message;
-use tonic::{Code, Status};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use tonic::Code;
 
-use super::heads;
-use crate::budget::{Budget, Share};
+use super::infer_fault;
+use super::sending::{Deadlines, Head};
+use super::whole::{Collected, Whole};
+use crate::budget::Share;
+use crate::codes::{Fault, Quoted};
+use crate::frontend::{Call, Frontend, weight_of};
+use crate::id::Asked;
+use crate::payloads::Observed;
+use crate::route::Models;
 use crate::wire;
 
-/// How long a runtime may take to say what a model's inputs and outputs are.
-const METADATA: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// A runtime behind a socket, for those who have messages and want messages.
-pub(crate) struct Typed {
-    server: Server,
-    bodies: Budget,
-    clock: Clock,
-}
-
-impl Typed {
-    pub(crate) fn new(server: Server, bodies: Budget, clock: Clock) -> Self {
-        Typed { server, bodies, clock }
-    }
-
-    /// One unary call.
-    async fn call<A: Message + Default>(
+impl<M: Models> Frontend<M> {
+    /// Runs the model on a copy in the runtime behind `server`; the call's metadata goes with the request.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) async fn infer_there(
         &self,
-        method: &'static str,
-        model: &ModelId,
-        message: &impl Message,
-        metadata: &HeaderMap,
-        deadline: Deadline,
-    ) -> Result<A, InferError> {
-        let mut share = self.bodies.share();
-        let called = async {
-            let answer = self.server.call(self.request(method, model, message, metadata, deadline)?).await;
-            let answer = answer.map_err(|why| InferError::Away(why.to_string()))?;
-            let (head, mut body) = answer.into_parts();
-            if head.status != StatusCode::OK {
-                return Err(InferError::Away(format!("the runtime answered with HTTP status {}", head.status.as_u16())));
-            }
-            said(model, &head.headers)?;
-            let (mut bytes, mut ended) = (BytesMut::new(), heads::code(&head.headers).is_some());
-            while let Some(frame) = body.frame().await {
-                match frame.map_err(|why| InferError::Away(why.to_string()))?.into_data() {
-                    Ok(data) => {
-                        hold(&mut share, data.len())?;
-                        bytes.extend_from_slice(&data);
-                    }
-                    Err(frame) => {
-                        if let Ok(trailers) = frame.into_trailers() {
-                            said(model, &trailers)?;
-                            ended |= heads::code(&trailers).is_some();
-                        }
-                    }
-                }
-            }
-            if !ended {
-                return Err(InferError::Away("the runtime's answer ended without a status".to_owned()));
-            }
-            only_message(bytes.freeze())
-        };
-        self.clock.until(deadline, called).await.unwrap_or(Err(InferError::DeadlineExceeded))
-    }
-
-    /// Runs the model; `metadata` goes with the request.
-    pub(crate) async fn infer_with(
-        &self,
-        model: &ModelId,
+        server: &Server,
+        asked: &Asked<'_>,
         mut request: ModelInferRequest,
-        metadata: &HeaderMap,
+        call: Call<'_>,
         deadline: Deadline,
-    ) -> Result<ModelInferResponse, InferError> {
-        request.model_name = model.to_string();
-        self.call("/inference.GRPCInferenceService/ModelInfer", model, &request, metadata, deadline).await
+        observed: &mut Option<Observed>,
+    ) -> Result<ModelInferResponse, Fault> {
+        let (id, held) = (request.id.clone(), weight_of(&request));
+        let (mut copied, mut share) = (self.bodies.share(), self.bodies.share());
+        let headers = headers(call.metadata);
+        let mut whole = Whole {
+            pieces: |model: &ModelId| {
+                self.observe_once(observed, call, asked, model, &request);
+                request.model_name = model.to_string();
+                pieces(&mut request, &mut copied)
+            },
+            held,
+        };
+        let head = Head { uri: &Uri::from_static("/inference.GRPCInferenceService/ModelInfer"), headers: &headers };
+        let begun = self.send(server, head, asked, Deadlines { answer: deadline, end: deadline }, &mut whole).await?;
+        let since = begun.since;
+        let mut response: ModelInferResponse = decoded(&self.collect(begun, deadline, &mut share).await?)?;
+        self.meters.runtime.observe(self.clock.now().saturating_duration_since(since));
+        response.id = id;
+        Ok(response)
     }
 
-    fn request(
+    /// Inputs and outputs of a model in the runtime behind `server`; `metadata` goes with the request.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) async fn metadata_there(
         &self,
-        method: &'static str,
-        model: &ModelId,
-        message: &impl Message,
+        server: &Server,
+        asked: &Asked<'_>,
         metadata: &HeaderMap,
         deadline: Deadline,
-    ) -> Result<HttpRequest<Full<Bytes>>, InferError> {
-        let message = wire::framed(message).map_err(|why| InferError::BadRequest(why.to_string()))?;
-        let mut request = HttpRequest::new(Full::new(message));
-        (*request.method_mut(), *request.version_mut()) = (Verb::POST, Version::HTTP_2);
-        *request.uri_mut() = http::Uri::from_static(method);
-        *request.headers_mut() = heads::to_runtime(metadata, model, deadline.left(self.clock.now()));
-        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        Ok(request)
+    ) -> Result<ModelMetadataResponse, Fault> {
+        let (headers, mut share) = (headers(metadata), self.bodies.share());
+        let mut whole = Whole {
+            pieces: |model: &ModelId| Ok(vec![wire::framed(&ModelMetadataRequest { name: model.to_string(), version: String::new() })?]),
+            held: 0,
+        };
+        let head = Head { uri: &Uri::from_static("/inference.GRPCInferenceService/ModelMetadata"), headers: &headers };
+        let begun = self.send(server, head, asked, Deadlines { answer: deadline, end: deadline }, &mut whole).await?;
+        decoded(&self.collect(begun, deadline, &mut share).await?)
     }
 }
 
-#[async_trait]
-impl Infer for Typed {
-    async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
-        self.infer_with(model, request, &HeaderMap::new(), deadline).await
-    }
-
-    async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
-        let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
-        self.call("/inference.GRPCInferenceService/ModelMetadata", model, &request, &HeaderMap::new(), self.clock.deadline_in(METADATA)).await
-    }
+fn headers(metadata: &HeaderMap) -> HeaderMap {
+    let mut headers = metadata.clone();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+    headers
 }
 
-/// The error that headers or trailers state.
-fn said(model: &ModelId, headers: &HeaderMap) -> Result<(), InferError> {
-    if heads::is_not_here(headers) {
-        return Err(InferError::NotLoaded(model.clone()));
+/// The message of an answer, or what the runtime said against it.
+fn decoded<A: Message + Default>(answer: &Collected) -> Result<A, Fault> {
+    let model = &answer.model;
+    let lost = |why: &str| Fault::RuntimeLost { model: Quoted::new(model.as_str()), why: why.to_owned() };
+    let status = answer.status().ok_or_else(|| lost("its answer ended without a status"))?;
+    if status.code() != Code::Ok {
+        return Err(infer_fault(model, InferError::Refused { code: status.code() as i32, message: status.message().to_owned() }));
     }
-    match Status::from_header_map(headers) {
-        None => Ok(()),
-        Some(status) => match status.code() {
-            Code::Ok => Ok(()),
-            code => Err(InferError::Refused { code: code as i32, message: status.message().to_owned() }),
-        },
-    }
+    let wrong = |fault: prost::DecodeError| InferError::Failed(format!("the runtime's answer cannot be read: {fault}"));
+    A::decode(answer.message()?).map_err(|fault| infer_fault(model, wrong(fault)))
 }
 
-fn hold(share: &mut Share, bytes: usize) -> Result<(), InferError> {
-    share.add(bytes as u64).map_err(|why| InferError::Busy(why.to_string()))
+/// Contents of up to this many bytes are copied: a frame costs more than the copy.
+const SMALL: usize = 4 << 10;
+
+/// `request` with its prefix. What is copied of it is held by `share`; large raw contents are not.
+fn pieces(request: &mut ModelInferRequest, share: &mut Share) -> Result<Vec<Bytes>, Fault> {
+    /// The number of `raw_input_contents`, the last of the fields.
+    const RAW: u32 = 7;
+    let raw = std::mem::take(&mut request.raw_input_contents);
+    let field = |content: &Bytes| key_len(RAW) + encoded_len_varint(content.len() as u64) + content.len();
+    let (begins, size) = (request.encoded_len(), request.encoded_len() + raw.iter().map(field).sum::<usize>());
+    let large = raw.iter().map(Bytes::len).filter(|length| *length > SMALL).sum::<usize>();
+    share.hold((size - large) as u64)?;
+    let (mut joint, mut pieces) = (BytesMut::with_capacity(begins + 32), Vec::new());
+    joint.put_u8(0);
+    joint.put_u32(u32::try_from(size).map_err(|_| Fault::Internal(format!("the request has {size} bytes, gRPC takes at most 4 GiB")))?);
+    request.encode(&mut joint).map_err(|shortage| Fault::Internal(format!("the request cannot be written: {shortage}")))?;
+    for content in &raw {
+        encode_key(RAW, WireType::LengthDelimited, &mut joint);
+        encode_varint(content.len() as u64, &mut joint);
+        if content.len() > SMALL {
+            pieces.extend([joint.split().freeze(), content.clone()]);
+        } else {
+            joint.extend_from_slice(content);
+        }
+    }
+    pieces.push(joint.freeze());
+    request.raw_input_contents = raw;
+    Ok(pieces)
 }
 
-/// The one message of a unary answer.
-fn only_message<A: Message + Default>(mut bytes: Bytes) -> Result<A, InferError> {
-    let wrong = |why: &str| InferError::Failed(format!("the runtime's answer cannot be read: {why}"));
-    if bytes.len() < 5 {
-        return Err(wrong("it has no message"));
+#[cfg(test)]
+mod tests {
+    use berth_types::ByteSize;
+
+    use super::*;
+    use crate::budget::Budget;
+
+    #[test]
+    fn a_request_is_written_as_its_encoder_would_and_large_contents_are_not_copied() {
+        let large = Bytes::from(vec![7; SMALL + 1]);
+        for contents in
+            [vec![], vec![Bytes::new()], vec![large.clone()], vec![Bytes::from_static(b"a"), large.clone(), Bytes::from_static(b"b"), large]]
+        {
+            let mut request = ModelInferRequest { model_name: "m".to_owned(), raw_input_contents: contents.clone(), ..ModelInferRequest::default() };
+            let budget = Budget::of(ByteSize(100));
+            let mut share = budget.share();
+            let written = pieces(&mut request, &mut share).unwrap();
+            assert_eq!(request.raw_input_contents, contents);
+            let mut expected = vec![0];
+            expected.put_u32(u32::try_from(request.encoded_len()).unwrap());
+            expected.extend(request.encode_to_vec());
+            assert_eq!(written.concat(), expected);
+            for content in contents.iter().filter(|content| content.len() > SMALL) {
+                assert!(written.iter().any(|piece| piece.as_ptr() == content.as_ptr()), "copied");
+            }
+            let large = contents.iter().map(Bytes::len).filter(|length| *length > SMALL).sum::<usize>();
+            assert_eq!(budget.taken(), (request.encoded_len() - large) as u64, "what is copied counts");
+        }
     }
-    let prefix = bytes.split_to(5);
-    let announced = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    match (prefix[0], bytes.len() == announced as usize) {
-        (0, true) => A::decode(bytes).map_err(|fault| wrong(&fault.to_string())),
-        (0, false) => Err(wrong("its length is not the announced one")),
-        _ => Err(wrong("it is compressed, which was not asked for")),
+
+    #[test]
+    fn a_request_without_room_for_what_is_copied_is_refused() {
+        let mut request = ModelInferRequest { raw_input_contents: vec![Bytes::from(vec![7; SMALL])], ..ModelInferRequest::default() };
+        let budget = Budget::of(ByteSize(SMALL as u64));
+        assert!(matches!(pieces(&mut request, &mut budget.share()), Err(Fault::TooHeavy { .. })));
     }
 }

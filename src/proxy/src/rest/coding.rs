@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use berth_types::ByteSize;
 use bytes::Bytes;
 use flate2::Compression;
-use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use flate2::bufread::{DeflateDecoder, GzDecoder, ZlibDecoder};
 use flate2::write::{GzEncoder, ZlibEncoder};
 use http::{HeaderMap, HeaderValue, header};
 
@@ -98,14 +98,14 @@ impl Coding {
     pub(super) fn decoded(self, body: Bytes, limit: ByteSize, share: &mut Share) -> Result<Bytes, Fault> {
         let inflated = match self {
             Coding::Identity => return Ok(body),
-            Coding::Gzip => inflated(&mut MultiGzDecoder::new(&body[..]), limit, share),
-            Coding::Deflate if is_zlib(&body) => {
-                let mut decoder = ZlibDecoder::new(&body[..]);
-                inflated(&mut decoder, limit, share).and_then(|bytes| nothing_after(decoder.total_in(), &body).map(|()| bytes))
-            }
+            Coding::Gzip => members(&body, limit, share),
             Coding::Deflate => {
-                let mut decoder = DeflateDecoder::new(&body[..]);
-                inflated(&mut decoder, limit, share).and_then(|bytes| nothing_after(decoder.total_in(), &body).map(|()| bytes))
+                let (mut rest, mut all) = (&body[..], Vec::new());
+                let inflated = match is_zlib(rest) {
+                    true => inflate(&mut ZlibDecoder::new(&mut rest), &mut all, limit, share),
+                    false => inflate(&mut DeflateDecoder::new(&mut rest), &mut all, limit, share),
+                };
+                inflated.and_then(|()| if rest.is_empty() { Ok(all) } else { Err(Stop::Broken(format!("{} bytes follow its end", rest.len()))) })
             }
         };
         let bytes = inflated.map_err(|stop| match stop {
@@ -154,26 +154,34 @@ enum Stop {
     Broken(String),
 }
 
-fn inflated(decoder: &mut impl io::Read, limit: ByteSize, share: &mut Share) -> Result<Vec<u8>, Stop> {
-    const PIECE: usize = 64 * 1024;
-    let (mut all, mut piece) = (Vec::new(), vec![0; PIECE]);
+/// The most members of one gzip body: block gzip has one in 64 KiB at most, and each costs a new decoder.
+const MEMBERS: usize = 4095;
+
+/// The members of a gzip body, one after the other.
+fn members(mut body: &[u8], limit: ByteSize, share: &mut Share) -> Result<Vec<u8>, Stop> {
+    let mut all = Vec::new();
+    for _ in 0..MEMBERS {
+        inflate(&mut GzDecoder::new(&mut body), &mut all, limit, share)?;
+        if body.is_empty() {
+            return Ok(all);
+        }
+    }
+    Err(Stop::Broken(format!("it has more than {MEMBERS} members")))
+}
+
+/// Appends to `all` what `decoder` makes, up to its end.
+fn inflate(decoder: &mut impl io::Read, all: &mut Vec<u8>, limit: ByteSize, share: &mut Share) -> Result<(), Stop> {
+    let mut piece = [0; 16 * 1024];
     loop {
         let read = decoder.read(&mut piece).map_err(|fault| Stop::Broken(fault.to_string()))?;
         if read == 0 {
-            return Ok(all);
+            return Ok(());
         }
         if (all.len() + read) as u64 > limit.0 {
             return Err(Stop::Fault(Fault::TooLarge { size: None, limit }));
         }
         share.add(read as u64).map_err(Stop::Fault)?;
         all.extend_from_slice(&piece[..read]);
-    }
-}
-
-fn nothing_after(read: u64, body: &[u8]) -> Result<(), Stop> {
-    match body.len() as u64 - read {
-        0 => Ok(()),
-        more => Err(Stop::Broken(format!("{more} bytes follow its end"))),
     }
 }
 
@@ -248,6 +256,10 @@ mod tests {
             assert!(matches!(&fault, Fault::BadRequest(text) if text.contains(expected)), "{coding:?} {body:?}: {fault}");
         }
         assert_eq!(decoded(Coding::Gzip, &[&gzip[..], &gzip[..]].concat(), 100).unwrap(), "hellohello", "gzip may have several members");
+        let empty = Coding::Gzip.encoded(&[]).unwrap();
+        assert_eq!(decoded(Coding::Gzip, &empty.repeat(MEMBERS), 100).unwrap(), "");
+        let fault = decoded(Coding::Gzip, &empty.repeat(5000), 100).unwrap_err();
+        assert!(matches!(&fault, Fault::BadRequest(text) if text.ends_with("it has more than 4095 members")), "{fault}");
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl<'a> Cursor<'a> {
         Cursor { text, at: 0, depth: 0 }
     }
 
+    /// The same, as far as `end` goes: what is left is the text between them, and places stay those of the whole text.
+    pub(super) fn up_to(self, end: &Cursor<'a>) -> Self {
+        Cursor { text: &self.text[..end.at], ..self }
+    }
+
     /// How many bytes are left.
     pub(super) fn left(&self) -> usize {
         self.text.len() - self.at

@@ -24,6 +24,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
+use tracing::Instrument as _;
 
 use self::coding::{COMPRESSED_FROM, Coding};
 use self::path::Target;
@@ -32,7 +33,7 @@ use crate::body::{Answer, Incoming, Outgoing, Reader};
 use crate::budget::Share;
 use crate::codes::{Fault, Quoted};
 use crate::connections::{self, Door, Handler};
-use crate::frontend::Frontend;
+use crate::frontend::{Call, Frontend, MODEL_INFER};
 use crate::grpc::SMALL_MESSAGE;
 use crate::id::Asked;
 use crate::route::{self, Models};
@@ -61,7 +62,9 @@ impl<M> Clone for RestPort<M> {
 impl<M: Models> Handler for RestPort<M> {
     type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
-        Ok(self.0.rest(request).await)
+        let Some(context) = self.0.context(request.headers()) else { return Ok(self.0.rest(request).await) };
+        let answer = Box::pin(self.0.rest(request).instrument(context.clone())).await;
+        Ok(answer.map(|body| body.within(context)))
     }
 }
 
@@ -134,7 +137,9 @@ impl<M: Models> Frontend<M> {
         let deadline = timeout_micros.map_or(deadline, |micros| deadline.min(self.clock.deadline_in(Duration::from_micros(micros))));
         model.clone_into(&mut request.model_name);
         request.model_version = version.unwrap_or_default();
-        let answer = self.infer_with(&Asked::Name(model.into()), request, &headers::passed_on(&head.headers), deadline).await?;
+        let metadata = headers::passed_on(&head.headers);
+        let call = Call { path: MODEL_INFER, metadata: &metadata };
+        let answer = self.infer_with(&Asked::Name(model.into()), request, call, deadline).await?;
         drop(share);
         let size = answer.raw_output_contents.iter().map(Bytes::len).sum();
         off_thread(size, move || written(answer, &wanted)).await
@@ -160,7 +165,7 @@ impl<M: Models> Frontend<M> {
 
     async fn rest_metadata(&self, headers: &HeaderMap, model: &str, version: &str) -> Result<Response<Outgoing>, Fault> {
         let deadline = self.deadline(headers)?;
-        let metadata = self.metadata(&Asked::Name(model.into()), version, deadline).await?;
+        let metadata = self.metadata_with(&Asked::Name(model.into()), version, &headers::passed_on(headers), deadline).await?;
         let tensors = |tensors: &[berth_proto::inference::model_metadata_response::TensorMetadata]| {
             tensors.iter().map(|tensor| json!({ "name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape })).collect::<Vec<_>>()
         };
@@ -279,6 +284,7 @@ fn json_answer(value: &serde_json::Value) -> Response<Outgoing> {
 fn error(fault: &Fault) -> Response<Outgoing> {
     let verdict = fault.verdict();
     let text = fault.to_string();
+    tracing::debug!(code = crate::codes::name(verdict.code), error = %text, "a request gets an error");
     let mut response = json_answer(&json!({ "error": text, "code": verdict.code as i32, "message": text }));
     *response.status_mut() = verdict.http;
     if let Some(after) = verdict.retry_after {

@@ -340,8 +340,8 @@ impl Reading<'_> {
                     Some((datatype, shape)) => input.raw = Some(self.numbers(cursor, datatype, shape)?),
                     None => {
                         let start = cursor.clone();
-                        let text = cursor.skip()?;
-                        input.data = Some((start, text));
+                        cursor.skip()?;
+                        input.data = Some(start.up_to(cursor));
                     }
                 }
             }
@@ -381,9 +381,8 @@ impl Reading<'_> {
             (None, Some(_)) => drop(tensor::elements(shape)?),
             (None, None) if input.raw.is_none() => return Err(missing("data")),
             (None, None) => {}
-            // On its own, so that what is left is the text of this tensor.
-            (Some((_, text)), _) if datatype == Datatype::Bytes => *later = Some((tensor::elements(shape)?, Cursor::new(text))),
-            (Some((mut start, _)), _) => input.raw = Some(self.numbers(&mut start, datatype, shape)?),
+            (Some(data), _) if datatype == Datatype::Bytes => *later = Some((tensor::elements(shape)?, data)),
+            (Some(mut data), _) => input.raw = Some(self.numbers(&mut data, datatype, shape)?),
         }
         Ok(())
     }
@@ -397,8 +396,8 @@ struct Input<'a> {
     datatype_name: Option<String>,
     shape: Option<Vec<i64>>,
     parameters: Parameters,
-    /// Where the data begins, and all of it.
-    data: Option<(Cursor<'a>, &'a str)>,
+    /// The data, and nothing that follows it.
+    data: Option<Cursor<'a>>,
     raw: Option<Bytes>,
     binary_size: Option<usize>,
 }
@@ -683,6 +682,9 @@ mod tests {
             let fault = json(&body).expect_err(&body);
             assert!(fault.contains(expected), "{body}: {fault}");
         }
+        let surrogate = r#"{"aaaaaaé":0,"inputs":[{"name":"x","datatype":"BYTES","shape":[1],"data":["\ud800"]}]}"#;
+        let fault = json(surrogate).unwrap_err();
+        assert_eq!(fault, "the body cannot be read: expected surrogates in pairs in a string at line 1 column 84");
         let fault = parse(&Bytes::from_static(b"{\"id\":\"\xff\"}"), None).unwrap_err();
         assert_eq!(fault, "the body cannot be read: byte 7 of its JSON is no UTF-8");
     }
@@ -841,6 +843,18 @@ mod tests {
             text.extend_from_slice(&binary);
             let read = parse(&Bytes::from(text), Some(length));
             prop_assert!(read.is_err() || is_json);
+        }
+
+        #[test]
+        fn a_surrogate_without_its_other_half_is_told_where_it_stands(before in "[aé🚢]{0,12}", lines in 0usize..3, data_first: bool) {
+            let data = r#""data":[["é"],["\ud800"]]"#;
+            let rest = r#""name":"x","datatype":"BYTES","shape":[2,1]"#;
+            let members = if data_first { [data, rest] } else { [rest, data] };
+            let body = format!("{{\"{before}\":0,{}\"inputs\":[{{{}}}]}}", "\n".repeat(lines), members.join(","));
+            let start = body.rfind('\n').map_or(0, |end| end + 1);
+            let column = body.find("\\ud800\"").unwrap() + "\\ud800\"".len() - start + 1;
+            let told = format!("expected surrogates in pairs in a string at line {} column {column}", lines + 1);
+            prop_assert_eq!(json(&body), Err(format!("the body cannot be read: {told}")), "{}", body);
         }
 
         #[test]

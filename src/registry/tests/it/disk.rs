@@ -6,7 +6,7 @@ use std::sync::Arc;
 use berth_registry::{Managed, OpenError, RedbStore, Store};
 use berth_telemetry::Clock;
 use berth_types::ManagedPut;
-use redb::{Database, TableDefinition};
+use redb::{Database, ReadableTable as _, TableDefinition};
 use serde_json::json;
 
 use super::store::{contents, managed_model, managed_name};
@@ -47,6 +47,41 @@ async fn what_was_answered_is_there_after_a_kill() {
     let next = after.apply(object("c", 1), None).await.unwrap();
     assert_eq!(next.resource_version, store.version() + 1, "no version is given twice");
     assert!(after.events_after(2).is_err(), "events are not kept over a restart, and a watcher is told so");
+}
+
+#[tokio::test]
+async fn contents_of_another_release_are_as_good_as_none_and_leave_the_others_alone() {
+    type Row = (&'static str, &'static str, &'static str);
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    for (name, kept) in [("a", &[("v1", 1)][..]), ("b", &[("w1", 2), ("w2", 3)]), ("c", &[("x1", 4)])] {
+        let uid = store.apply(object(name, 1), None).await.unwrap().uid;
+        store.set_contents(&key(name), uid, contents(kept)).await.unwrap();
+    }
+    drop(store);
+    // As releases wrote them that hashed with BLAKE3: of a the only one, of b one of two.
+    let database = Database::open(dir.path().join(FILE)).unwrap();
+    let write = database.begin_write().unwrap();
+    {
+        let mut table = write.open_table(TableDefinition::<Row, &[u8]>::new("contents")).unwrap();
+        for (name, digest) in [("a", "01"), ("b", "03")] {
+            let at = key(name);
+            let row = (at.kind.as_str(), at.namespace.as_ref().map_or("", |namespace| namespace.as_str()), at.name.as_str());
+            let text = String::from_utf8(table.get(row).unwrap().unwrap().value().to_owned()).unwrap();
+            let digest = digest.repeat(32);
+            let other = text.replace(&format!("crc64:{digest}"), &format!("blake3:{digest}"));
+            assert_ne!(text, other);
+            table.insert(row, other.as_bytes()).unwrap();
+        }
+    }
+    write.commit().unwrap();
+    drop(database);
+    let after = open(dir.path()).unwrap();
+    let kept = [(key("b"), contents(&[("w1", 2)])), (key("c"), contents(&[("x1", 4)]))];
+    assert_eq!(after.contents().await, Ok(kept.into()));
+    let uid = after.get(&key("a")).unwrap().uid;
+    after.set_contents(&key("a"), uid, contents(&[("v1", 9)])).await.unwrap();
+    assert_eq!(after.contents().await.unwrap()[&key("a")], contents(&[("v1", 9)]));
 }
 
 #[tokio::test]

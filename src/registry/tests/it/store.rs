@@ -59,9 +59,9 @@ conformance!(
     many_writers_at_once_are_all_served,
 );
 
-pub(super) fn managed_model(id: &str, names: u32) -> ManagedModel {
+pub(super) fn managed_model(id: &str, last_used: u64) -> ManagedModel {
     let kind = "mt:onnx".into();
-    ManagedModel { id: ModelId::new(id).unwrap(), kind, path: None, key: None, last_used: UnixMillis(1), auto_delete: false, names }
+    ManagedModel { id: ModelId::new(id).unwrap(), kind, path: None, key: None, last_used: UnixMillis(last_used), auto_delete: false }
 }
 
 pub(super) fn managed_name(name: &str, active: &str) -> ManagedName {
@@ -82,14 +82,14 @@ async fn what_calls_have_made_changes_together_and_sees_what_was_decided_before(
         let change = |there: &dyn berth_types::ManagedRecords| {
             let id = ModelId::new("a/b").unwrap();
             let present = there.model(&id).unwrap();
-            vec![ManagedPut::Model(ManagedModel { names: present.names + 1, ..(*present).clone() })]
+            vec![ManagedPut::Model(ManagedModel { last_used: UnixMillis(present.last_used.0 + 1), ..(*present).clone() })]
         };
         store.change_managed(Box::new(change))
     };
     for done in futures::future::join_all((0..100).map(|_| one_more())).await {
         done.unwrap();
     }
-    assert_eq!(store.managed_model("a/b").unwrap().names, 101);
+    assert_eq!(store.managed_model("a/b").unwrap().last_used, UnixMillis(101));
     store.change_managed(Box::new(|_| Vec::new())).await.unwrap();
     assert_eq!(store.version(), before + 100, "no change, no version");
     let gone = vec![ManagedPut::NoModel(ModelId::new("a/b").unwrap()), ManagedPut::NoName(Name::new("n").unwrap())];

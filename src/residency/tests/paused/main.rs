@@ -1,5 +1,6 @@
 //! Residency under paused time, with a scripted runtime and a scripted store: nothing here waits for real.
 
+mod away;
 mod evicting;
 mod failing;
 mod leaving;

@@ -83,6 +83,11 @@ impl Parts {
         Parts { runtime: FakeRuntime::with_info(self.clock.clone(), info(false)), ..self }
     }
 
+    /// The same with a runtime that is a server of its own.
+    pub(crate) fn beside(self) -> Self {
+        Parts { runtime: FakeRuntime::beside(self.clock.clone(), info(true)), ..self }
+    }
+
     pub(crate) fn start(self) -> Pod {
         let metrics = Metrics::default();
         let (residency, owner) = Residency::start(Deps {

@@ -10,6 +10,7 @@ use berth_puller::{PullError, Urgency};
 use berth_residency::{MayEvict, WaitError};
 use berth_telemetry::Counter;
 use berth_types::{ContentDigest, CopyReport, CopyState, Footprint, Pool, Reason, Refusal, Step};
+use futures::future::join_all;
 use futures::{FutureExt as _, poll};
 use tokio::join;
 
@@ -114,6 +115,22 @@ async fn a_copy_that_serves_one_request_at_a_time_takes_them_in_their_order_and_
     assert!(waiting.remove(0).await.is_ok());
     drop(waiting);
     assert_eq!(late.turn().await, Ok(()), "there is room again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_waited_for_a_load_get_their_turn_however_few_the_copy_serves_at_a_time() {
+    let pod = Pod::with_memory(kib(8));
+    pod.runtime.script_all(Script::default().serving_at_most(NonZeroU32::MIN).loading_for(secs(5)));
+    let callers: Vec<_> = (0..40).map(|_| pod.caller("m", secs(60))).collect();
+    let mut guards = Vec::new();
+    for caller in callers {
+        guards.push(caller.await.expect("no panic").expect("loaded"));
+    }
+    let mut late = pod.residency.try_acquire("m").expect("loaded");
+    assert_eq!(late.turn().await, Err(WaitError::TooManyWaiting { waiting: 40 }), "who comes now finds them before it");
+    let turns = guards.into_iter().map(|mut guard| async move { guard.turn().await.map(|()| drop(guard)) });
+    assert_eq!(join_all(turns).await, vec![Ok(()); 40]);
+    assert_eq!(late.turn().await, Ok(()), "all have gone");
 }
 
 #[tokio::test(start_paused = true)]
@@ -550,4 +567,26 @@ async fn a_panic_in_the_store_ends_one_load_and_not_the_pod() {
         // A panic passes by itself, as far as anybody knows: it is tried again a little later.
         parts.clock.sleep(secs(3)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_of_a_model_that_never_loads_share_nothing_with_those_of_others() {
+    let pod = Pod::with_memory(kib(400));
+    pod.use_once("hot").await;
+    pod.fetch.always("cold", Scripted::Stalls);
+    let most = berth_residency::Config::default().waiters_per_model;
+    let callers: Vec<_> = (0..most).map(|_| pod.caller("cold", secs(3600))).collect();
+    pod.pass(millis(1)).await;
+    let since = pod.clock.now();
+    let refused = pod.ensure("cold", secs(3600)).await.map(drop);
+    assert_eq!(refused, Err(WaitError::TooManyWaiting { waiting: most }), "all of them wait, and no more may");
+    for _ in 0..1000 {
+        let mut guard = pod.residency.try_acquire("hot").expect("loaded");
+        assert_eq!(guard.turn().now_or_never(), Some(Ok(())));
+        tokio::task::yield_now().await;
+    }
+    assert!(pod.ensure("hot", secs(1)).await.is_ok(), "nor do they stand in the owner's queue");
+    assert!(pod.ensure("other", secs(1)).await.is_ok(), "nor before another model's load");
+    assert_eq!(pod.clock.now(), since);
+    assert!(callers.iter().all(|caller| !caller.is_finished()));
 }

@@ -1,4 +1,5 @@
-//! The embedded runtime over ONNX Runtime's real library passes the suite of every runtime and ONNX's own.
+//! The embedded runtime over ONNX Runtime's real library passes the suite of every runtime and ONNX's own. In a process of
+//! its own: what a C library takes is seen in the heap of the whole process, so another test beside it would be measured, too.
 
 use berth_adapters::conformance::{Abilities, onnx_suite};
 use berth_adapters::{OnnxConfig, OnnxRuntime};

@@ -1,0 +1,427 @@
+//! What lies where below a model's own folder, and how that comes about.
+//!
+//! Everything is a link or a small text: nothing is copied. A link is relative where the model's files and the server's
+//! folder lie under one mount, so that it holds for a server that has the same volume at another place; through different
+//! mounts, or where they have nothing but `/` in common, it is absolute, because only equal paths can be meant then.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Component, Path, PathBuf};
+
+use crate::{LaidOut, LoadError, LoadFault};
+
+/// In the server's folder: what is being made or taken away, and who has parts. No name of a model starts with a dot.
+const OURS: &str = ".berth";
+
+/// One file, folder or link of a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// A link to this path.
+    Link(PathBuf),
+    /// A file with this content.
+    Text(Vec<u8>),
+    /// An empty folder.
+    Folder,
+}
+
+/// What lies where in one folder of the server; parts of a path are joined by `/`. A lone entry with an empty path is the
+/// folder's stead itself.
+pub(crate) type Entries = BTreeMap<String, Entry>;
+
+/// How a model is laid out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// What the server calls the model; its folder's name.
+    pub(crate) name: String,
+    /// What lies in its folder.
+    pub(crate) entries: Entries,
+    /// Further models that it consists of, by the server's names, each with a folder of its own. They come and go with it.
+    pub(crate) parts: BTreeMap<String, Entries>,
+    /// For Triton: the whole configuration as JSON, to be given with the load in place of a file.
+    pub(crate) config: Option<String>,
+    /// What its owner may want to know: what was left out and why.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Plan {
+    /// A plan with nothing in it yet.
+    pub(crate) fn named(name: String) -> Self {
+        Plan { name, ..Plan::default() }
+    }
+
+    /// Makes it so below `root`: built beside, then put in the place of an older layout of the model. Doing it again changes
+    /// nothing. After a failure the older layout is there or none.
+    ///
+    /// # Errors
+    /// Nothing was attempted: the disk's words, or which path would leave the model's folder.
+    pub(crate) fn carry_out(&self, root: &Path) -> Result<LaidOut, LoadError> {
+        self.check()?;
+        let made = self.make(root).map_err(|fault| failed(&format!("layout of {} below {}", self.name, root.display()), &fault))?;
+        Ok(LaidOut { path: made })
+    }
+
+    /// Every folder that it makes: the parts', then the model's own, so that the model appears when it is whole.
+    fn folders(&self) -> impl Iterator<Item = (&String, &Entries)> {
+        self.parts.iter().chain([(&self.name, &self.entries)])
+    }
+
+    /// No path leaves its folder or leads through another entry.
+    pub(super) fn check(&self) -> Result<(), LoadError> {
+        let refuse = |name: &str, what: &str| Err(LoadError::bad_model(format!("layout of {name}: {what}")));
+        for (name, entries) in self.folders() {
+            if name.starts_with('.') || !is_plain(name) || name.contains('/') {
+                return refuse(name, "not a name that a folder can have");
+            }
+            for path in entries.keys() {
+                if path.is_empty() && entries.len() == 1 {
+                    continue;
+                }
+                if !is_plain(path) {
+                    return refuse(name, &format!("{path:?} would not be in its folder"));
+                }
+                let mut above = path.as_str();
+                while let Some((folder, _)) = above.rsplit_once('/') {
+                    if entries.get(folder).is_some_and(|entry| *entry != Entry::Folder) {
+                        return refuse(name, &format!("{path:?} lies under {folder:?}, which is no folder"));
+                    }
+                    above = folder;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&self, root: &Path) -> io::Result<PathBuf> {
+        fs::create_dir_all(root.join(OURS))?;
+        let real = fs::canonicalize(root)?;
+        let new = real.join(OURS).join("new");
+        fs::create_dir_all(&new)?;
+        let built = self.folders().try_for_each(|(name, entries)| build(&new.join(name), &real.join(name), entries));
+        if let Err(fault) = built {
+            self.folders().for_each(|(name, _)| drop(remove(&new.join(name))));
+            return Err(fault);
+        }
+        take_away(&real, &self.name)?;
+        if !self.parts.is_empty() {
+            // Before the first part is in place, so that whatever happens next they are found again.
+            let list = list_of_parts(&real, &self.name);
+            fs::create_dir_all(list.parent().unwrap_or(&real))?;
+            fs::write(list, self.parts.keys().cloned().collect::<Vec<_>>().join("\n"))?;
+        }
+        for (name, _) in self.folders() {
+            put_away(&real, name)?;
+            fs::rename(new.join(name), real.join(name))?;
+        }
+        Ok(root.join(&self.name))
+    }
+}
+
+/// Takes away the layout of the model that the server calls `name`, with its parts. What is not there is no fault.
+///
+/// # Errors
+/// The disk's words.
+pub(crate) fn clear(root: &Path, name: &str) -> Result<(), LoadError> {
+    let gone = match fs::canonicalize(root) {
+        Ok(real) => take_away(&real, name),
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    };
+    gone.map_err(|fault| failed(&format!("layout of {name} below {} cannot be removed", root.display()), &fault))
+}
+
+/// Takes away every layout below `root`, whoever made it: what an earlier process left. The root itself stays.
+///
+/// # Errors
+/// The disk's words.
+pub(crate) fn purge(root: &Path) -> Result<(), LoadError> {
+    let gone = match fs::read_dir(root) {
+        Ok(mut entries) => entries.try_for_each(|entry| remove(&entry?.path())),
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    };
+    gone.map_err(|fault| failed(&format!("layouts below {} cannot be removed", root.display()), &fault))
+}
+
+/// The disk's fault, not the model's: waiting may help.
+fn failed(what: &str, fault: &io::Error) -> LoadError {
+    LoadError { fault: LoadFault::RuntimeDown, message: format!("{what}: {fault}"), nothing_attempted: true }
+}
+
+/// Whether a path goes down only.
+fn is_plain(path: &str) -> bool {
+    !path.is_empty() && path.split('/').all(|part| matches!(Path::new(part).components().next(), Some(Component::Normal(own)) if own == part))
+}
+
+fn list_of_parts(root: &Path, name: &str) -> PathBuf {
+    root.join(OURS).join("parts").join(name)
+}
+
+fn take_away(root: &Path, name: &str) -> io::Result<()> {
+    let list = list_of_parts(root, name);
+    match fs::read_to_string(&list) {
+        Ok(parts) => {
+            for part in parts.lines().filter(|part| is_plain(part) && !part.contains('/') && !part.starts_with('.')) {
+                put_away(root, part)?;
+            }
+            put_away(root, name)?;
+            fs::remove_file(list)
+        }
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => put_away(root, name),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Out of the server's sight by one rename, then removed: a server that looks meanwhile sees all of a layout or none.
+fn put_away(root: &Path, name: &str) -> io::Result<()> {
+    let old = root.join(OURS).join("old");
+    let (from, to) = (root.join(name), old.join(name));
+    if fs::symlink_metadata(&from).is_err_and(|fault| fault.kind() == io::ErrorKind::NotFound) {
+        return remove(&to);
+    }
+    fs::create_dir_all(&old)?;
+    remove(&to)?;
+    fs::rename(from, &to)?;
+    remove(&to)
+}
+
+/// Removes whatever is at a path; a link itself, never what it leads to.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(about) if about.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Builds at `new` what will lie at `at`.
+fn build(new: &Path, at: &Path, entries: &Entries) -> io::Result<()> {
+    remove(new)?;
+    if !entries.contains_key("") {
+        fs::create_dir(new)?;
+    }
+    for (path, entry) in entries {
+        let (made, place) = if path.is_empty() { (new.to_owned(), at.to_owned()) } else { (new.join(path), at.join(path)) };
+        if let (Some(folder), false) = (made.parent(), path.is_empty()) {
+            fs::create_dir_all(folder)?;
+        }
+        match entry {
+            Entry::Folder => fs::create_dir_all(&made)?,
+            Entry::Text(text) => fs::write(&made, text)?,
+            Entry::Link(target) => symlink(link_text(&place, target), &made)?,
+        }
+    }
+    Ok(())
+}
+
+/// What a link at `place` says to lead to `target`; both without links on the way.
+fn link_text(place: &Path, target: &Path) -> PathBuf {
+    let folder = place.parent().unwrap_or(place);
+    let shared: PathBuf = folder.components().zip(target.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    // The folder that the link will lie in may not be there yet: its mount is that of the nearest one above that is.
+    let device = |path: &Path| path.ancestors().find_map(|path| fs::metadata(path).ok()).map(|about| about.dev());
+    let one_mount = shared.parent().is_some() && device(&shared) == device(folder) && device(&shared) == device(target);
+    if !one_mount {
+        return target.to_owned();
+    }
+    let up = folder.components().count() - shared.components().count();
+    let mut text: PathBuf = std::iter::repeat_n("..", up).collect();
+    text.extend(target.components().skip(shared.components().count()));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place {
+        folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            fs::create_dir_all(folder.path().join("files/m/sub")).expect("a folder");
+            fs::write(folder.path().join("files/m/a"), "a").expect("a file");
+            fs::write(folder.path().join("files/m/sub/b"), "b").expect("a file");
+            Place { folder }
+        }
+
+        fn root(&self) -> PathBuf {
+            self.folder.path().join("server")
+        }
+
+        fn source(&self, path: &str) -> Entry {
+            Entry::Link(self.folder.path().canonicalize().expect("there").join("files/m").join(path))
+        }
+
+        fn plan(&self, name: &str, entries: &[(&str, Entry)]) -> Plan {
+            let entries = entries.iter().map(|(path, entry)| ((*path).to_owned(), entry.clone())).collect();
+            Plan { entries, ..Plan::named(name.to_owned()) }
+        }
+
+        /// Every path below the server's folder, ours left out; a link with where it leads.
+        fn seen(&self) -> Vec<String> {
+            fn walk(folder: &Path, shown: &str, out: &mut Vec<String>) {
+                let mut entries: Vec<_> = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")).collect();
+                entries.sort_by_key(std::fs::DirEntry::file_name);
+                for entry in entries {
+                    let name = entry.file_name().into_string().expect("UTF-8");
+                    let kind = entry.file_type().expect("a kind");
+                    if shown.is_empty() && name == OURS {
+                        for stage in ["new", "old"] {
+                            let left = fs::read_dir(entry.path().join(stage)).map_or(0, Iterator::count);
+                            assert_eq!(left, 0, "something is left in {stage}");
+                        }
+                    } else if kind.is_symlink() {
+                        out.push(format!("{shown}{name} -> {}", fs::read_link(entry.path()).expect("a link").display()));
+                    } else if kind.is_dir() {
+                        out.push(format!("{shown}{name}/"));
+                        walk(&entry.path(), &format!("{shown}{name}/"), out);
+                    } else {
+                        out.push(format!("{shown}{name}"));
+                    }
+                }
+            }
+            let mut out = Vec::new();
+            walk(&self.root(), "", &mut out);
+            out
+        }
+    }
+
+    #[test]
+    fn a_plan_comes_about_with_links_that_hold_wherever_the_volume_is_mounted() {
+        let place = Place::new();
+        let text = Entry::Text(b"hello".to_vec());
+        let plan = place.plan("m", &[("1/model.x", place.source("a")), ("2", place.source("sub")), ("config", text), ("3", Entry::Folder)]);
+        let laid_out = plan.carry_out(&place.root()).expect("done");
+        assert_eq!(laid_out.path, place.root().join("m"));
+        assert_eq!(place.seen(), ["m/", "m/1/", "m/1/model.x -> ../../../files/m/a", "m/2 -> ../../files/m/sub", "m/3/", "m/config"]);
+        assert_eq!(fs::read(laid_out.path.join("2/b")).expect("a file"), b"b");
+        // The whole volume at another place.
+        let moved = tempfile::tempdir().expect("a folder");
+        fs::rename(place.folder.path().join("server"), moved.path().join("server")).expect("moved");
+        fs::rename(place.folder.path().join("files"), moved.path().join("files")).expect("moved");
+        assert_eq!(fs::read(moved.path().join("server/m/1/model.x")).expect("a file"), b"a");
+    }
+
+    #[test]
+    fn links_across_mounts_are_absolute() {
+        let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else { return };
+        let place = Place::new();
+        let target = elsewhere.path().join("w");
+        fs::write(&target, "w").expect("a file");
+        let (here, there) = (fs::metadata(place.folder.path()).expect("there").dev(), fs::metadata(&target).expect("there").dev());
+        place.plan("m", &[("w", Entry::Link(target.clone()))]).carry_out(&place.root()).expect("done");
+        if here != there {
+            assert_eq!(place.seen(), ["m/".to_owned(), format!("m/w -> {}", target.display())]);
+        }
+        assert_eq!(fs::read(place.root().join("m/w")).expect("a file"), b"w");
+    }
+
+    #[test]
+    fn an_older_layout_is_replaced_whole_and_doing_it_again_changes_nothing() {
+        let place = Place::new();
+        place.plan("m", &[("old/x", place.source("a"))]).carry_out(&place.root()).expect("done");
+        place.plan("other", &[("x", Entry::Folder)]).carry_out(&place.root()).expect("done");
+        for _ in 0..2 {
+            place.plan("m", &[("new", place.source("a"))]).carry_out(&place.root()).expect("done");
+            assert_eq!(place.seen(), ["m/", "m/new -> ../../files/m/a", "other/", "other/x/"]);
+        }
+        assert_eq!(fs::read(place.folder.path().join("files/m/a")).expect("a file"), b"a");
+    }
+
+    #[test]
+    fn a_lone_link_and_whatever_was_in_its_place_are_replaced_too() {
+        let place = Place::new();
+        place.plan("m.mar", &[("", place.source("a"))]).carry_out(&place.root()).expect("done");
+        assert_eq!(place.seen(), ["m.mar -> ../files/m/a"]);
+        place.plan("m.mar", &[("", place.source("sub"))]).carry_out(&place.root()).expect("done");
+        place.plan("m.mar", &[("x", place.source("a"))]).carry_out(&place.root()).expect("done");
+        assert_eq!(place.seen(), ["m.mar/", "m.mar/x -> ../../files/m/a"]);
+        assert_eq!(fs::read(place.folder.path().join("files/m/sub/b")).expect("a file"), b"b");
+    }
+
+    #[test]
+    fn clearing_takes_the_model_with_its_parts_and_nothing_else() {
+        let place = Place::new();
+        let mut plan = place.plan("m", &[("config", Entry::Folder)]);
+        plan.parts.insert("m~.pre".into(), place.plan("", &[("1", place.source("sub"))]).entries);
+        plan.parts.insert("m~.post".into(), place.plan("", &[("1", place.source("sub"))]).entries);
+        plan.carry_out(&place.root()).expect("done");
+        place.plan("m2", &[("x", place.source("a"))]).carry_out(&place.root()).expect("done");
+        plan.parts.remove("m~.post");
+        plan.carry_out(&place.root()).expect("done");
+        assert_eq!(place.seen(), ["m/", "m/config/", "m2/", "m2/x -> ../../files/m/a", "m~.pre/", "m~.pre/1 -> ../../files/m/sub"]);
+        for _ in 0..2 {
+            clear(&place.root(), "m").expect("done");
+            assert_eq!(place.seen(), ["m2/", "m2/x -> ../../files/m/a"]);
+        }
+        assert!(place.folder.path().join("files/m/sub/b").exists());
+        clear(Path::new("/nowhere/at-all"), "m").expect("nothing to do");
+    }
+
+    #[test]
+    fn a_purge_leaves_the_root_empty_and_the_models_files_alone() {
+        let place = Place::new();
+        let mut plan = place.plan("m", &[("1", place.source("sub"))]);
+        plan.parts.insert("m~.pre".into(), place.plan("", &[("1", place.source("sub"))]).entries);
+        plan.carry_out(&place.root()).expect("done");
+        symlink("../files/m", place.root().join("strange")).expect("a link");
+        fs::write(place.root().join("file"), "x").expect("a file");
+        purge(&place.root()).expect("done");
+        assert_eq!(fs::read_dir(place.root()).expect("there").count(), 0);
+        assert!(place.folder.path().join("files/m/sub/b").exists());
+        purge(Path::new("/nowhere/at-all")).expect("nothing to do");
+    }
+
+    #[test]
+    fn a_link_in_the_models_place_is_removed_and_not_followed() {
+        let place = Place::new();
+        fs::create_dir_all(place.root()).expect("a folder");
+        symlink("../files/m", place.root().join("m")).expect("a link");
+        place.plan("m", &[("a", Entry::Text(b"new".to_vec()))]).carry_out(&place.root()).expect("done");
+        assert_eq!(fs::read(place.folder.path().join("files/m/a")).expect("a file"), b"a");
+        clear(&place.root(), "m").expect("done");
+        symlink("../files/m", place.root().join("m")).expect("a link");
+        clear(&place.root(), "m").expect("done");
+        assert!(place.folder.path().join("files/m/sub/b").exists() && place.seen().is_empty());
+    }
+
+    #[test]
+    fn a_path_that_leaves_the_models_folder_is_never_made() {
+        let place = Place::new();
+        let link = || place.source("sub");
+        for (case, name, entries) in [
+            ("up", "m", vec![("../x", Entry::Folder)]),
+            ("up within", "m", vec![("a/../../x", Entry::Folder)]),
+            ("absolute", "m", vec![("/tmp/x", Entry::Folder)]),
+            ("empty part", "m", vec![("a//b", Entry::Folder)]),
+            ("here", "m", vec![("./b", Entry::Folder)]),
+            ("through a link", "m", vec![("1", link()), ("1/evil", Entry::Text(vec![]))]),
+            ("through a link, deeper", "m", vec![("1", link()), ("1/a/evil", Entry::Text(vec![]))]),
+            ("its stead and more", "m", vec![("", link()), ("x", Entry::Folder)]),
+            ("a name above", "..", vec![("x", Entry::Folder)]),
+            ("a name of ours", ".berth", vec![("x", Entry::Folder)]),
+            ("a name with a slash", "a/b", vec![("x", Entry::Folder)]),
+            ("no name", "", vec![("x", Entry::Folder)]),
+        ] {
+            let refused = place.plan(name, &entries).carry_out(&place.root()).expect_err(case);
+            assert!(refused.nothing_attempted && refused.fault == LoadFault::BadModel, "{case}: {refused}");
+            assert!(!place.root().exists(), "{case}");
+        }
+        assert!(!place.folder.path().join("files/m/sub/evil").exists());
+    }
+
+    #[test]
+    fn a_layout_that_cannot_be_built_leaves_the_older_one() {
+        let place = Place::new();
+        place.plan("m", &[("x", place.source("a"))]).carry_out(&place.root()).expect("done");
+        let long = "y".repeat(300);
+        let refused = place.plan("m", &[(&long, place.source("a"))]).carry_out(&place.root()).expect_err("too long a name");
+        assert!(refused.nothing_attempted && refused.fault == LoadFault::RuntimeDown, "{refused}");
+        assert_eq!(place.seen(), ["m/", "m/x -> ../../files/m/a"]);
+    }
+}

@@ -1,0 +1,434 @@
+//! Inference servers with a model repository: Triton and MLServer.
+//!
+//! They read models from a folder that Berth lays out for them, load and unload them by call, and list what they hold. In
+//! what they differ is a [`Dialect`]. What neither does: say when an unload has really ended, stop a load that nobody waits
+//! for any more, or answer every load at all. So each load runs in a task of its own, which goes on when its caller leaves;
+//! until that task has ended the index says "loading", whatever the server lists.
+
+mod beat;
+mod dialect;
+mod words;
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_proto::inference::{
+    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ServerMetadataRequest, ServerMetadataResponse,
+};
+use berth_proto::repository::{IndexRequest, IndexResponse, LoadRequest, LoadResponse, UnloadRequest, UnloadResponse};
+use berth_telemetry::Clock;
+use berth_types::{Deadline, Footprint, ModelId, Registration};
+use berth_upstream::Server;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
+use tracing::{info, warn};
+
+use crate::changes::Changes;
+use crate::layout::name::{Named, named};
+use crate::rpc::{Rpc, RpcError};
+use crate::{
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
+    SupportedFormat, UnloadError,
+};
+pub use dialect::Dialect;
+
+/// How such a server is used.
+#[derive(Clone, Debug)]
+pub struct RepositoryConfig {
+    /// Which server it is.
+    pub dialect: Dialect,
+    /// Name of the ServingRuntime that describes it.
+    pub name: Arc<str>,
+    /// The formats that it loads.
+    pub formats: Vec<SupportedFormat>,
+    /// The folder that it reads models from. All of it is Berth's: what lies there at start is removed.
+    pub repository: PathBuf,
+    /// What it can hold, where that is known.
+    pub capacity: Option<Footprint>,
+    /// Loads at a time.
+    pub load_concurrency: NonZeroU32,
+    /// A load that takes longer has failed.
+    pub load_timeout: Duration,
+    /// How long it may take at start until it answers.
+    pub start_timeout: Duration,
+    /// What a model takes before it was ever loaded: its bytes on disk times this, in percent.
+    pub size_percent: u32,
+    /// Requests that one copy serves at a time; `None` is no limit.
+    pub max_concurrency: Option<NonZeroU32>,
+}
+
+/// Why a server cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RepositoryStartError {
+    /// It does not answer.
+    #[error("{kind} at {target} does not answer after {waited:?}: {why}")]
+    Away {
+        /// Which server.
+        kind: &'static str,
+        /// Where.
+        target: String,
+        /// How long it was waited for.
+        waited: Duration,
+        /// What the last try ran into.
+        why: String,
+    },
+    /// It answers, but what it is asked for it does not do.
+    #[error("{kind} at {target} {why}")]
+    Unfit {
+        /// Which server.
+        kind: &'static str,
+        /// Where.
+        target: String,
+        /// What is wrong with it and how to mend it.
+        why: String,
+    },
+    /// The folder of models.
+    #[error("model repository {path}: {why}")]
+    Repository {
+        /// The folder.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A Triton or MLServer beside this process. Cheap to clone.
+#[derive(Clone)]
+pub struct RepositoryServer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: RuntimeInfo,
+    config: RepositoryConfig,
+    rpc: Rpc,
+    clock: Clock,
+    held: Mutex<HashMap<ModelId, Held>>,
+    changes: Changes,
+    health: watch::Receiver<Health>,
+    _beating: AbortOnDropHandle<()>,
+}
+
+/// What was asked of the server for one model.
+enum Held {
+    /// A load whose answer has not come.
+    Loading {
+        load: Load,
+        /// Nobody wants it any more: it is unloaded as soon as it has ended.
+        unwanted: bool,
+    },
+    /// A load that ended well.
+    Loaded(Loaded),
+}
+
+type Load = Shared<BoxFuture<'static, Result<Loaded, LoadError>>>;
+
+/// How often a server that is not there yet is asked again, and how often one that has something under way.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+const LOOK_AGAIN: Duration = Duration::from_millis(40);
+/// How long any call but a load or an inference may take.
+const USUAL: Duration = Duration::from_secs(10);
+
+impl RepositoryServer {
+    /// Waits for the server, unloads what it holds and empties its folder of models.
+    ///
+    /// # Errors
+    /// [`RepositoryStartError`].
+    pub async fn start(config: RepositoryConfig, server: Server, clock: Clock) -> Result<Self, RepositoryStartError> {
+        let rpc = Rpc::new(server, clock.clone());
+        let version = answers(&rpc, &config, &clock).await?;
+        let info = RuntimeInfo {
+            name: Arc::clone(&config.name),
+            version: version.into(),
+            formats: config.formats.clone(),
+            capacity: config.capacity.clone(),
+            load_concurrency: config.load_concurrency,
+            load_timeout: config.load_timeout,
+            reads_files_while_loaded: true,
+        };
+        let (told, health) = watch::channel(Health::Up);
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(rpc.clone(), clock.clone(), told)));
+        let inner = Inner { info, config, rpc, clock, held: Mutex::default(), changes: Changes::new(), health, _beating: beating };
+        let server = RepositoryServer { inner: Arc::new(inner) };
+        server.purge().await?;
+        Ok(server)
+    }
+
+    /// Unloads whatever the server holds from before, and empties its folder.
+    async fn purge(&self) -> Result<(), RepositoryStartError> {
+        let Inner { config, rpc, clock, .. } = &*self.inner;
+        let unfit = |why: String| RepositoryStartError::Unfit { kind: config.dialect.name(), target: rpc.target(), why };
+        // A server that takes no orders says so to an order about nothing.
+        if let Err(RpcError::Said { code, message }) = self.inner.tell_to_unload(PROBE).await
+            && !words::is_unknown(code, &message)
+        {
+            return Err(unfit(format!("takes no orders to load and unload ({code:?}: {message}): {}", config.dialect.how_to_control())));
+        }
+        let deadline = clock.deadline_in(config.start_timeout);
+        loop {
+            let models = self.inner.models().await.map_err(|why| unfit(format!("does not say what it holds: {why}")))?;
+            let held: Vec<_> = models.into_iter().filter(|(_, state)| *state != State::Absent).collect();
+            let Some((last, _)) = held.last().cloned() else { break };
+            for (name, state) in held {
+                if state == State::Is(IndexEntry::Ready) {
+                    info!(model = %name, "a model from before is unloaded");
+                    self.inner.tell_to_unload(&name).await.map_err(|why| unfit(format!("does not unload {name}: {why}")))?;
+                }
+            }
+            if clock.until(deadline, clock.sleep(LOOK_AGAIN)).await.is_none() {
+                return Err(unfit(format!("still holds {last} after {:?}", config.start_timeout)));
+            }
+        }
+        let folder = config.repository.clone();
+        let emptied = tokio::task::spawn_blocking(move || empty(&folder)).await;
+        let fault = match emptied {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(fault)) => fault.to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        Err(RepositoryStartError::Repository { path: config.repository.display().to_string(), why: fault })
+    }
+}
+
+/// A name that no model has.
+const PROBE: &str = "berth-asks-whether-orders-are-taken";
+
+/// Makes the folder, or removes what is in it.
+fn empty(folder: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        // A link is removed, never followed.
+        if entry.file_type()?.is_dir() { std::fs::remove_dir_all(entry.path())? } else { std::fs::remove_file(entry.path())? }
+    }
+    Ok(())
+}
+
+/// The server's version text, as soon as it answers.
+async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<String, RepositoryStartError> {
+    let deadline = clock.deadline_in(config.start_timeout);
+    let mut last = "it was not asked".to_owned();
+    let asking = async {
+        loop {
+            match rpc.call::<ServerMetadataResponse>(SERVER_METADATA, &ServerMetadataRequest {}, clock.deadline_in(USUAL)).await {
+                Ok(server) => return Ok(server.version),
+                Err(RpcError::Away(why)) => last = why,
+                Err(RpcError::Said { code: Code::Unavailable, message }) => last = message,
+                Err(RpcError::Late) => last = RpcError::Late.to_string(),
+                Err(other) => return Err(other),
+            }
+            clock.sleep(ASK_AGAIN).await;
+        }
+    };
+    let (kind, target, waited) = (config.dialect.name(), rpc.target(), config.start_timeout);
+    match clock.until(deadline, asking).await {
+        Some(Ok(version)) => Ok(version),
+        Some(Err(other)) => Err(RepositoryStartError::Unfit { kind, target, why: format!("is no such server: {other}") }),
+        None => Err(RepositoryStartError::Away { kind, target, waited, why: last }),
+    }
+}
+
+const SERVER_METADATA: &str = "/inference.GRPCInferenceService/ServerMetadata";
+const MODEL_METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
+const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+/// How the server sees a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It takes no memory there.
+    Absent,
+    Is(IndexEntry),
+}
+
+impl Inner {
+    /// Everything that the server lists.
+    async fn models(&self) -> Result<Vec<(String, State)>, RpcError> {
+        let index: IndexResponse = self.rpc.call(self.config.dialect.index(), &IndexRequest::default(), self.clock.deadline_in(USUAL)).await?;
+        Ok(index.models.into_iter().map(|model| (model.name, words::state(&model.state))).collect())
+    }
+
+    async fn tell_to_unload(&self, name: &str) -> Result<(), RpcError> {
+        let request = UnloadRequest { model_name: name.to_owned(), parameters: self.config.dialect.unload_parameters(), ..UnloadRequest::default() };
+        self.rpc.call::<UnloadResponse>(self.config.dialect.unload(), &request, self.clock.deadline_in(USUAL)).await.map(drop)
+    }
+
+    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
+        match self.tell_to_unload(model.as_str()).await {
+            Ok(()) => Ok(()),
+            Err(RpcError::Said { code, message }) if words::is_unknown(code, &message) => Ok(()),
+            Err(other) => Err(UnloadError(other.to_string())),
+        }
+    }
+
+    /// Loads, and says what came of it to whoever still waits.
+    async fn load(self: Arc<Self>, model: ModelId) -> Result<Loaded, LoadError> {
+        let request = LoadRequest { model_name: model.to_string(), ..LoadRequest::default() };
+        // Longer than anybody waits: an answer that comes late is still one. What has none by then is the index's to tell.
+        let deadline = self.clock.deadline_in(self.config.load_timeout.saturating_mul(2));
+        let answer = self.rpc.call::<LoadResponse>(self.config.dialect.load(), &request, deadline).await;
+        let result = match answer {
+            Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
+            Err(why) => Err(self.load_error(&model, why)),
+        };
+        let unwanted = {
+            let mut held = self.held.lock();
+            let unwanted = matches!(held.get(&model), Some(Held::Loading { unwanted: true, .. }));
+            match &result {
+                Ok(loaded) if !unwanted => held.insert(model.clone(), Held::Loaded(loaded.clone())),
+                _ => held.remove(&model),
+            };
+            unwanted
+        };
+        if unwanted && let Err(why) = self.unload(&model).await {
+            warn!(model = %model, error = %why, "a load that nobody waits for has ended, and the model cannot be unloaded");
+        }
+        self.changes.announce();
+        result
+    }
+
+    /// What the server says that the copy takes.
+    async fn measure(&self, model: &ModelId) -> Option<Footprint> {
+        self.config.dialect.measure(&self.rpc, model, self.clock.deadline_in(USUAL)).await
+    }
+
+    fn load_error(&self, model: &ModelId, why: RpcError) -> LoadError {
+        let kind = self.config.dialect.name();
+        let (fault, message) = match why {
+            RpcError::Said { code, message } => (words::load_fault(code, &message), format!("{kind} did not load it ({code:?}): {message}")),
+            RpcError::Late => (LoadFault::TimedOut, format!("{kind} did not answer the load of {model}")),
+            RpcError::Away(why) => (LoadFault::RuntimeDown, format!("{kind} is away: {why}")),
+            RpcError::Unreadable(why) => (LoadFault::RuntimeDown, format!("{kind} gave no answer to a load: {why}")),
+        };
+        LoadError { fault, message, nothing_attempted: false }
+    }
+}
+
+#[async_trait]
+impl Runtime for RepositoryServer {
+    fn info(&self) -> &RuntimeInfo {
+        &self.inner.info
+    }
+
+    fn estimate(&self, artifacts: &Artifacts) -> Option<Footprint> {
+        Some(Footprint::host(artifacts.size.percent(self.inner.config.size_percent)))
+    }
+
+    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        let (dialect, root) = (self.inner.config.dialect, self.inner.config.repository.clone());
+        let (model, artifacts) = (model.clone(), artifacts.clone());
+        let made = tokio::task::spawn_blocking(move || dialect.lay_out(&root, &model, &artifacts)).await;
+        made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))
+    }
+
+    async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
+        let id = &model.id;
+        let held = match self.inner.held.lock().get_mut(id) {
+            Some(Held::Loading { load, unwanted }) => {
+                *unwanted = false;
+                Some(Err(load.clone()))
+            }
+            Some(Held::Loaded(loaded)) => Some(Ok(loaded.clone())),
+            None => None,
+        };
+        match held {
+            Some(Err(load)) => return load.await,
+            Some(Ok(loaded)) if self.index().await.is_ok_and(|index| index.get(id) == Some(IndexEntry::Ready)) => return Ok(loaded),
+            _ => {}
+        }
+        let task = tokio::spawn(Arc::clone(&self.inner).load(id.clone()));
+        let load = async move {
+            let panicked =
+                |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
+            task.await.unwrap_or_else(panicked)
+        };
+        let load: Load = load.boxed().shared();
+        self.inner.held.lock().insert(id.clone(), Held::Loading { load: load.clone(), unwanted: false });
+        load.await
+    }
+
+    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
+        match self.inner.held.lock().get_mut(model) {
+            Some(Held::Loading { unwanted, .. }) => {
+                // Servers answer an unload during a load as they please; it is told when the load has ended.
+                *unwanted = true;
+                return Ok(());
+            }
+            _other => {}
+        }
+        let told = self.inner.unload(model).await;
+        if told.is_ok() {
+            self.inner.held.lock().remove(model);
+        }
+        self.inner.changes.announce();
+        told
+    }
+
+    async fn clear_layout(&self, model: &ModelId) {
+        let (dialect, root, model) = (self.inner.config.dialect, self.inner.config.repository.clone(), model.clone());
+        let cleared = tokio::task::spawn_blocking(move || dialect.clear(&root, &model)).await;
+        if let Ok(Err(fault)) = cleared {
+            warn!(error = %fault, "the layout of a model cannot be removed");
+        }
+    }
+
+    async fn index(&self) -> Result<Index, RuntimeDown> {
+        self.inner.changes.look();
+        let models = self.inner.models().await.map_err(|why| RuntimeDown(why.to_string()))?;
+        let listed = models.into_iter().filter_map(|(name, state)| match (named(&name), state) {
+            (Named::Model(model), State::Is(entry)) => Some((model, entry)),
+            // The parts of an ensemble come and go with it; what is nobody's is not counted.
+            _ => None,
+        });
+        let mut entries: HashMap<ModelId, IndexEntry> = listed.collect();
+        let held = self.inner.held.lock();
+        for (model, _) in held.iter().filter(|(_, held)| matches!(held, Held::Loading { .. })) {
+            // What was sent may still be on its way there, and what is loaded already may not have been measured.
+            entries.insert(model.clone(), IndexEntry::Loading);
+        }
+        Ok(Index::of(entries))
+    }
+
+    async fn index_changed(&self) {
+        tokio::select! {
+            () = self.inner.changes.changed() => {}
+            () = self.inner.clock.sleep(LOOK_AGAIN) => {}
+        }
+    }
+
+    fn health(&self) -> Option<watch::Receiver<Health>> {
+        Some(self.inner.health.clone())
+    }
+}
+
+#[async_trait]
+impl Infer for RepositoryServer {
+    async fn infer(&self, model: &ModelId, mut request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        request.model_name = model.to_string();
+        request.model_version = String::new();
+        self.inner.rpc.call(MODEL_INFER, &request, deadline).await.map_err(|why| infer_error(model, why))
+    }
+
+    async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
+        let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
+        let deadline = self.inner.clock.deadline_in(USUAL);
+        self.inner.rpc.call(MODEL_METADATA, &request, deadline).await.map_err(|why| infer_error(model, why))
+    }
+}
+
+fn infer_error(model: &ModelId, why: RpcError) -> InferError {
+    match why {
+        RpcError::Late => InferError::DeadlineExceeded,
+        RpcError::Said { code, message } if words::is_unknown(code, &message) => InferError::NotLoaded(model.clone()),
+        RpcError::Said { code, message } => InferError::Refused { code: code as i32, message },
+        RpcError::Away(why) => InferError::Away(why),
+        RpcError::Unreadable(why) => InferError::Failed(why),
+    }
+}

@@ -1,0 +1,115 @@
+//! What the words of Triton and MLServer mean.
+
+use tonic::Code;
+
+use super::State;
+use crate::{IndexEntry, LoadFault};
+
+/// A state of the index. MLServer on newer Pythons prints the name of its enumeration in front.
+pub(super) fn state(word: &str) -> State {
+    match word.strip_prefix("State.").unwrap_or(word) {
+        "READY" => State::Is(IndexEntry::Ready),
+        "LOADING" => State::Is(IndexEntry::Loading),
+        "UNLOADING" => State::Is(IndexEntry::Unloading),
+        // Never loaded, unloaded, failed to load, and MLServer's word for what it found but did not load.
+        _ => State::Absent,
+    }
+}
+
+/// Whether an answer says that the server does not hold a model of that name.
+pub(crate) fn is_unknown(code: Code, message: &str) -> bool {
+    match code {
+        Code::NotFound => true,
+        // Triton, whose unload of what it never saw is a success in some versions and this in others.
+        Code::Unavailable => {
+            message.starts_with("Request for unknown model") && (message.ends_with("is not found") || message.ends_with("has no available versions"))
+        }
+        Code::InvalidArgument => message.starts_with("Model ") && message.contains(" not found"),
+        _ => false,
+    }
+}
+
+/// What kept a load from ending well.
+pub(super) fn load_fault(code: Code, message: &str) -> LoadFault {
+    if is_out_of_memory(message) {
+        return LoadFault::OutOfMemory;
+    }
+    match code {
+        Code::ResourceExhausted => LoadFault::OutOfMemory,
+        Code::DeadlineExceeded => LoadFault::TimedOut,
+        Code::Unavailable | Code::Cancelled | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => LoadFault::RuntimeDown,
+        _ => LoadFault::BadModel,
+    }
+}
+
+/// Whether a server's words say that memory ran out. A process of Triton's Python backend that is killed while it loads says
+/// only that it is not healthy: that is what the kernel's end of a process without memory looks like.
+fn is_out_of_memory(message: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "out of memory",
+        "outofmemory",
+        "memoryerror",
+        "bad_alloc",
+        "cannot allocate memory",
+        "failed to allocate",
+        "unable to allocate",
+        "cuda_error_out_of_memory",
+        "is not healthy",
+    ];
+    let said = message.to_ascii_lowercase();
+    WORDS.iter().any(|word| said.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_understood_however_they_are_printed() {
+        for (word, expected) in [
+            ("READY", State::Is(IndexEntry::Ready)),
+            ("State.READY", State::Is(IndexEntry::Ready)),
+            ("LOADING", State::Is(IndexEntry::Loading)),
+            ("UNLOADING", State::Is(IndexEntry::Unloading)),
+            ("UNAVAILABLE", State::Absent),
+            ("State.UNAVAILABLE", State::Absent),
+            ("UNKNOWN", State::Absent),
+            ("", State::Absent),
+        ] {
+            assert_eq!(state(word), expected, "{word}");
+        }
+    }
+
+    #[test]
+    fn faults_of_a_load_are_told_apart_by_what_can_be_done_about_them() {
+        for (code, message, expected) in [
+            (Code::Internal, "failed to load 'x', failed to poll from model repository", LoadFault::BadModel),
+            (Code::InvalidArgument, "load failed for model 'x': version 1 is at UNAVAILABLE state: Internal: ValueError", LoadFault::BadModel),
+            (Code::InvalidArgument, "Stub process 'x_0' is not healthy.", LoadFault::OutOfMemory),
+            (Code::Internal, "CUDA error: out of memory", LoadFault::OutOfMemory),
+            (Code::InvalidArgument, "numpy.core._exceptions._ArrayMemoryError: Unable to allocate 8 GiB", LoadFault::OutOfMemory),
+            (Code::Internal, "std::bad_alloc", LoadFault::OutOfMemory),
+            (Code::ResourceExhausted, "", LoadFault::OutOfMemory),
+            (Code::Unavailable, "explicit model load / unload is not allowed if polling is enabled", LoadFault::RuntimeDown),
+            (Code::DeadlineExceeded, "", LoadFault::TimedOut),
+            (Code::Unknown, "No module named 'mlserver_x'", LoadFault::BadModel),
+        ] {
+            assert_eq!(load_fault(code, message), expected, "{code:?} {message}");
+        }
+    }
+
+    #[test]
+    fn unknown_models_are_known_by_code_and_by_two_servers_words() {
+        for (code, message, unknown) in [
+            (Code::NotFound, "", true),
+            (Code::Unavailable, "Request for unknown model: 'm' is not found", true),
+            (Code::Unavailable, "Request for unknown model: 'm' has no available versions", true),
+            (Code::Unavailable, "the server is starting", false),
+            (Code::InvalidArgument, "Model m with version  not found", true),
+            (Code::InvalidArgument, "Model m takes no input x", false),
+            (Code::Internal, "Request for unknown model: 'm' is not found", false),
+        ] {
+            assert_eq!(is_unknown(code, message), unknown, "{code:?} {message}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `berth agent`: the inference server beside this process, as it is configured: by our own names or by those of ModelMesh's
+//! containers, so that a pod that was made for them needs no other variables.
+
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_adapters::Dialect;
+use berth_upstream::Target;
+use clap::Args;
+
+use crate::config::{Reading, ServeArgs};
+
+/// The flags of `berth agent`: those of `berth serve`, and what is to be known of the inference server.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct AgentArgs {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Work without a controller, on a folder of resources of its own
+    #[arg(long)]
+    pub(crate) standalone: bool,
+    /// Which inference server: triton or mlserver
+    #[arg(long, env = "BERTH_RUNTIME", value_name = "SERVER")]
+    runtime: Option<String>,
+    /// Where it takes orders over gRPC: HOST:PORT, port:PORT or unix:PATH [default: RUNTIME_PORT on this host, else port:8001]
+    #[arg(long, env = "BERTH_RUNTIME_ENDPOINT", value_name = "ENDPOINT")]
+    runtime_endpoint: Option<String>,
+    /// Where it takes requests, if elsewhere [default: RUNTIME_DATA_ENDPOINT, else where it takes orders]
+    #[arg(long, env = "BERTH_RUNTIME_DATA_ENDPOINT", value_name = "ENDPOINT")]
+    runtime_data_endpoint: Option<String>,
+    /// Name of the ServingRuntime that describes it [default: triton-2.x or mlserver-1.x]
+    #[arg(long, env = "BERTH_SERVING_RUNTIME", value_name = "NAME")]
+    serving_runtime: Option<String>,
+    /// The folder that it reads models from, emptied at start [default: _triton_models or _mlserver_models under ROOT_MODEL_DIR,
+    /// else under /models]
+    #[arg(long, env = "BERTH_REPOSITORY", value_name = "DIR")]
+    repository: Option<String>,
+    /// Loads at a time [default: LOADING_CONCURRENCY, else 1]
+    #[arg(long, env = "BERTH_LOAD_CONCURRENCY", value_name = "N")]
+    load_concurrency: Option<String>,
+    /// A load that takes longer has failed [default: LOADTIME_TIMEOUT in milliseconds, else 90s]
+    #[arg(long, env = "BERTH_LOAD_TIMEOUT", value_name = "DURATION")]
+    load_timeout: Option<String>,
+    /// How long the server may take at start until it answers [default: 180s]
+    #[arg(long, env = "BERTH_START_TIMEOUT", value_name = "DURATION")]
+    start_timeout: Option<String>,
+    /// What a model takes before it was ever loaded: its bytes on disk times this [default: MODELSIZE_MULTIPLIER, else 1.25]
+    #[arg(long, env = "BERTH_SIZE_FACTOR", value_name = "FACTOR")]
+    size_factor: Option<String>,
+    /// Requests that one copy of a model serves at a time; 0 is no limit [default: LIMIT_PER_MODEL_CONCURRENCY, else 0]
+    #[arg(long, env = "BERTH_MODEL_CONCURRENCY", value_name = "N")]
+    model_concurrency: Option<String>,
+}
+
+/// The keys, as flags and as keys of the file.
+pub(crate) const KEYS: [&str; 10] = [
+    "runtime",
+    "runtime-endpoint",
+    "runtime-data-endpoint",
+    "serving-runtime",
+    "repository",
+    "load-concurrency",
+    "load-timeout",
+    "start-timeout",
+    "size-factor",
+    "model-concurrency",
+];
+
+impl AgentArgs {
+    pub(crate) fn get(&self, key: &str) -> Option<&String> {
+        match key {
+            "runtime" => self.runtime.as_ref(),
+            "runtime-endpoint" => self.runtime_endpoint.as_ref(),
+            "runtime-data-endpoint" => self.runtime_data_endpoint.as_ref(),
+            "serving-runtime" => self.serving_runtime.as_ref(),
+            "repository" => self.repository.as_ref(),
+            "load-concurrency" => self.load_concurrency.as_ref(),
+            "load-timeout" => self.load_timeout.as_ref(),
+            "start-timeout" => self.start_timeout.as_ref(),
+            "size-factor" => self.size_factor.as_ref(),
+            "model-concurrency" => self.model_concurrency.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// ModelMesh's variable for one of our keys, and how its value reads in our words.
+struct Upstream {
+    key: &'static str,
+    variable: &'static str,
+    translate: fn(&str) -> String,
+}
+
+const fn upstream(key: &'static str, variable: &'static str, translate: fn(&str) -> String) -> Upstream {
+    Upstream { key, variable, translate }
+}
+
+const UPSTREAM: [Upstream; 13] = [
+    upstream("runtime-endpoint", "RUNTIME_PORT", |port| format!("port:{port}")),
+    upstream("runtime-data-endpoint", "RUNTIME_DATA_ENDPOINT", str::to_owned),
+    upstream("load-concurrency", "LOADING_CONCURRENCY", str::to_owned),
+    upstream("load-timeout", "LOADTIME_TIMEOUT", |millis| format!("{millis}ms")),
+    upstream("size-factor", "MODELSIZE_MULTIPLIER", str::to_owned),
+    upstream("model-concurrency", "LIMIT_PER_MODEL_CONCURRENCY", str::to_owned),
+    upstream("storage-config", "STORAGE_CONFIG_DIR", str::to_owned),
+    upstream("pvc-mounts", "PVC_MOUNTS_DIR", str::to_owned),
+    upstream("grpc", "MM_SVC_GRPC_PORT", |port| format!("0.0.0.0:{port}")),
+    upstream("max-message", "MM_SVC_GRPC_MAX_MSG_SIZE", str::to_owned),
+    upstream("probes", "MM_PROBE_PORT", |port| format!("0.0.0.0:{port}")),
+    upstream("drain-timeout", "SHUTDOWN_TIMEOUT_MS", |millis| format!("{millis}ms")),
+    upstream("data", "ROOT_MODEL_DIR", |root| format!("{root}/_berth")),
+];
+
+/// Adds what ModelMesh's variables say where neither a flag nor one of our own variables did.
+pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) {
+    let text = |name: &str| variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
+    for Upstream { key, variable, translate } in UPSTREAM {
+        if let Some(said) = text(variable) {
+            reading.give(key, translate(&said), variable);
+        }
+    }
+    // The container's memory less what the server itself takes.
+    if let Some(said) = text("CONTAINER_MEM_REQ_BYTES") {
+        let buffer = text("MEM_BUFFER_BYTES");
+        let bytes = |text: &str| text.parse::<u64>().ok();
+        match (bytes(&said), buffer.as_deref().map_or(Some(DEFAULT_BUFFER), bytes)) {
+            (Some(all), Some(buffer)) if all > buffer => reading.give("host-memory", (all - buffer).to_string(), "CONTAINER_MEM_REQ_BYTES"),
+            (Some(all), Some(buffer)) => {
+                reading.faults.push(format!("CONTAINER_MEM_REQ_BYTES: {all} bytes less MEM_BUFFER_BYTES, {buffer}, leave nothing for models"));
+            }
+            (None, _) => reading.faults.push(format!("CONTAINER_MEM_REQ_BYTES: {said:?} is not a number of bytes")),
+            (_, None) => reading.faults.push(format!("MEM_BUFFER_BYTES: {:?} is not a number of bytes", buffer.unwrap_or_default())),
+        }
+    }
+}
+
+/// `MEM_BUFFER_BYTES` where it is not given.
+const DEFAULT_BUFFER: u64 = 256 << 20;
+
+/// The inference server beside this process.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Beside {
+    /// Which one.
+    pub(crate) dialect: Dialect,
+    /// Where it takes orders.
+    pub(crate) orders: Target,
+    /// Where it takes requests.
+    pub(crate) requests: Target,
+    /// Name of the ServingRuntime.
+    pub(crate) name: Arc<str>,
+    /// The folder that it reads models from.
+    pub(crate) repository: PathBuf,
+    /// Loads at a time.
+    pub(crate) load_concurrency: NonZeroU32,
+    /// A load that takes longer has failed.
+    pub(crate) load_timeout: Duration,
+    /// How long it may take at start until it answers.
+    pub(crate) start_timeout: Duration,
+    /// Bytes on disk to bytes in memory, in percent.
+    pub(crate) size_percent: u32,
+    /// Requests that one copy serves at a time.
+    pub(crate) max_concurrency: Option<NonZeroU32>,
+}
+
+/// Checks what was given. Faults are told in `reading`; then the answer is of no use.
+pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&str) -> Option<OsString>) -> Option<Beside> {
+    if !standalone {
+        reading.faults.push("berth agent: there is no controller to join yet: give --standalone and a folder of resources".to_owned());
+    }
+    let dialect = match reading.text("runtime") {
+        None => {
+            reading.faults.push("--runtime: which inference server is it? write triton or mlserver".to_owned());
+            return None;
+        }
+        Some("triton") => Dialect::Triton,
+        Some("mlserver") => Dialect::MlServer,
+        Some(other) => {
+            let problem = format!("{other:?} is no inference server that is known: write triton or mlserver");
+            reading.fault("runtime", problem);
+            return None;
+        }
+    };
+    let (usual_name, usual_folder) = match dialect {
+        Dialect::Triton => ("triton-2.x", "_triton_models"),
+        Dialect::MlServer => ("mlserver-1.x", "_mlserver_models"),
+    };
+    let target = |text: &str| text.parse::<Target>().map_err(|fault| fault.to_string());
+    let orders = reading.parsed("runtime-endpoint", target).or_else(|| "port:8001".parse().ok());
+    let requests = reading.parsed("runtime-data-endpoint", target).or_else(|| orders.clone());
+    let root = variable("ROOT_MODEL_DIR").filter(|root| !root.is_empty()).map_or_else(|| PathBuf::from("/models"), PathBuf::from);
+    let repository = reading.text("repository").map_or_else(|| root.join(usual_folder), PathBuf::from);
+    let count = |text: &str| text.parse::<u32>().map_err(|_not_a_number| format!("{text:?} is not a whole number"));
+    let above_zero = |text: &str| NonZeroU32::new(count(text)?).ok_or_else(|| "must be more than nothing".to_owned());
+    let duration = |text: &str| match humantime::parse_duration(text) {
+        Ok(duration) if duration.is_zero() => Err("must be more than nothing".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(fault) => Err(format!("{text:?} is not a duration such as 30s or 2m: {fault}")),
+    };
+    Some(Beside {
+        dialect,
+        orders: orders?,
+        requests: requests?,
+        name: reading.text("serving-runtime").unwrap_or(usual_name).into(),
+        repository,
+        load_concurrency: reading.parsed("load-concurrency", above_zero).unwrap_or(NonZeroU32::MIN),
+        load_timeout: reading.parsed("load-timeout", duration).unwrap_or(Duration::from_secs(90)),
+        start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
+        size_percent: reading.parsed("size-factor", percent).unwrap_or(125),
+        max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
+    })
+}
+
+/// A factor such as 1.25, in percent.
+fn percent(text: &str) -> Result<u32, String> {
+    const MOST: f64 = 1000.0;
+    match text.parse::<f64>() {
+        Ok(factor) if factor > 0.0 && factor <= MOST => {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 100,000")]
+            let percent = (factor * 100.0).ceil() as u32;
+            Ok(percent)
+        }
+        Ok(_) => Err(format!("{text} is no factor: write a number above 0 and up to {MOST}")),
+        Err(_fault) => Err(format!("{text:?} is not a number such as 1.25")),
+    }
+}
+
+impl Beside {
+    /// For the line that is printed.
+    pub(crate) fn line(&self) -> String {
+        format!("{} at {}, models in {}", self.name, self.orders, self.repository.display())
+    }
+}

@@ -1,0 +1,109 @@
+//! What happens when the runtime, a server of its own, goes away and comes back.
+
+use berth_adapters::fake::Script;
+use berth_residency::{Config, MayEvict, WaitError};
+use berth_types::{CopyState, Reason, Retry, Step};
+
+use crate::rig::{Parts, kib, millis, model, secs};
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_a_runtime_that_died_are_withdrawn_and_loaded_again_hottest_first() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    for name in ["cold", "warm", "hot"] {
+        pod.use_once(name).await;
+    }
+    pod.runtime.leave();
+    pod.pass(millis(1)).await;
+    assert!(pod.residency.try_acquire("hot").is_none(), "a copy that is gone takes no request");
+    let before = pod.runtime.loads().len();
+    pod.pass(secs(120)).await;
+    assert_eq!(pod.runtime.loads().len(), before, "nobody loads into a server that is away");
+    pod.runtime.come_back();
+    for name in ["hot", "warm", "cold"] {
+        let report = pod.loaded(name).await;
+        assert!(report.failure.is_none(), "{name} is not to blame: {report:?}");
+    }
+    assert_eq!(pod.runtime.loads()[before..], ["hot", "warm", "cold"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_in_flight_are_told_when_the_runtime_dies() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    let guard = pod.ensure("m", secs(5)).await.expect("it loads");
+    pod.runtime.leave();
+    guard.revoked().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_wait_for_a_runtime_that_is_soon_back_and_are_refused_by_one_that_is_not() {
+    let config = Config { runtime_grace: secs(10), ..Config::default() };
+    let pod = Parts { config, ..Parts::with_memory(kib(64)).beside() }.start();
+    pod.use_once("m").await;
+    pod.runtime.leave();
+    let soon = pod.caller("m", secs(60));
+    pod.pass(secs(5)).await;
+    pod.runtime.come_back();
+    assert!(soon.await.expect("no panic").is_ok(), "five seconds are waited");
+
+    pod.runtime.leave();
+    let (began, late) = (pod.clock.now(), pod.caller("m", secs(60)));
+    let Err(WaitError::Failed(failure)) = late.await.expect("no panic") else { panic!("it is away") };
+    assert_eq!(pod.clock.now() - began, secs(10), "the grace");
+    assert_eq!((failure.reason, failure.retry), (Reason::RuntimeUnhealthy, Retry::Later));
+    let began = pod.clock.now();
+    assert!(matches!(pod.ensure("other", secs(60)).await, Err(WaitError::Failed(_))));
+    assert_eq!(pod.clock.now(), began, "from then on at once");
+    pod.runtime.come_back();
+    assert!(pod.ensure("other", secs(60)).await.is_ok());
+    pod.loaded("m").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_ends_the_runtime_does_so_twice_and_the_others_serve_on() {
+    let pod = Parts::with_memory(kib(1024)).beside().start();
+    pod.runtime.script("killer", Script::default().loading_for(millis(50)).ending_the_runtime(secs(1)));
+    let names: Vec<String> = (0..50).map(|number| format!("good-{number}")).collect();
+    for name in &names {
+        pod.use_once(name).await;
+    }
+    pod.residency.load(model("killer"), MayEvict::Nothing).await;
+    let waiting = pod.caller("killer", secs(300));
+    let failed = pod.report("killer", |report| report.failure.is_some()).await;
+    let failure = failed.failure.expect("asked for");
+    assert_eq!((failure.reason, failure.step), (Reason::ModelLoadFailed, Step::Load));
+    assert!(failure.message.contains("runtime exited while loading it"), "{}", failure.message);
+    assert!(matches!(waiting.await.expect("no panic"), Err(WaitError::Failed(_))));
+    assert_eq!(pod.runtime.deaths(), 2);
+    for name in &names {
+        let report = pod.loaded(name).await;
+        assert!(report.failure.is_none() && matches!(report.state, CopyState::Loaded { .. }), "{report:?}");
+    }
+    pod.pass(secs(30)).await;
+    assert_eq!(pod.runtime.deaths(), 2, "it is not tried again at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_models_that_load_together_when_the_runtime_dies_only_the_one_is_blamed() {
+    let pod = Parts::with_memory(kib(1024)).beside().start();
+    pod.runtime.script("killer", Script::default().loading_for(millis(50)).ending_the_runtime(secs(1)));
+    pod.runtime.script("slow", Script::default().loading_for(secs(5)));
+    let (slow, killer) = (pod.caller("slow", secs(300)), pod.caller("killer", secs(300)));
+    assert!(slow.await.expect("no panic").is_ok(), "it is loaded again");
+    assert!(matches!(killer.await.expect("no panic"), Err(WaitError::Failed(_))));
+    // Once beside the other, once alone.
+    assert_eq!(pod.runtime.deaths(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_death_that_nobody_saw_is_known_by_the_load_that_it_ended() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    pod.use_once("other").await;
+    pod.runtime.script("m", Script::default().hanging());
+    let waiting = pod.caller("m", secs(60));
+    pod.pass(secs(1)).await;
+    pod.runtime.script("m", Script::default());
+    // Dead and back before anybody asked whether it lives.
+    pod.runtime.crash();
+    assert!(waiting.await.expect("no panic").is_ok(), "the load is begun again");
+    pod.loaded("other").await;
+}
