@@ -26,9 +26,6 @@ pub struct Answer {
     back: VecDeque<Result<Frame<Bytes>, CallError>>,
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
-    /// The stream of an answer that ended well. Letting go of it wakes the connection's task: not before the last frame has
-    /// been passed on, or a second write would be made of that.
-    spent: Option<RecvStream>,
 }
 
 struct Open {
@@ -50,7 +47,7 @@ impl Answer {
     pub(crate) fn new(target: Target, stream: RecvStream, rest: Option<Rest>, lease: Lease) -> Self {
         let ended = stream.is_end_stream();
         let open = Open { stream, is_all_data: false, rest, lease };
-        Answer { target, back: VecDeque::new(), open: (!ended).then_some(open), spent: None }
+        Answer { target, back: VecDeque::new(), open: (!ended).then_some(open) }
     }
 
     /// Puts back what was read of it, in the order in which it came: it comes again.
@@ -63,11 +60,6 @@ impl Answer {
     #[must_use]
     pub fn has_come(&self) -> bool {
         self.open.is_none()
-    }
-
-    /// Nothing more comes, and nothing more is to be sent.
-    fn end(&mut self) {
-        self.spent = self.open.take().map(|open| open.stream);
     }
 
     fn fail(&mut self, error: &h2::Error) -> CallError {
@@ -97,7 +89,7 @@ impl Body for Answer {
                     open.lease.connection.vital.hear();
                     let _ = open.stream.flow_control().release_capacity(data.len());
                     if open.stream.is_end_stream() {
-                        this.end();
+                        this.open = None;
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -109,7 +101,7 @@ impl Body for Answer {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) => Some(Err(this.fail(&error))),
         };
-        this.end();
+        this.open = None;
         Poll::Ready(frame)
     }
 

@@ -39,9 +39,6 @@ pub(crate) struct Passed {
 struct Shared {
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
-    /// What it held, once it has ended well: let go of behind the last frame, not before it, because that wakes the task of the
-    /// runtime's connection.
-    over: Option<Open>,
     /// What ended it before its time, until the client is told.
     cut: Option<Fault>,
     /// Who waits for the next piece.
@@ -95,7 +92,7 @@ impl Passed {
         }
         let ended = answer.is_end_stream();
         let open = Open { answer, measured, model, request, until, tap: None };
-        let shared = Shared { open: (!ended).then_some(open), over: None, cut: None, waits: None, taken: 0 };
+        let shared = Shared { open: (!ended).then_some(open), cut: None, waits: None, taken: 0 };
         Passed { shared: Arc::new(Mutex::new(shared)), watcher: None }
     }
 
@@ -147,8 +144,9 @@ impl Passed {
         shared.waits = None;
         shared.taken += 1;
         if ended {
-            shared.over = shared.open.take();
+            let over = shared.open.take();
             drop(shared);
+            drop(over);
             self.watcher = None;
         }
         Poll::Ready(frame.map(Ok))
@@ -163,11 +161,8 @@ impl Passed {
 impl Drop for Passed {
     /// The call ends with it, and not only when its watcher has been stopped.
     fn drop(&mut self) {
-        let (open, over) = {
-            let mut shared = self.shared.lock();
-            (shared.open.take(), shared.over.take())
-        };
-        drop((open, over));
+        let over = self.shared.lock().open.take();
+        drop(over);
     }
 }
 
