@@ -15,14 +15,14 @@ const LIVE: &str = "/inference.GRPCInferenceService/ServerLive";
 /// Between two questions while it answers, and while it does not.
 const UP: Duration = Duration::from_secs(1);
 const DOWN: Duration = Duration::from_millis(200);
-/// How long an answer may take. A server that computes with all its threads, or loads a model with the one that Python has,
-/// is slow to say that it lives.
+/// How long an answer may take. A server that computes with all its threads is slow to say that it lives.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Answers in a row that may not come before it counts as hung.
 const MISSED: u32 = 3;
 
-/// Asks until the last receiver of `told` is gone, and tells what changes.
-pub(super) async fn listen(rpc: Rpc, clock: Clock, told: watch::Sender<Health>) {
+/// Asks until the last receiver of `told` is gone, and tells what changes. While `it_loads`, silence means nothing: MLServer has
+/// one thread for its answers, and most of its models load with that one. A load has a limit of its own.
+pub(super) async fn listen(rpc: Rpc, clock: Clock, it_loads: impl Fn() -> bool, told: watch::Sender<Health>) {
     let mut missed = 0;
     while !told.is_closed() {
         clock.sleep(if *told.borrow() == Health::Up { UP } else { DOWN }).await;
@@ -30,11 +30,11 @@ pub(super) async fn listen(rpc: Rpc, clock: Clock, told: watch::Sender<Health>) 
         let health = match answer {
             // One that speaks and finds itself dead is a matter of its own probes; it does answer.
             Ok(_) | Err(RpcError::Said { .. }) => Some(Health::Up),
-            Err(RpcError::Late) if missed + 1 < MISSED => None,
+            Err(RpcError::Late) if missed + 1 < MISSED || it_loads() => None,
             Err(RpcError::Late) => Some(Health::Down { why: Arc::from(format!("it has not said that it lives for {:?}", PATIENCE * MISSED)) }),
             Err(why @ (RpcError::Away(_) | RpcError::Unreadable(_))) => Some(Health::Down { why: Arc::from(why.to_string()) }),
         };
-        missed = if health.is_none() { missed + 1 } else { 0 };
+        missed = if health.is_some() || it_loads() { 0 } else { missed + 1 };
         if let Some(health) = health {
             told.send_if_modified(|known| {
                 let differs = std::mem::discriminant(known) != std::mem::discriminant(&health);

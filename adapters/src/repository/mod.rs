@@ -111,7 +111,7 @@ struct Inner {
     config: RepositoryConfig,
     rpc: Rpc,
     clock: Clock,
-    held: Mutex<HashMap<ModelId, Held>>,
+    held: Arc<Mutex<HashMap<ModelId, Held>>>,
     changes: Changes,
     health: watch::Receiver<Health>,
     _beating: AbortOnDropHandle<()>,
@@ -155,8 +155,13 @@ impl RepositoryServer {
             reads_files_while_loaded: true,
         };
         let (told, health) = watch::channel(Health::Up);
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(rpc.clone(), clock.clone(), told)));
-        let inner = Inner { info, config, rpc, clock, held: Mutex::default(), changes: Changes::new(), health, _beating: beating };
+        let held = Arc::<Mutex<HashMap<ModelId, Held>>>::default();
+        let loads = {
+            let held = Arc::clone(&held);
+            move || held.lock().values().any(|held| matches!(held, Held::Loading { .. }))
+        };
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(rpc.clone(), clock.clone(), loads, told)));
+        let inner = Inner { info, config, rpc, clock, held, changes: Changes::new(), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -330,27 +335,30 @@ impl Runtime for RepositoryServer {
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
         let id = &model.id;
-        let held = match self.inner.held.lock().get_mut(id) {
-            Some(Held::Loading { load, unwanted }) => {
-                *unwanted = false;
-                Some(Err(load.clone()))
-            }
-            Some(Held::Loaded(loaded)) => Some(Ok(loaded.clone())),
-            None => None,
+        let before = match self.inner.held.lock().get(id) {
+            Some(Held::Loaded(loaded)) => Some(loaded.clone()),
+            _ => None,
         };
-        match held {
-            Some(Err(load)) => return load.await,
-            Some(Ok(loaded)) if self.index().await.is_ok_and(|index| index.get(id) == Some(IndexEntry::Ready)) => return Ok(loaded),
-            _ => {}
+        if let Some(loaded) = before
+            && self.index().await.is_ok_and(|index| index.get(id) == Some(IndexEntry::Ready))
+        {
+            return Ok(loaded);
         }
-        let task = tokio::spawn(Arc::clone(&self.inner).load(id.clone()));
-        let load = async move {
-            let panicked =
-                |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
-            task.await.unwrap_or_else(panicked)
+        let load = {
+            // Held while the task is begun: it cannot end before it is known here.
+            let mut held = self.inner.held.lock();
+            match held.get_mut(id) {
+                Some(Held::Loading { load, unwanted }) => {
+                    *unwanted = false;
+                    load.clone()
+                }
+                _ => {
+                    let load = begun(Arc::clone(&self.inner), id.clone());
+                    held.insert(id.clone(), Held::Loading { load: load.clone(), unwanted: false });
+                    load
+                }
+            }
         };
-        let load: Load = load.boxed().shared();
-        self.inner.held.lock().insert(id.clone(), Held::Loading { load: load.clone(), unwanted: false });
         load.await
     }
 
@@ -421,6 +429,16 @@ impl Infer for RepositoryServer {
         let deadline = self.inner.clock.deadline_in(USUAL);
         self.inner.rpc.call(MODEL_METADATA, &request, deadline).await.map_err(|why| infer_error(model, why))
     }
+}
+
+/// A load in a task of its own.
+fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
+    let task = tokio::spawn(inner.load(model));
+    let load = async move {
+        let panicked = |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
+        task.await.unwrap_or_else(panicked)
+    };
+    load.boxed().shared()
 }
 
 fn infer_error(model: &ModelId, why: RpcError) -> InferError {
