@@ -435,7 +435,8 @@ impl Infer for RepositoryServer {
 fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
     let task = tokio::spawn(inner.load(model));
     let load = async move {
-        let panicked = |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
+        let panicked =
+            |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
         task.await.unwrap_or_else(panicked)
     };
     load.boxed().shared()

@@ -107,7 +107,7 @@ impl<M: Models> Frontend<M> {
             // Pinned where it is: it is not moved once more.
             let calling = pin!(async {
                 let answer = unknown::call(server, sent).await?;
-                if request.is_sent() && !answer.body().is_end_stream() { begun::wait(answer).await } else { Ok(answer) }
+                if request.is_sent() && !answer.body().is_end_stream() { begun::wait(answer, &self.clock).await } else { Ok(answer) }
             });
             let called = tokio::select! {
                 biased;

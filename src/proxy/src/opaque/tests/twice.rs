@@ -92,6 +92,24 @@ async fn a_head_comes_before_the_first_message_when_the_client_has_more_to_say()
     world.unguarded().await;
 }
 
+#[tokio::test]
+async fn a_head_does_not_wait_for_a_message_that_may_never_come() {
+    let behaviour: Behaviour = Arc::new(|request| {
+        async move {
+            // All of the request has come, and the answer has begun: that is all, for as long as the call lasts.
+            let _ = request.into_body().collect().await;
+            Response::new(BodyExt::boxed(StreamBody::new(futures::stream::pending())))
+        }
+        .boxed()
+    });
+    let runtime = runtime(behaviour).await;
+    let mut world = world(runtime.addr).await;
+    let answer = world.client.send_request(call(INFER, &[("mm-vmodel-id", "digits")], whole(message(&naming("digits", 1))))).await.unwrap();
+    assert_eq!(answer.status(), http::StatusCode::OK);
+    drop(answer);
+    world.unguarded().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_runtime_does_not_find_of_a_model_that_it_holds_is_its_own_answer() {
     for size in [1, 300 * 1024] {
