@@ -93,8 +93,14 @@ impl Script {
 
     /// A copy takes these bytes of host memory, whatever its files have.
     #[must_use]
-    pub fn measuring(mut self, bytes: ByteSize) -> Self {
-        self.measured = Some(Some(Footprint::host(bytes)));
+    pub fn measuring(self, bytes: ByteSize) -> Self {
+        self.measuring_all(Footprint::host(bytes))
+    }
+
+    /// Loads measure this much of each pool.
+    #[must_use]
+    pub fn measuring_all(mut self, footprint: Footprint) -> Self {
+        self.measured = Some(Some(footprint));
         self
     }
 

@@ -80,6 +80,8 @@ pub enum LoadFault {
     TimedOut,
     /// The runtime is not there or is failing.
     RuntimeDown,
+    /// The runtime is there and does not take the load now, or is not used as it wants to be.
+    NotNow,
 }
 
 /// A load that failed.
@@ -106,7 +108,7 @@ impl LoadError {
     pub const fn retry(&self) -> Retry {
         match self.fault {
             LoadFault::BadModel => Retry::AfterChange,
-            LoadFault::OutOfMemory | LoadFault::TimedOut | LoadFault::RuntimeDown => Retry::Later,
+            LoadFault::OutOfMemory | LoadFault::TimedOut | LoadFault::RuntimeDown | LoadFault::NotNow => Retry::Later,
         }
     }
 }

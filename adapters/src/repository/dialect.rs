@@ -80,8 +80,8 @@ impl Dialect {
 }
 
 impl Dialect {
-    /// Puts the model's files where the server wants them below `root`.
-    pub(super) fn lay_out(self, root: &Path, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+    /// Puts the model's files where the server wants them below `root`. With it the names of the parts that it consists of.
+    pub(super) fn lay_out(self, root: &Path, model: &Registration, artifacts: &Artifacts) -> Result<(LaidOut, Vec<String>), LoadError> {
         if layout::name::server_name(&model.id) != model.id.as_str() {
             // Requests carry the id, and what they name would be no model.
             let why = "an id for it is made of letters, digits, '_', '-' and '.', starts with none of these but letters and digits or '_'";
@@ -95,7 +95,8 @@ impl Dialect {
         for note in &plan.notes {
             info!(model = %model.id, "{note}");
         }
-        plan.carry_out(root)
+        let laid_out = plan.carry_out(root)?;
+        Ok((laid_out, plan.parts.into_keys().collect()))
     }
 
     /// Removes what [`Dialect::lay_out`] made.

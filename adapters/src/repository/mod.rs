@@ -9,11 +9,11 @@ mod beat;
 mod dialect;
 mod words;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use berth_proto::inference::{
@@ -112,6 +112,8 @@ struct Inner {
     rpc: Rpc,
     clock: Clock,
     held: Arc<Mutex<HashMap<ModelId, Held>>>,
+    /// What models consist of beside themselves, by the server's names: the parts of ensembles.
+    parts: Mutex<HashMap<ModelId, Vec<String>>>,
     changes: Changes,
     health: watch::Receiver<Health>,
     _beating: AbortOnDropHandle<()>,
@@ -122,6 +124,8 @@ enum Held {
     /// A load whose answer has not come.
     Loading {
         load: Load,
+        /// When it began.
+        since: Instant,
         /// Nobody wants it any more: it is unloaded as soon as it has ended.
         unwanted: bool,
     },
@@ -157,11 +161,14 @@ impl RepositoryServer {
         let (told, health) = watch::channel(Health::Up);
         let held = Arc::<Mutex<HashMap<ModelId, Held>>>::default();
         let loads = {
-            let held = Arc::clone(&held);
-            move || held.lock().values().any(|held| matches!(held, Held::Loading { .. }))
+            let (held, clock, limit) = (Arc::clone(&held), clock.clone(), config.load_timeout);
+            // Only MLServer loads with the thread that answers.
+            let deaf = config.dialect == Dialect::MlServer;
+            let recent = move |held: &Held| matches!(held, Held::Loading { since, .. } if clock.now().saturating_duration_since(*since) < limit);
+            move || deaf && held.lock().values().any(&recent)
         };
         let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(rpc.clone(), clock.clone(), loads, told)));
-        let inner = Inner { info, config, rpc, clock, held, changes: Changes::new(), health, _beating: beating };
+        let inner = Inner { info, config, rpc, clock, held, parts: Mutex::default(), changes: Changes::new(), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -177,15 +184,16 @@ impl RepositoryServer {
         {
             return Err(unfit(format!("takes no orders to load and unload ({code:?}: {message}): {}", config.dialect.how_to_control())));
         }
-        let deadline = clock.deadline_in(config.start_timeout);
+        let (deadline, mut told) = (clock.deadline_in(config.start_timeout), HashSet::new());
         loop {
             let models = self.inner.models().await.map_err(|why| unfit(format!("does not say what it holds: {why}")))?;
             let held: Vec<_> = models.into_iter().filter(|(_, state)| *state != State::Absent).collect();
             let Some((last, _)) = held.last().cloned() else { break };
-            for (name, state) in held {
-                if state == State::Is(IndexEntry::Ready) {
+            for (name, _) in held.into_iter().filter(|(_, state)| *state == State::Is(IndexEntry::Ready)) {
+                // Servers list a model once for each version.
+                if told.insert(name.clone()) {
                     info!(model = %name, "a model from before is unloaded");
-                    self.inner.tell_to_unload(&name).await.map_err(|why| unfit(format!("does not unload {name}: {why}")))?;
+                    self.inner.unload(&name).await.map_err(|why| unfit(format!("does not unload {name}: {why}")))?;
                 }
             }
             if clock.until(deadline, clock.sleep(LOOK_AGAIN)).await.is_none() {
@@ -206,15 +214,22 @@ impl RepositoryServer {
 /// A name that no model has.
 const PROBE: &str = "berth-asks-whether-orders-are-taken";
 
-/// Makes the folder, or removes what is in it.
+/// Our own folder in the server's, by which it is known again.
+const OURS: &str = ".berth";
+
+/// Makes the folder, or removes what is in it, which must be ours.
 fn empty(folder: &std::path::Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
+    let entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
+    if let Some(foreign) = entries.first().filter(|_| !folder.join(OURS).exists()) {
+        let what = format!("it holds {}, which Berth did not put there, and would be emptied: name an empty folder", foreign.file_name().display());
+        return Err(std::io::Error::other(what));
+    }
+    for entry in entries {
         // A link is removed, never followed.
         if entry.file_type()?.is_dir() { std::fs::remove_dir_all(entry.path())? } else { std::fs::remove_file(entry.path())? }
     }
-    Ok(())
+    std::fs::create_dir_all(folder.join(OURS))
 }
 
 /// The server's version text, as soon as it answers.
@@ -254,6 +269,12 @@ enum State {
 }
 
 impl Inner {
+    /// The models whose loads have not ended.
+    fn loading(&self) -> Vec<ModelId> {
+        let held = self.held.lock();
+        held.iter().filter(|(_, held)| matches!(held, Held::Loading { .. })).map(|(model, _)| model.clone()).collect()
+    }
+
     /// Everything that the server lists.
     async fn models(&self) -> Result<Vec<(String, State)>, RpcError> {
         let index: IndexResponse = self.rpc.call(self.config.dialect.index(), &IndexRequest::default(), self.clock.deadline_in(USUAL)).await?;
@@ -265,12 +286,23 @@ impl Inner {
         self.rpc.call::<UnloadResponse>(self.config.dialect.unload(), &request, self.clock.deadline_in(USUAL)).await.map(drop)
     }
 
-    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
-        match self.tell_to_unload(model.as_str()).await {
+    async fn unload(&self, name: &str) -> Result<(), UnloadError> {
+        match self.tell_to_unload(name).await {
             Ok(()) => Ok(()),
             Err(RpcError::Said { code, message }) if words::is_unknown(code, &message) => Ok(()),
             Err(other) => Err(UnloadError(other.to_string())),
         }
+    }
+
+    /// Tells the server to unload the model and the parts that it was laid out with: those of an ensemble that did not load are
+    /// nobody's dependents.
+    async fn unload_all_of(&self, model: &ModelId) -> Result<(), UnloadError> {
+        let told = self.unload(model.as_str()).await;
+        let parts = self.parts.lock().get(model).cloned().unwrap_or_default();
+        for part in parts {
+            self.unload(&part).await?;
+        }
+        told
     }
 
     /// Loads, and says what came of it to whoever still waits.
@@ -283,17 +315,23 @@ impl Inner {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
             Err(why) => Err(self.load_error(&model, why)),
         };
-        let unwanted = {
-            let mut held = self.held.lock();
-            let unwanted = matches!(held.get(&model), Some(Held::Loading { unwanted: true, .. }));
-            match &result {
-                Ok(loaded) if !unwanted => held.insert(model.clone(), Held::Loaded(loaded.clone())),
-                _ => held.remove(&model),
-            };
-            unwanted
+        let unwanted = matches!(self.held.lock().get(&model), Some(Held::Loading { unwanted: true, .. }));
+        let result = if unwanted {
+            // Listed as loading until it is told: a look in between proves nothing.
+            if let Err(why) = self.unload_all_of(&model).await {
+                warn!(model = %model, error = %why, "a load that nobody waits for has ended, and the model cannot be unloaded");
+            }
+            let message = format!("{model} was unloaded while it was loading");
+            Err(LoadError { fault: LoadFault::NotNow, message, nothing_attempted: false })
+        } else {
+            result
         };
-        if unwanted && let Err(why) = self.unload(&model).await {
-            warn!(model = %model, error = %why, "a load that nobody waits for has ended, and the model cannot be unloaded");
+        {
+            let mut held = self.held.lock();
+            match &result {
+                Ok(loaded) => held.insert(model.clone(), Held::Loaded(loaded.clone())),
+                Err(_) => held.remove(&model),
+            };
         }
         self.changes.announce();
         result
@@ -310,7 +348,7 @@ impl Inner {
             RpcError::Said { code, message } => (words::load_fault(code, &message), format!("{kind} did not load it ({code:?}): {message}")),
             RpcError::Late => (LoadFault::TimedOut, format!("{kind} did not answer the load of {model}")),
             RpcError::Away(why) => (LoadFault::RuntimeDown, format!("{kind} is away: {why}")),
-            RpcError::Unreadable(why) => (LoadFault::RuntimeDown, format!("{kind} gave no answer to a load: {why}")),
+            RpcError::Unreadable(why) => (LoadFault::NotNow, format!("{kind} gave no answer to a load: {why}")),
         };
         LoadError { fault, message, nothing_attempted: false }
     }
@@ -329,8 +367,13 @@ impl Runtime for RepositoryServer {
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
         let (dialect, root) = (self.inner.config.dialect, self.inner.config.repository.clone());
         let (model, artifacts) = (model.clone(), artifacts.clone());
+        let id = model.id.clone();
         let made = tokio::task::spawn_blocking(move || dialect.lay_out(&root, &model, &artifacts)).await;
-        made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))
+        let (laid_out, parts) = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
+        if !parts.is_empty() {
+            self.inner.parts.lock().insert(id, parts);
+        }
+        Ok(laid_out)
     }
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
@@ -348,13 +391,13 @@ impl Runtime for RepositoryServer {
             // Held while the task is begun: it cannot end before it is known here.
             let mut held = self.inner.held.lock();
             match held.get_mut(id) {
-                Some(Held::Loading { load, unwanted }) => {
+                Some(Held::Loading { load, unwanted, .. }) => {
                     *unwanted = false;
                     load.clone()
                 }
                 _ => {
                     let load = begun(Arc::clone(&self.inner), id.clone());
-                    held.insert(id.clone(), Held::Loading { load: load.clone(), unwanted: false });
+                    held.insert(id.clone(), Held::Loading { load: load.clone(), since: self.inner.clock.now(), unwanted: false });
                     load
                 }
             }
@@ -371,7 +414,7 @@ impl Runtime for RepositoryServer {
             }
             _other => {}
         }
-        let told = self.inner.unload(model).await;
+        let told = self.inner.unload_all_of(model).await;
         if told.is_ok() {
             self.inner.held.lock().remove(model);
         }
@@ -380,6 +423,7 @@ impl Runtime for RepositoryServer {
     }
 
     async fn clear_layout(&self, model: &ModelId) {
+        self.inner.parts.lock().remove(model);
         let (dialect, root, model) = (self.inner.config.dialect, self.inner.config.repository.clone(), model.clone());
         let cleared = tokio::task::spawn_blocking(move || dialect.clear(&root, &model)).await;
         if let Ok(Err(fault)) = cleared {
@@ -389,18 +433,25 @@ impl Runtime for RepositoryServer {
 
     async fn index(&self) -> Result<Index, RuntimeDown> {
         self.inner.changes.look();
+        // What was sent may still be on its way there, and what has just ended may be missing in an answer made before.
+        let mut loading: Vec<ModelId> = self.inner.loading();
         let models = self.inner.models().await.map_err(|why| RuntimeDown(why.to_string()))?;
-        let listed = models.into_iter().filter_map(|(name, state)| match (named(&name), state) {
-            (Named::Model(model), State::Is(entry)) => Some((model, entry)),
-            // The parts of an ensemble come and go with it; what is nobody's is not counted.
-            _ => None,
-        });
-        let mut entries: HashMap<ModelId, IndexEntry> = listed.collect();
-        let held = self.inner.held.lock();
-        for (model, _) in held.iter().filter(|(_, held)| matches!(held, Held::Loading { .. })) {
-            // What was sent may still be on its way there, and what is loaded already may not have been measured.
-            entries.insert(model.clone(), IndexEntry::Loading);
+        loading.extend(self.inner.loading());
+        let (mut entries, mut parts) = (HashMap::new(), Vec::new());
+        for (name, state) in models {
+            let State::Is(entry) = state else { continue };
+            match named(&name) {
+                Named::Model(model) => drop(entries.insert(model, entry)),
+                Named::Part => parts.extend(owner_of(&name)),
+                // What is nobody's is not counted.
+                Named::Long | Named::Foreign => {}
+            }
         }
+        for owner in parts {
+            // The ensemble has gone and this part of it has not: its memory is in use.
+            entries.entry(owner).or_insert(IndexEntry::Unloading);
+        }
+        entries.extend(loading.into_iter().map(|model| (model, IndexEntry::Loading)));
         Ok(Index::of(entries))
     }
 
@@ -431,13 +482,23 @@ impl Infer for RepositoryServer {
     }
 }
 
+/// The model that a part belongs to.
+fn owner_of(part: &str) -> Option<ModelId> {
+    match named(part.split_once("~.")?.0) {
+        Named::Model(model) => Some(model),
+        Named::Part | Named::Long | Named::Foreign => None,
+    }
+}
+
 /// A load in a task of its own.
 fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
-    let task = tokio::spawn(inner.load(model));
+    let task = tokio::spawn(Arc::clone(&inner).load(model.clone()));
     let load = async move {
-        let panicked =
-            |panic| Err(LoadError { fault: LoadFault::RuntimeDown, message: format!("the load panicked: {panic}"), nothing_attempted: false });
-        task.await.unwrap_or_else(panicked)
+        task.await.unwrap_or_else(|panic| {
+            // From here on the server's own index counts.
+            inner.held.lock().remove(&model);
+            Err(LoadError { fault: LoadFault::NotNow, message: format!("the load panicked: {panic}"), nothing_attempted: false })
+        })
     };
     load.boxed().shared()
 }
@@ -449,5 +510,31 @@ fn infer_error(model: &ModelId, why: RpcError) -> InferError {
         RpcError::Said { code, message } => InferError::Refused { code: code as i32, message },
         RpcError::Away(why) => InferError::Away(why),
         RpcError::Unreadable(why) => InferError::Failed(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_with_files_of_somebody_else_is_not_emptied_and_our_own_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let theirs = folder.path().join("resnet");
+        std::fs::create_dir(&theirs).expect("a model of theirs");
+        let fault = empty(folder.path()).expect_err("it is theirs").to_string();
+        assert!(fault.contains("resnet") && theirs.is_dir(), "{fault}");
+        std::fs::remove_dir(&theirs).expect("they made room");
+        empty(folder.path()).expect("it is empty");
+        std::fs::create_dir(&theirs).expect("a layout of ours");
+        empty(folder.path()).expect("it is ours");
+        assert!(!theirs.exists());
+    }
+
+    #[test]
+    fn a_part_belongs_to_the_model_that_it_is_named_after() {
+        for (name, owner) in [("m__isvc-1~.first", Some("m__isvc-1")), ("a~2Fb~.first", Some("a/b")), ("m__isvc-1", None), ("~.x", None)] {
+            assert_eq!(owner_of(name).as_ref().map(ModelId::as_str), owner, "{name}");
+        }
     }
 }

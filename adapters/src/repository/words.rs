@@ -37,7 +37,8 @@ pub(super) fn load_fault(code: Code, message: &str) -> LoadFault {
     match code {
         Code::ResourceExhausted => LoadFault::OutOfMemory,
         Code::DeadlineExceeded => LoadFault::TimedOut,
-        Code::Unavailable | Code::Cancelled | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => LoadFault::RuntimeDown,
+        // It answers, so it is there.
+        Code::Unavailable | Code::Cancelled | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => LoadFault::NotNow,
         _ => LoadFault::BadModel,
     }
 }
@@ -90,7 +91,7 @@ mod tests {
             (Code::InvalidArgument, "numpy.core._exceptions._ArrayMemoryError: Unable to allocate 8 GiB", LoadFault::OutOfMemory),
             (Code::Internal, "std::bad_alloc", LoadFault::OutOfMemory),
             (Code::ResourceExhausted, "", LoadFault::OutOfMemory),
-            (Code::Unavailable, "explicit model load / unload is not allowed if polling is enabled", LoadFault::RuntimeDown),
+            (Code::Unavailable, "explicit model load / unload is not allowed if polling is enabled", LoadFault::NotNow),
             (Code::DeadlineExceeded, "", LoadFault::TimedOut),
             (Code::Unknown, "No module named 'mlserver_x'", LoadFault::BadModel),
         ] {

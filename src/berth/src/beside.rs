@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,12 +117,13 @@ const UPSTREAM: [Upstream; 13] = [
 pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) {
     let text = |name: &str| variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
     for Upstream { key, variable, translate } in UPSTREAM {
-        if let Some(said) = text(variable) {
+        // What they turn off, we leave where only this machine reaches it.
+        if let Some(said) = text(variable).filter(|said| !(matches!(key, "grpc" | "probes") && matches!(said.as_str(), "NONE" | "0"))) {
             reading.give(key, translate(&said), variable);
         }
     }
     // The container's memory less what the server itself takes.
-    if let Some(said) = text("CONTAINER_MEM_REQ_BYTES") {
+    if let Some(said) = text("CONTAINER_MEM_REQ_BYTES").filter(|_| reading.text("host-memory").is_none()) {
         let buffer = text("MEM_BUFFER_BYTES");
         let bytes = |text: &str| text.parse::<u64>().ok();
         match (bytes(&said), buffer.as_deref().map_or(Some(DEFAULT_BUFFER), bytes)) {
@@ -227,6 +228,13 @@ fn percent(text: &str) -> Result<u32, String> {
 }
 
 impl Beside {
+    /// The first of `folders` that would go when the server's folder is emptied.
+    pub(crate) fn would_empty<'f>(&self, folders: impl IntoIterator<Item = &'f Path>) -> Option<&'f Path> {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let repository = absolute(&self.repository);
+        folders.into_iter().find(|folder| absolute(folder).starts_with(&repository))
+    }
+
     /// For the line that is printed.
     pub(crate) fn line(&self) -> String {
         format!("{} at {}, models in {}", self.name, self.orders, self.repository.display())

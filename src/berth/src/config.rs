@@ -424,6 +424,10 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
     }
     let mut config = check(&mut reading, file, variable);
     config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
+    let folders = [Some(&config.manifests), Some(&config.data), Some(&config.pvc_mounts), config.storage_config.as_ref()];
+    if let Some(lost) = config.beside.as_ref().and_then(|beside| beside.would_empty(folders.into_iter().flatten().map(PathBuf::as_path))) {
+        reading.fault("repository", format!("it is emptied at start, and {} lies in it: name another folder", lost.display()));
+    }
     if reading.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(reading.faults)) }
 }
 
@@ -815,6 +819,67 @@ mod tests {
             let flag = arg.get_long().expect("filtered");
             let variable = format!("BERTH_{}", flag.replace('-', "_").to_uppercase());
             assert_eq!(arg.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+        }
+    }
+
+    #[test]
+    fn a_pod_that_was_made_for_modelmesh_says_all_but_what_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let command = AgentArgs::augment_args(Line::new("agent"));
+        let flags = ["agent", "--standalone", "--runtime", "triton", "--manifests", folder.path().to_str().expect("text")];
+        let matches = command.get_matches_from(flags);
+        let given = |variables: &'static [(&'static str, &'static str)]| {
+            read_with(&matches, Command::Agent, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
+        };
+        let config = given(&[
+            ("RUNTIME_PORT", "9001"),
+            ("ROOT_MODEL_DIR", "/m"),
+            ("LOADTIME_TIMEOUT", "1500"),
+            ("LOADING_CONCURRENCY", "2"),
+            ("LIMIT_PER_MODEL_CONCURRENCY", "0"),
+            ("MODELSIZE_MULTIPLIER", "1.35"),
+            ("CONTAINER_MEM_REQ_BYTES", "1073741824"),
+            ("MEM_BUFFER_BYTES", "134217728"),
+            ("MM_SVC_GRPC_PORT", "8033"),
+            ("MM_PROBE_PORT", "NONE"),
+        ])
+        .expect("right");
+        let beside = config.beside.expect("it is an agent");
+        assert_eq!((beside.orders.to_string(), beside.requests.to_string()), ("localhost:9001".to_owned(), "localhost:9001".to_owned()));
+        assert_eq!((beside.repository, config.data), (PathBuf::from("/m/_triton_models"), PathBuf::from("/m/_berth")));
+        assert_eq!((beside.load_timeout, beside.load_concurrency.get(), beside.max_concurrency), (Duration::from_millis(1500), 2, None));
+        assert_eq!((beside.size_percent, config.host_memory), (135, Some(ByteSize(1_073_741_824 - 134_217_728))));
+        assert_eq!((config.grpc.to_string().as_str(), config.probes.to_string().as_str()), ("0.0.0.0:8033", "127.0.0.1:8089"));
+        for (variables, says) in [
+            (&[("CONTAINER_MEM_REQ_BYTES", "100"), ("MEM_BUFFER_BYTES", "200")][..], "leave nothing for models"),
+            (&[("CONTAINER_MEM_REQ_BYTES", "1Gi")], "CONTAINER_MEM_REQ_BYTES: \"1Gi\" is not a number of bytes"),
+            (&[("MODELSIZE_MULTIPLIER", "0")], "MODELSIZE_MULTIPLIER: 0 is no factor"),
+            (&[("RUNTIME_PORT", "x")], "RUNTIME_PORT: "),
+            (&[("BERTH_X", ""), ("ROOT_MODEL_DIR", "/")], ""),
+        ] {
+            let told = given(variables).map(|_| String::new()).unwrap_or_else(|faults| faults.to_string());
+            assert!(told.contains(says), "{variables:?}: {told}");
+        }
+    }
+
+    #[test]
+    fn an_agent_is_told_what_is_missing_and_what_would_be_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().to_str().expect("text");
+        for (flags, says) in [
+            (&["--manifests", place][..], &["there is no controller to join yet", "--runtime: which inference server is it?"][..]),
+            (&["--manifests", place, "--standalone", "--runtime", "tfserving"], &["--runtime: \"tfserving\" is no inference server that is known"]),
+            (
+                &["--manifests", place, "--standalone", "--runtime", "mlserver", "--repository", place],
+                &["--repository: it is emptied at start, and "],
+            ),
+        ] {
+            let command = AgentArgs::augment_args(Line::new("agent"));
+            let matches = command.get_matches_from(std::iter::once(&"agent").chain(flags));
+            let told = read_with(&matches, Command::Agent, &|_name| None).expect_err("there is a fault").to_string();
+            for part in says {
+                assert!(told.contains(part), "{part} in {told}");
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use berth_adapters::Health;
 use berth_plan::{Event, MayEvict, Phase};
 use berth_telemetry::{Gauge, field};
-use berth_types::{Failure, ModelId, Reason, Retry, Step};
+use berth_types::{ModelId, Reason, Retry, Step};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -24,6 +24,8 @@ use crate::owner::{Owner, last_used_of};
 #[derive(Debug)]
 pub(crate) struct Away {
     since: Instant,
+    /// The moment in the owner's sequence: what was asked of the runtime before it says nothing of it now.
+    at: u64,
     why: Arc<str>,
     /// From then on callers do not wait for it.
     pub(crate) refuse_at: Instant,
@@ -82,8 +84,8 @@ impl Owner {
     }
 
     /// It has answered what it holds. After a death so short that nobody saw it, that is how it is known to be back.
-    pub(crate) fn index_came(&mut self) {
-        if self.watch.says_up() {
+    pub(crate) fn index_came(&mut self, began: u64) {
+        if self.watch.says_up() && self.watch.away.as_ref().is_some_and(|away| began > away.at) {
             self.runtime_back();
         }
     }
@@ -101,7 +103,7 @@ impl Owner {
         warn!(error = %why, models = held.len(), loading = loading.len(), computing = computing.len(), "the runtime has gone away");
         self.metrics.set(Gauge::RuntimeUp, &[], 0);
         let grace = self.config.runtime_grace;
-        self.watch.away = Some(Away { since: now, why: Arc::clone(&why), refuse_at: now + grace, refused: false });
+        self.watch.away = Some(Away { since: now, at: self.work.sequence.next(), why: Arc::clone(&why), refuse_at: now + grace, refused: false });
         for model in held {
             // The order of these numbers is the order in which they come back.
             let number = self.work.sequence.next();
@@ -113,7 +115,7 @@ impl Owner {
             }
             self.step(&model, Event::Broke);
         }
-        for model in self.suspects.died(&loading, &computing) {
+        for model in self.suspects.died(self.clock.wall(), &loading, &computing) {
             let how = if loading.contains(&model) { "loading it" } else { "computing with it" };
             let message = format!("runtime exited while {how}, a second time, with no other model under way ({why})");
             let failure = self.failure(&model, Reason::ModelLoadFailed, Step::Load, message, Retry::AfterChange);
@@ -141,29 +143,35 @@ impl Owner {
     /// What callers are told who will not be waited with.
     pub(crate) fn refusal_while_away(&self, model: &ModelId) -> Option<WaitError> {
         let away = self.watch.away.as_ref().filter(|away| away.refuse_at <= self.clock.now() && !self.watch.says_up())?;
-        Some(WaitError::Failed(self.away_failure(model, away)))
+        Some(self.refusal(model, away))
     }
 
-    fn away_failure(&self, model: &ModelId, away: &Away) -> Arc<Failure> {
+    fn refusal(&self, model: &ModelId, away: &Away) -> WaitError {
         let message = format!("the runtime does not answer: {}; the model is loaded as soon as it does", away.why);
-        self.failure(model, Reason::RuntimeUnhealthy, Step::Load, message, Retry::Later)
+        WaitError::Failed(self.failure(model, Reason::RuntimeUnhealthy, Step::Load, message, Retry::Later))
     }
 
     /// Nobody waits longer than the grace.
     pub(crate) fn look_at_grace(&mut self, now: Instant) {
         let Some(away) = self.watch.away.as_mut().filter(|away| !away.refused && away.refuse_at <= now) else { return };
         away.refused = true;
-        for model in self.entries.keys().cloned().collect::<Vec<_>>() {
+        let waited_for: Vec<ModelId> = self.entries.iter().filter(|(_, entry)| !entry.waiters.is_empty()).map(|(model, _)| model.clone()).collect();
+        for model in waited_for {
             let waiters = self.take_waiters(&model);
-            if let Some(refusal) = self.refusal_while_away(&model).filter(|_| !waiters.is_empty()) {
-                for waiter in waiters {
-                    self.refuse(waiter, refusal.clone(), "runtime-away");
-                }
-                // Somebody wanted it: it is loaded for whoever asks again.
-                if let Some(entry) = self.entries.get_mut(&model).filter(|entry| !entry.retired) {
-                    entry.background.get_or_insert(MayEvict::Nothing);
-                }
+            let Some(refusal) = self.watch.away.as_ref().map(|away| self.refusal(&model, away)) else { return };
+            for waiter in waiters {
+                self.refuse(waiter, refusal.clone(), "runtime-away");
             }
+            // Somebody wanted it: it is loaded for whoever asks again.
+            if let Some(entry) = self.entries.get_mut(&model).filter(|entry| !entry.retired) {
+                entry.background.get_or_insert(MayEvict::Nothing);
+            }
+        }
+        // Who asks from now on is answered at once as long as it is known to be away, and else waits as long again.
+        if self.watch.says_up()
+            && let Some(away) = self.watch.away.as_mut()
+        {
+            (away.refused, away.refuse_at) = (false, now + self.config.runtime_grace);
         }
     }
 

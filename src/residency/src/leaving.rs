@@ -120,7 +120,7 @@ impl Owner {
             Err(_) => {}
         }
         if result.is_ok() {
-            self.index_came();
+            self.index_came(began);
         }
         if let Ok(index) = &result
             && (audit || self.left_over.is_none())

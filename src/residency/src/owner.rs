@@ -18,7 +18,7 @@ use berth_adapters::{LoadError, LoadFault, Loaded};
 use berth_plan::{Effect, Event, MayEvict, Phase, Suspects};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
-use berth_types::{Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
+use berth_types::{ByteSize, Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
@@ -326,7 +326,10 @@ impl Owner {
                 return self.refuse(reply, WaitError::Failed(stuck), "failed");
             }
             if matches!(entry.phase, Phase::Pulling | Phase::Fitting | Phase::Loading) {
-                return self.attach(model, reply);
+                return match self.refusal_while_away(&id) {
+                    Some(refusal) => self.refuse(reply, refusal, "runtime-away"),
+                    None => self.attach(model, reply),
+                };
             }
         }
         if let Some(refusal) = self.refusal_while_away(&id) {
@@ -593,7 +596,7 @@ impl Owner {
         match result {
             Ok(Loaded { measured, max_concurrency }) => {
                 entry.at_a_time = max_concurrency;
-                if let Some(measured) = measured {
+                if let Some(measured) = measured.and_then(|measured| within_pools(&measured, self.ledger.budget())) {
                     self.shared.history.lock().note_size(model, &measured);
                     let too_large = measured.exceeds(self.ledger.budget());
                     if let Some(lease) = &mut entry.lease {
@@ -626,7 +629,7 @@ impl Owner {
                     }
                 }
                 let (reason, counts_as) = match error.fault {
-                    LoadFault::RuntimeDown => (Reason::RuntimeUnhealthy, None),
+                    LoadFault::RuntimeDown | LoadFault::NotNow => (Reason::RuntimeUnhealthy, None),
                     LoadFault::BadModel | LoadFault::TimedOut => (Reason::ModelLoadFailed, Some(Kind::Plain)),
                     LoadFault::OutOfMemory => (Reason::ModelLoadFailed, Some(Kind::OutOfMemory { after_eviction })),
                 };
@@ -873,6 +876,13 @@ impl Owner {
             }
         }
     }
+}
+
+/// What a runtime measured, of the pools that there is a budget for: nothing is known of others that could be held against a copy.
+/// `None`: it says nothing of these, and what was thought before stays.
+fn within_pools(measured: &Footprint, budget: &Footprint) -> Option<Footprint> {
+    let known = Footprint::of(measured.iter().filter(|(pool, _)| budget.iter().any(|(known, _)| known == *pool)));
+    (known.total() > ByteSize::ZERO || measured.total() == ByteSize::ZERO).then_some(known)
 }
 
 /// `times`: how often it failed since the last such line about this model, this failure included.

@@ -1,8 +1,9 @@
 //! What happens when the runtime, a server of its own, goes away and comes back.
 
+use berth_adapters::LoadFault;
 use berth_adapters::fake::Script;
 use berth_residency::{Config, MayEvict, WaitError};
-use berth_types::{CopyState, Reason, Retry, Step};
+use berth_types::{ByteSize, CopyState, Footprint, Pool, Reason, Retry, Step};
 
 use crate::rig::{Parts, kib, millis, model, secs};
 
@@ -51,7 +52,9 @@ async fn callers_wait_for_a_runtime_that_is_soon_back_and_are_refused_by_one_tha
     assert_eq!(pod.clock.now() - began, secs(10), "the grace");
     assert_eq!((failure.reason, failure.retry), (Reason::RuntimeUnhealthy, Retry::Later));
     let began = pod.clock.now();
-    assert!(matches!(pod.ensure("other", secs(60)).await, Err(WaitError::Failed(_))));
+    for name in ["other", "m", "other"] {
+        assert!(matches!(pod.ensure(name, secs(60)).await, Err(WaitError::Failed(_))), "{name}");
+    }
     assert_eq!(pod.clock.now(), began, "from then on at once");
     pod.runtime.come_back();
     assert!(pod.ensure("other", secs(60)).await.is_ok());
@@ -106,4 +109,62 @@ async fn a_death_that_nobody_saw_is_known_by_the_load_that_it_ended() {
     pod.runtime.crash();
     assert!(waiting.await.expect("no panic").is_ok(), "the load is begun again");
     pod.loaded("other").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_was_on_its_way_is_refused_at_once_after_the_grace_too() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    pod.runtime.script("m", Script::default().loading_for(secs(30)));
+    let first = pod.caller("m", secs(300));
+    pod.pass(secs(1)).await;
+    pod.runtime.leave();
+    assert!(matches!(first.await.expect("no panic"), Err(WaitError::Failed(_))));
+    let began = pod.clock.now();
+    assert!(matches!(pod.ensure("m", secs(300)).await, Err(WaitError::Failed(_))));
+    assert_eq!(pod.clock.now(), began);
+    pod.runtime.come_back();
+    pod.loaded("m").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_of_a_runtime_that_says_it_lives_and_does_nothing_get_their_answer() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    pod.runtime.script("m", Script::default().hanging());
+    let waiting = pod.caller("m", secs(60));
+    pod.pass(secs(1)).await;
+    pod.runtime.set_index_outage(true);
+    pod.runtime.crash();
+    let began = pod.clock.now();
+    match waiting.await.expect("no panic") {
+        Err(WaitError::Failed(failure)) => assert_eq!(failure.reason, Reason::RuntimeUnhealthy),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(pod.clock.now() - began, secs(10));
+    pod.runtime.script("m", Script::default());
+    pod.runtime.set_index_outage(false);
+    assert!(pod.ensure("m", secs(60)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_the_runtime_does_not_take_now_costs_no_other_copy() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    let guard = pod.ensure("other", secs(5)).await.expect("it loads");
+    pod.runtime.script("m", Script::default().failing(1, LoadFault::NotNow));
+    match pod.ensure("m", secs(5)).await {
+        Err(WaitError::Failed(failure)) => assert_eq!((failure.reason, failure.retry), (Reason::RuntimeUnhealthy, Retry::Later)),
+        other => panic!("{other:?}"),
+    }
+    assert!(pod.clock.until(pod.clock.deadline_in(secs(20)), guard.revoked()).await.is_none(), "the other copy serves on");
+    assert!(pod.residency.try_acquire("other").is_some());
+    assert!(pod.ensure("m", secs(5)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_of_which_there_is_no_budget_is_held_against_no_copy() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    let on_gpu = Footprint::of([(Pool::Gpu(0), ByteSize::mib(900))]);
+    pod.runtime.script("m", Script::default().measuring_all(on_gpu));
+    pod.use_once("m").await;
+    let report = pod.loaded("m").await;
+    assert!(report.failure.is_none(), "{report:?}");
 }
