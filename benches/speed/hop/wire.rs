@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 /// HTTP/2 windows, frames and send buffers: those of `berth_proxy::ProxyConfig` and `berth_upstream::Config`.
-pub(super) const STREAM_WINDOW: u32 = 4 << 20;
-pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
+pub(super) const STREAM_WINDOW: u32 = 256 << 10;
+pub(super) const CONNECTION_WINDOW: u32 = 64 << 20;
 pub(super) const MAX_FRAME: u32 = 64 << 10;
 pub(super) const SEND_BUFFER: usize = 1 << 20;
 pub(super) const MAX_STREAMS: u32 = 4096;
