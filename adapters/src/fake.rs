@@ -22,8 +22,7 @@ use tokio::sync::{Notify, watch};
 use crate::changes::Changes;
 use crate::tensor;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
-    SupportedFormat, UnloadError,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
 };
 
 /// When an unload that was taken is confirmed by the index.
@@ -221,7 +220,6 @@ impl FakeRuntime {
         let info = RuntimeInfo {
             name: "fake".into(),
             version: "1".into(),
-            formats: vec![SupportedFormat { name: "onnx".into(), version: None, auto_select: true }],
             capacity: None,
             load_concurrency: NonZeroU32::MIN.saturating_add(3),
             load_timeout: Duration::from_secs(60),

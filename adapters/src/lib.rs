@@ -2,13 +2,13 @@
 //!
 //! A [`Runtime`] loads and unloads models, says what it truly holds, and, where it runs in this process, answers
 //! inference. Only its index makes the proof ([`Unloaded`]) that memory may be given back. [`OnnxRuntime`] is the one
-//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`FakeRuntime`] the one for tests; [`conformance`] is what all of them must do.
+//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`FakeRuntime`] the one for tests;
+//! [`conformance`] is what all of them must do.
 
 mod changes;
 pub mod conformance;
 pub mod counting;
 pub mod fake;
-#[allow(dead_code, reason = "each adapter uses its part; until all are here, some of it waits")]
 mod layout;
 mod onnx;
 mod repository;
@@ -16,14 +16,16 @@ mod rpc;
 mod runtime;
 pub mod sample;
 mod tensor;
+mod unknown;
 
 pub use fake::FakeRuntime;
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
 pub use repository::{Dialect, RepositoryConfig, RepositoryServer, RepositoryStartError};
 pub use runtime::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
-    SupportedFormat, UnloadError, Unloaded,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
+    Unloaded,
 };
+pub use unknown::{is_unknown_model, is_unknown_to_triton};
 
 // Measures are tested with the allocator that the binary has.
 #[cfg(test)]

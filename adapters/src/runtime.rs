@@ -11,17 +11,6 @@ use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadat
 use berth_types::{ByteSize, Deadline, Footprint, ModelId, Registration, Retry};
 use tokio::sync::watch;
 
-/// A format that a runtime lists.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SupportedFormat {
-    /// Format name.
-    pub name: Arc<str>,
-    /// Format version.
-    pub version: Option<Arc<str>>,
-    /// Whether a resource that names no runtime may land here.
-    pub auto_select: bool,
-}
-
 /// What a runtime is and what it asks for. Fixed while the process lives.
 #[derive(Clone, Debug)]
 pub struct RuntimeInfo {
@@ -29,8 +18,6 @@ pub struct RuntimeInfo {
     pub name: Arc<str>,
     /// Version text of the server, for `ServerMetadata` and logs.
     pub version: Arc<str>,
-    /// The formats that it loads.
-    pub formats: Vec<SupportedFormat>,
     /// What it says it can hold, where it can say.
     pub capacity: Option<Footprint>,
     /// Loads at a time.

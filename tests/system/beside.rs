@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use berth_adapters::conformance::{Subject, raw_request, runtime_suite};
-use berth_adapters::{Artifacts, Dialect, RepositoryConfig, RepositoryServer, SupportedFormat};
+use berth_adapters::{Artifacts, Dialect, RepositoryConfig, RepositoryServer};
 use berth_telemetry::{Clock, HostNet};
 use berth_testkit::{Berth, Exit, Found, MlServer, Triton, eventually};
 use berth_types::ByteSize;
@@ -92,7 +92,6 @@ fn config(dialect: Dialect, repository: &Path) -> RepositoryConfig {
     RepositoryConfig {
         dialect,
         name: "real".into(),
-        formats: vec![SupportedFormat { name: "any".into(), version: None, auto_select: true }],
         repository: repository.to_owned(),
         capacity: None,
         load_concurrency: NonZeroU32::MIN,

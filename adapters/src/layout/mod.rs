@@ -10,10 +10,12 @@
 pub(crate) mod listing;
 pub(crate) mod mlserver;
 pub(crate) mod name;
+#[cfg_attr(not(test), expect(dead_code, reason = "its adapter is to come"))]
 pub(crate) mod ovms;
 pub(crate) mod pbtxt;
 pub(crate) mod plan;
 pub(crate) mod schema;
+#[cfg_attr(not(test), expect(dead_code, reason = "its adapter is to come"))]
 pub(crate) mod torchserve;
 pub(crate) mod triton;
 
@@ -26,7 +28,7 @@ use berth_types::{ModelId, Registration};
 
 pub(crate) use listing::Listing;
 #[allow(unused_imports, reason = "used by the adapters as they come")]
-pub(crate) use plan::{Plan, clear, purge};
+pub(crate) use plan::{Plan, claim, clear};
 pub(crate) use schema::Schema;
 
 use crate::{Artifacts, LoadError};

@@ -28,7 +28,10 @@ pub(crate) enum Named {
     /// The model with this id.
     Model(ModelId),
     /// A part of an ensemble; it comes and goes with the ensemble.
-    Part,
+    Part {
+        /// The ensemble; `None` where its name is none of ours, or too long to be read back.
+        of: Option<ModelId>,
+    },
     /// A model with a long id: whoever knows the ids can compare.
     Long,
     /// None of ours.
@@ -48,8 +51,9 @@ pub(crate) fn part_name(id: &ModelId, part: &str) -> String {
 
 /// Whose name it is.
 pub(crate) fn named(name: &str) -> Named {
-    if name.contains(PART) {
-        return Named::Part;
+    if let Some((model, _)) = name.split_once(PART) {
+        let of = if let Named::Model(model) = named(model) { Some(model) } else { None };
+        return Named::Part { of };
     }
     if name.contains(DIGEST) {
         return Named::Long;
@@ -146,13 +150,16 @@ mod tests {
         assert_eq!(server_name(&id(&"x".repeat(LONGEST))), "x".repeat(LONGEST));
         let part = part_name(&id(&one), "pre");
         assert!(part != first && part != part_name(&id(&one), "post") && part.len() <= LONGEST, "{part}");
-        assert_eq!(named(&part), Named::Part);
+        assert!(matches!(named(&part), Named::Part { .. }));
     }
 
     #[test]
     fn a_part_is_named_after_its_ensemble_and_never_like_a_model() {
         assert_eq!(part_name(&id("m"), "pre"), "m~.pre");
-        assert_eq!(named("m~.pre"), Named::Part);
+        assert_eq!(named("m~.pre"), Named::Part { of: ModelId::new("m").ok() });
+        assert_eq!(named("m__isvc-1~.first"), Named::Part { of: ModelId::new("m__isvc-1").ok() });
+        assert_eq!(named("a~2Fb~.first"), Named::Part { of: ModelId::new("a/b").ok() });
+        assert_eq!(named("~.x"), Named::Part { of: None });
         assert_ne!(part_name(&id("a"), "b~.c"), part_name(&id("a~.b"), "c"));
         assert_eq!(named(&server_name(&id("m~.pre"))), Named::Model(id("m~.pre")));
     }
@@ -172,7 +179,8 @@ mod tests {
             }
             prop_assert_eq!(name == server_name(&id(&other)), text == other);
             let part = part_name(&id(&text), &other);
-            prop_assert_eq!(named(&part), Named::Part);
+            let is_part = matches!(named(&part), Named::Part { .. });
+            prop_assert!(is_part, "{part}");
             prop_assert!(part.len() <= LONGEST && !part.starts_with('.') && !part.contains('/'));
         }
     }

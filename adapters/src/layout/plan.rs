@@ -144,6 +144,22 @@ pub(crate) fn purge(root: &Path) -> Result<(), LoadError> {
     gone.map_err(|fault| failed(&format!("layouts below {} cannot be removed", root.display()), &fault))
 }
 
+/// Makes the server's folder ours: made, or emptied of what an earlier process left there. From then on it is known as ours.
+///
+/// # Errors
+/// The disk's words, or what is there that is not ours: then nothing was removed.
+pub(crate) fn claim(root: &Path) -> Result<(), String> {
+    let told = |fault: io::Error| fault.to_string();
+    fs::create_dir_all(root).map_err(told)?;
+    let first = fs::read_dir(root).and_then(|mut entries| entries.next().transpose()).map_err(told)?;
+    if let Some(foreign) = first.filter(|_| !root.join(OURS).exists()) {
+        let name = foreign.file_name();
+        return Err(format!("it holds {}, which Berth did not put there, and would be emptied: name an empty folder", name.display()));
+    }
+    purge(root).map_err(|fault| fault.message)?;
+    fs::create_dir_all(root.join(OURS)).map_err(told)
+}
+
 /// The disk's fault, not the model's: waiting may help.
 fn failed(what: &str, fault: &io::Error) -> LoadError {
     LoadError { fault: LoadFault::RuntimeDown, message: format!("{what}: {fault}"), nothing_attempted: true }
@@ -361,6 +377,21 @@ mod tests {
         }
         assert!(place.folder.path().join("files/m/sub/b").exists());
         clear(Path::new("/nowhere/at-all"), "m").expect("nothing to do");
+    }
+
+    #[test]
+    fn a_folder_with_files_of_somebody_else_is_not_emptied_and_our_own_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let theirs = folder.path().join("resnet");
+        fs::create_dir(&theirs).expect("a model of theirs");
+        let fault = claim(folder.path()).expect_err("it is theirs");
+        assert!(fault.contains("resnet") && theirs.is_dir(), "{fault}");
+        fs::remove_dir(&theirs).expect("they made room");
+        claim(folder.path()).expect("it is empty");
+        fs::create_dir(&theirs).expect("a layout of ours");
+        claim(folder.path()).expect("it is ours");
+        assert!(!theirs.exists());
+        claim(&folder.path().join("new/one")).expect("it is made");
     }
 
     #[test]

@@ -264,7 +264,8 @@ proptest! {
                 }
             };
             prop_assert!(plan.check().is_ok(), "{:?}", plan);
-            prop_assert!(plan.parts.keys().all(|name| named(name) == Named::Part));
+            let are_parts = plan.parts.keys().all(|name| matches!(named(name), Named::Part { .. }));
+            prop_assert!(are_parts, "{:?}", plan.parts.keys());
             for (path, entry) in plan.parts.values().chain([&plan.entries]).flatten() {
                 match entry {
                     Entry::Link(target) => {

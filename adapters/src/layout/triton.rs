@@ -33,6 +33,7 @@ pub(crate) struct Options {
 
 /// A device that instances are put on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "pools of GPUs are to come"))]
 pub(crate) enum Device {
     Cpu,
     /// By Triton's number.
@@ -47,6 +48,7 @@ pub(crate) enum ConfigBy {
     File,
     /// As JSON with the load: [`Plan::config`]. What the model's own file says is converted. The parts of an ensemble, which
     /// Triton loads by itself, have files all the same.
+    #[cfg_attr(not(test), expect(dead_code, reason = "files are enough so far"))]
     Parameter,
 }
 

@@ -43,8 +43,8 @@ use tracing::{info, warn};
 
 use crate::changes::Changes;
 use crate::{
-    Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, SupportedFormat,
-    UnloadError, counting, tensor,
+    Artifacts, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError, counting,
+    tensor,
 };
 use compute::{Compute, Line};
 use engine::{Engine, Opened, Session, contained};
@@ -226,7 +226,6 @@ impl OnnxRuntime {
         let info = RuntimeInfo {
             name: Arc::clone(&config.name),
             version: engine.version().into(),
-            formats: vec![SupportedFormat { name: "onnx".into(), version: None, auto_select: true }],
             capacity: None,
             load_concurrency: config.load_concurrency,
             load_timeout: config.load_timeout,

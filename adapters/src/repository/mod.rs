@@ -32,11 +32,12 @@ use tonic::Code;
 use tracing::{info, warn};
 
 use crate::changes::Changes;
+use crate::layout;
 use crate::layout::name::{Named, named};
 use crate::rpc::{Rpc, RpcError};
+use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo,
-    SupportedFormat, UnloadError,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
 };
 pub use dialect::Dialect;
 
@@ -47,8 +48,6 @@ pub struct RepositoryConfig {
     pub dialect: Dialect,
     /// Name of the ServingRuntime that describes it.
     pub name: Arc<str>,
-    /// The formats that it loads.
-    pub formats: Vec<SupportedFormat>,
     /// The folder that it reads models from. All of it is Berth's: what lies there at start is removed.
     pub repository: PathBuf,
     /// What it can hold, where that is known.
@@ -152,7 +151,6 @@ impl RepositoryServer {
         let info = RuntimeInfo {
             name: Arc::clone(&config.name),
             version: version.into(),
-            formats: config.formats.clone(),
             capacity: config.capacity.clone(),
             load_concurrency: config.load_concurrency,
             load_timeout: config.load_timeout,
@@ -180,7 +178,7 @@ impl RepositoryServer {
         let unfit = |why: String| RepositoryStartError::Unfit { kind: config.dialect.name(), target: rpc.target(), why };
         // A server that takes no orders says so to an order about nothing.
         if let Err(RpcError::Said { code, message }) = self.inner.tell_to_unload(PROBE).await
-            && !words::is_unknown(code, &message)
+            && !is_unknown_model(code, &message)
         {
             return Err(unfit(format!("takes no orders to load and unload ({code:?}: {message}): {}", config.dialect.how_to_control())));
         }
@@ -201,10 +199,10 @@ impl RepositoryServer {
             }
         }
         let folder = config.repository.clone();
-        let emptied = tokio::task::spawn_blocking(move || empty(&folder)).await;
+        let emptied = tokio::task::spawn_blocking(move || layout::claim(&folder)).await;
         let fault = match emptied {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(fault)) => fault.to_string(),
+            Ok(Err(fault)) => fault,
             Err(panic) => panic.to_string(),
         };
         Err(RepositoryStartError::Repository { path: config.repository.display().to_string(), why: fault })
@@ -213,24 +211,6 @@ impl RepositoryServer {
 
 /// A name that no model has.
 const PROBE: &str = "berth-asks-whether-orders-are-taken";
-
-/// Our own folder in the server's, by which it is known again.
-const OURS: &str = ".berth";
-
-/// Makes the folder, or removes what is in it, which must be ours.
-fn empty(folder: &std::path::Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
-    if let Some(foreign) = entries.first().filter(|_| !folder.join(OURS).exists()) {
-        let what = format!("it holds {}, which Berth did not put there, and would be emptied: name an empty folder", foreign.file_name().display());
-        return Err(std::io::Error::other(what));
-    }
-    for entry in entries {
-        // A link is removed, never followed.
-        if entry.file_type()?.is_dir() { std::fs::remove_dir_all(entry.path())? } else { std::fs::remove_file(entry.path())? }
-    }
-    std::fs::create_dir_all(folder.join(OURS))
-}
 
 /// The server's version text, as soon as it answers.
 async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<String, RepositoryStartError> {
@@ -289,7 +269,7 @@ impl Inner {
     async fn unload(&self, name: &str) -> Result<(), UnloadError> {
         match self.tell_to_unload(name).await {
             Ok(()) => Ok(()),
-            Err(RpcError::Said { code, message }) if words::is_unknown(code, &message) => Ok(()),
+            Err(RpcError::Said { code, message }) if is_unknown_model(code, &message) => Ok(()),
             Err(other) => Err(UnloadError(other.to_string())),
         }
     }
@@ -315,24 +295,27 @@ impl Inner {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
             Err(why) => Err(self.load_error(&model, why)),
         };
-        let unwanted = matches!(self.held.lock().get(&model), Some(Held::Loading { unwanted: true, .. }));
+        let unwanted = {
+            let mut held = self.held.lock();
+            let unwanted = matches!(held.get(&model), Some(Held::Loading { unwanted: true, .. }));
+            match &result {
+                // Listed as loading until it is unloaded: a look in between proves nothing.
+                _ if unwanted => {}
+                Ok(loaded) => drop(held.insert(model.clone(), Held::Loaded(loaded.clone()))),
+                Err(_) => drop(held.remove(&model)),
+            }
+            unwanted
+        };
         let result = if unwanted {
-            // Listed as loading until it is told: a look in between proves nothing.
             if let Err(why) = self.unload_all_of(&model).await {
                 warn!(model = %model, error = %why, "a load that nobody waits for has ended, and the model cannot be unloaded");
             }
+            self.held.lock().remove(&model);
             let message = format!("{model} was unloaded while it was loading");
             Err(LoadError { fault: LoadFault::NotNow, message, nothing_attempted: false })
         } else {
             result
         };
-        {
-            let mut held = self.held.lock();
-            match &result {
-                Ok(loaded) => held.insert(model.clone(), Held::Loaded(loaded.clone())),
-                Err(_) => held.remove(&model),
-            };
-        }
         self.changes.announce();
         result
     }
@@ -442,7 +425,7 @@ impl Runtime for RepositoryServer {
             let State::Is(entry) = state else { continue };
             match named(&name) {
                 Named::Model(model) => drop(entries.insert(model, entry)),
-                Named::Part => parts.extend(owner_of(&name)),
+                Named::Part { of } => parts.extend(of),
                 // What is nobody's is not counted.
                 Named::Long | Named::Foreign => {}
             }
@@ -482,14 +465,6 @@ impl Infer for RepositoryServer {
     }
 }
 
-/// The model that a part belongs to.
-fn owner_of(part: &str) -> Option<ModelId> {
-    match named(part.split_once("~.")?.0) {
-        Named::Model(model) => Some(model),
-        Named::Part | Named::Long | Named::Foreign => None,
-    }
-}
-
 /// A load in a task of its own.
 fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
     let task = tokio::spawn(Arc::clone(&inner).load(model.clone()));
@@ -506,35 +481,9 @@ fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
 fn infer_error(model: &ModelId, why: RpcError) -> InferError {
     match why {
         RpcError::Late => InferError::DeadlineExceeded,
-        RpcError::Said { code, message } if words::is_unknown(code, &message) => InferError::NotLoaded(model.clone()),
+        RpcError::Said { code, message } if is_unknown_model(code, &message) => InferError::NotLoaded(model.clone()),
         RpcError::Said { code, message } => InferError::Refused { code: code as i32, message },
         RpcError::Away(why) => InferError::Away(why),
         RpcError::Unreadable(why) => InferError::Failed(why),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_with_files_of_somebody_else_is_not_emptied_and_our_own_is() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let theirs = folder.path().join("resnet");
-        std::fs::create_dir(&theirs).expect("a model of theirs");
-        let fault = empty(folder.path()).expect_err("it is theirs").to_string();
-        assert!(fault.contains("resnet") && theirs.is_dir(), "{fault}");
-        std::fs::remove_dir(&theirs).expect("they made room");
-        empty(folder.path()).expect("it is empty");
-        std::fs::create_dir(&theirs).expect("a layout of ours");
-        empty(folder.path()).expect("it is ours");
-        assert!(!theirs.exists());
-    }
-
-    #[test]
-    fn a_part_belongs_to_the_model_that_it_is_named_after() {
-        for (name, owner) in [("m__isvc-1~.first", Some("m__isvc-1")), ("a~2Fb~.first", Some("a/b")), ("m__isvc-1", None), ("~.x", None)] {
-            assert_eq!(owner_of(name).as_ref().map(ModelId::as_str), owner, "{name}");
-        }
     }
 }

@@ -16,19 +16,6 @@ pub(super) fn state(word: &str) -> State {
     }
 }
 
-/// Whether an answer says that the server does not hold a model of that name.
-pub(crate) fn is_unknown(code: Code, message: &str) -> bool {
-    match code {
-        Code::NotFound => true,
-        // Triton, whose unload of what it never saw is a success in some versions and this in others.
-        Code::Unavailable => {
-            message.starts_with("Request for unknown model") && (message.ends_with("is not found") || message.ends_with("has no available versions"))
-        }
-        Code::InvalidArgument => message.starts_with("Model ") && message.contains(" not found"),
-        _ => false,
-    }
-}
-
 /// What kept a load from ending well.
 pub(super) fn load_fault(code: Code, message: &str) -> LoadFault {
     if is_out_of_memory(message) {
@@ -96,21 +83,6 @@ mod tests {
             (Code::Unknown, "No module named 'mlserver_x'", LoadFault::BadModel),
         ] {
             assert_eq!(load_fault(code, message), expected, "{code:?} {message}");
-        }
-    }
-
-    #[test]
-    fn unknown_models_are_known_by_code_and_by_two_servers_words() {
-        for (code, message, unknown) in [
-            (Code::NotFound, "", true),
-            (Code::Unavailable, "Request for unknown model: 'm' is not found", true),
-            (Code::Unavailable, "Request for unknown model: 'm' has no available versions", true),
-            (Code::Unavailable, "the server is starting", false),
-            (Code::InvalidArgument, "Model m with version  not found", true),
-            (Code::InvalidArgument, "Model m takes no input x", false),
-            (Code::Internal, "Request for unknown model: 'm' is not found", false),
-        ] {
-            assert_eq!(is_unknown(code, message), unknown, "{code:?} {message}");
         }
     }
 }

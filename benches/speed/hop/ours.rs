@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_adapters::fake::Script;
-use berth_adapters::{FakeRuntime, RuntimeInfo, SupportedFormat};
+use berth_adapters::{FakeRuntime, RuntimeInfo};
 use berth_proxy::methods::Methods;
 use berth_proxy::{Frontend, Here, ProxyConfig, RuntimeServer};
 use berth_puller::fake::{FakeFetch, Scripted};
@@ -59,7 +59,6 @@ fn residency(clock: &Clock, metrics: &Metrics) -> Residency {
         RuntimeInfo {
             name: "echo".into(),
             version: "1".into(),
-            formats: vec![SupportedFormat { name: "any".into(), version: None, auto_select: true }],
             capacity: None,
             load_concurrency: NonZeroU32::MIN.saturating_add(3),
             load_timeout: LOAD_TIMEOUT,

@@ -50,7 +50,6 @@ impl Engine {
         let config = RepositoryConfig {
             dialect: beside.dialect,
             name: Arc::clone(&beside.name),
-            formats: Vec::new(),
             repository: beside.repository.clone(),
             capacity: Some(capacity),
             load_concurrency: beside.load_concurrency,

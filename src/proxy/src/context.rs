@@ -150,13 +150,10 @@ fn trace_id(value: &[u8]) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::Arc;
-
     use http::HeaderValue;
-    use parking_lot::Mutex;
 
     use super::*;
+    use crate::payloads::tests::Lines;
 
     const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -212,21 +209,6 @@ mod tests {
         }
     }
 
-    /// What is logged, as one text.
-    #[derive(Clone, Default)]
-    pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn lines_within_a_context_carry_its_fields_under_the_configured_keys() {
         let contexts = Contexts::new(LogHeaders::parse(r#"{"x-tenant": "tenant", "x-other": "other"}"#).unwrap());
@@ -241,7 +223,7 @@ mod tests {
             let long = "x".repeat(1000);
             contexts.of(&headers(&[("x-other", &long)])).unwrap().in_scope(|| tracing::warn!("met"));
         });
-        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
+        let text = lines.text();
         let spans: Vec<Json> = text.lines().map(|line| serde_json::from_str::<Json>(line).unwrap()["span"].clone()).collect();
         let expected = [
             serde_json::json!({"name": "request", "trace_id": "0af7651916cd43dd8448eb211c80319c", "tenant": "a\"b, c"}),

@@ -109,7 +109,7 @@ pub struct Frontend<M = Here> {
 impl<M: Models> Frontend<M> {
     /// Puts a service together; nothing starts yet.
     pub fn new(models: M, infer: Arc<dyn Infer>, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
-        Self::over(models, Runtime::Here(infer), Methods::default(), (clock, metrics, config, ready))
+        Self::over(models, Runtime::Here(infer), Methods::default(), clock, metrics, config, ready)
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
@@ -117,10 +117,10 @@ impl<M: Models> Frontend<M> {
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
         let server = Server::new(target, connections, clock.clone(), net);
-        Self::over(models, Runtime::There(server), methods, (clock, metrics, config, ready))
+        Self::over(models, Runtime::There(server), methods, clock, metrics, config, ready)
     }
 
-    fn over(models: M, runtime: Runtime, methods: Methods, (clock, metrics, config, ready): (Clock, &Metrics, ProxyConfig, Ready)) -> Arc<Self> {
+    fn over(models: M, runtime: Runtime, methods: Methods, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let (bodies, waiting) = budgets(&config, metrics);
         Arc::new(Frontend {
             models,

@@ -116,8 +116,12 @@ impl Owner {
             self.step(&model, Event::Broke);
         }
         for model in self.suspects.died(self.clock.wall(), &loading, &computing) {
-            let how = if loading.contains(&model) { "loading it" } else { "computing with it" };
-            let message = format!("runtime exited while {how}, a second time, with no other model under way ({why})");
+            let how = if loading.contains(&model) {
+                "loading it, a second time, with no other model loading"
+            } else {
+                "computing with it, and with no other model each time"
+            };
+            let message = format!("runtime exited while {how} ({why})");
             let failure = self.failure(&model, Reason::ModelLoadFailed, Step::Load, message, Retry::AfterChange);
             self.fail(&model, failure, Some(Kind::Plain));
             self.report(&model);

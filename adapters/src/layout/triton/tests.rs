@@ -562,7 +562,7 @@ fn an_ensemble_and_its_parts_are_one_unit() {
         ("team~2Fflow~.pre", vec!["1 -> e/pre/1".to_owned(), format!("config.pbtxt =  backend: \"python\"\n{group}")]),
     ]);
     assert_eq!(parts, expected);
-    assert!(plan.parts.keys().all(|name| named(name) == Named::Part));
+    assert!(plan.parts.keys().all(|name| matches!(named(name), Named::Part { of: Some(_) })));
     assert_eq!(plan.notes, ["other is named by no step of the ensemble and left out"]);
 }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use berth_adapters::is_unknown_model;
 use berth_types::ModelId;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tonic::{Code, Status};
 
 pub(crate) use super::passed::code_of as code;
-use super::unknown;
 
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const MODEL: HeaderName = HeaderName::from_static("mm-model-id");
@@ -69,19 +69,11 @@ fn timeout(left: Duration) -> HeaderValue {
     value
 }
 
-/// Whether an answer without messages says that the runtime does not hold the model. Two servers say so with other codes:
-/// Triton that a model is unknown, MLServer that it was not found.
+/// Whether an answer without messages says that the runtime does not hold the model.
 pub(crate) fn is_not_here(head: &HeaderMap) -> bool {
-    let said = || Status::from_header_map(head).map(|status| status.message().to_owned()).unwrap_or_default();
     match code(head) {
-        Some(Code::NotFound) => true,
-        Some(Code::Unavailable) => unknown::is_tritons(&said()),
-        Some(Code::Unknown) => unknown::is_mlservers(&said()),
-        Some(Code::InvalidArgument) => {
-            let said = said();
-            said.starts_with("Model ") && said.contains(" not found")
-        }
-        _ => false,
+        None | Some(Code::Ok) => false,
+        Some(code) => Status::from_header_map(head).is_some_and(|status| is_unknown_model(code, status.message())),
     }
 }
 

@@ -30,6 +30,8 @@ const AT_ONCE: usize = 4;
 struct One {
     headers: HeaderMap,
     message: Bytes,
+    /// The same without what holds it: what payload processors keep counts with them.
+    shown: Bytes,
     trailers: HeaderMap,
 }
 
@@ -139,7 +141,7 @@ impl<M: Models> Frontend<M> {
         let answered = answered.await;
         if let Some(observed) = observed {
             match &answered {
-                Ok(Answered::Well(one)) => observed.response(&one.headers, one.message.len(), || one.message.clone()),
+                Ok(Answered::Well(one)) => observed.response(&one.headers, one.shown.len(), || one.shown.clone()),
                 Ok(Answered::Badly(answer)) => observed.failed(super::passed::code_of(answer.headers()).unwrap_or(tonic::Code::Unknown)),
                 Err(fault) => observed.failed(fault.verdict().code),
             }
@@ -172,8 +174,9 @@ fn answered(answer: Collected, mut share: Share) -> Result<Answered, Fault> {
     }
     let message = answer.message()?;
     share.hold(message.len() as u64)?;
+    let shown = message.clone();
     let message = Bytes::from_owner(Held { bytes: message, _share: share });
-    Ok(Answered::Well(One { headers: answer.headers, message, trailers: answer.trailers.unwrap_or_default() }))
+    Ok(Answered::Well(One { headers: answer.headers, message, shown, trailers: answer.trailers.unwrap_or_default() }))
 }
 
 /// Adds `more` to `headers`: of what can be there only once the last counts.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use berth_adapters::is_unknown_to_triton;
 use berth_proto::inference::ModelStreamInferResponse;
 use berth_upstream::{Answer, CallError, Server};
 use bytes::Bytes;
@@ -87,19 +88,9 @@ fn first(begun: &[u8]) -> First {
     }
     let Some(message) = message.get(..length) else { return First::More };
     match ModelStreamInferResponse::decode(message) {
-        Ok(answer) if is_tritons(&answer.error_message) => First::Says,
+        Ok(answer) if is_unknown_to_triton(&answer.error_message) => First::Says,
         Ok(_) | Err(_) => First::SaysNothing,
     }
-}
-
-/// Triton's words.
-pub(super) fn is_tritons(said: &str) -> bool {
-    said.starts_with("Request for unknown model") && (said.ends_with("is not found") || said.ends_with("has no available versions"))
-}
-
-/// MLServer's words, where it lets the error of its own get out as UNKNOWN: so does its `ModelReady`.
-pub(super) fn is_mlservers(said: &str) -> bool {
-    said.starts_with("Unexpected <class 'mlserver.errors.ModelNotFound'>")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_adapters::{FakeRuntime, RuntimeInfo, SupportedFormat};
+use berth_adapters::{FakeRuntime, RuntimeInfo};
 use berth_puller::fake::{FakeFetch, Scripted};
 use berth_residency::{Config, Deps, Guard, Reports, Residency, Snapshot, WaitError};
 use berth_telemetry::{Clock, Metrics};
@@ -57,7 +57,6 @@ fn info(reads_files_while_loaded: bool) -> RuntimeInfo {
     RuntimeInfo {
         name: "fake".into(),
         version: "1".into(),
-        formats: vec![SupportedFormat { name: "onnx".into(), version: None, auto_select: true }],
         capacity: None,
         load_concurrency: std::num::NonZeroU32::MIN.saturating_add(1),
         load_timeout: secs(100),
