@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Listener};
@@ -27,7 +27,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -76,6 +76,32 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>
 pub(crate) trait Handler: Clone + Send + Sync + 'static {
     type Body: Outbound;
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<Self::Body>, Infallible>> + Send;
+}
+
+/// The body of an answer, whose pieces count as something new to write.
+struct Adding<B> {
+    body: B,
+    added: Arc<AtomicU64>,
+}
+
+impl<B: Body + Unpin> Body for Adding<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let me = self.get_mut();
+        let frame = ready!(Pin::new(&mut me.body).poll_frame(cx));
+        me.added.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// A connection that is silent for so long is asked for a sign of life, so that dead clients free what they wait for.
@@ -392,16 +418,13 @@ where
                 Box::pin(async move {
                     let answer = handler.answer(request).await;
                     answers.fetch_add(1, Ordering::Relaxed);
-                    answer
+                    answer.map(|answer| answer.map(|body| Adding { body, added: answers }))
                 })
             });
             let mut connection = pin!(terms.http2.serve_connection(TokioIo::new(stream), service));
             let mut gather = Gather::default();
             let gathering = poll_fn(|cx| {
-                if gather.waits(answered.load(Ordering::Relaxed)) {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
+                ready!(gather.poll(answered.load(Ordering::Relaxed), cx));
                 connection.as_mut().poll(cx)
             });
             tokio::select! {

@@ -25,6 +25,7 @@ use crate::id::Asked;
 use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
+use crate::opaque::Young;
 use crate::payloads::{Observed, Payloads};
 use crate::route::{self, Here, Models};
 use crate::waiting::Waiting;
@@ -99,6 +100,8 @@ pub struct Frontend<M = Here> {
     pub(crate) bodies: Budget,
     /// What those of them may hold that wait for a model.
     pub(crate) waiting: Waiting,
+    /// Answers that have just begun to be passed on.
+    pub(crate) young: Young,
     /// Who looks at requests and answers; mostly nobody.
     payloads: OnceLock<Payloads>,
     contexts: OnceLock<Contexts>,
@@ -132,6 +135,7 @@ impl<M: Models> Frontend<M> {
             ready,
             bodies,
             waiting,
+            young: Young::default(),
             payloads: OnceLock::new(),
             contexts: OnceLock::new(),
             managing: OnceLock::new(),

@@ -62,6 +62,8 @@ impl Patience {
         lane: &Lane,
         mut work: impl FnMut() -> F,
     ) -> Result<(T, Turn), Fault> {
+        // What the store said the last time it said something: time that runs out in the middle of a try explains nothing.
+        let mut said = None;
         loop {
             let turn = self.turn(lane, false).await;
             let within = self.left();
@@ -75,12 +77,13 @@ impl Patience {
                         turn.busy(pause);
                     }
                     drop(turn); // others go on while this one pauses
+                    said = Some(fault.clone());
                     self.pause(fault).await?;
                 }
                 None => {
                     drop(turn);
-                    let fault = Fault::new(FaultKind::Away, "the store", format!("no answer within {within:?}"));
-                    self.pause(fault).await?;
+                    let silent = || Fault::new(FaultKind::Away, "the store", format!("no answer within {within:?}"));
+                    self.pause(said.take().unwrap_or_else(silent)).await?;
                 }
             }
         }
@@ -168,9 +171,28 @@ mod tests {
                 })
                 .await;
             let fault = outcome.map(|_| ()).expect_err("away");
-            assert!(fault.why.starts_with("away (tried") || fault.why.starts_with("no answer"), "{fault}");
+            assert!(fault.why.starts_with("away (tried"), "{fault}");
             assert_eq!((fault.kind, tries.into_inner()), (FaultKind::Away, expected));
             assert!(clock.now() - begin <= Duration::from_secs(15), "{:?}", clock.now() - begin);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_runs_out_during_a_try_does_not_hide_what_the_store_said_before() {
+        for (said, expected) in [(true, "slow down (tried 2 times"), (false, "no answer within 15s (tried once")] {
+            let clock = Clock::starting_at(UnixMillis(0));
+            let patience = Patience::new(&PullerConfig::new("/x", ByteSize(1)), &clock, &tally(), 7);
+            let tries = AtomicU32::new(0);
+            let outcome = patience
+                .hold(&lane(&clock, 1), || async {
+                    if !said || tries.fetch_add(1, Ordering::Relaxed) > 0 {
+                        clock.sleep(Duration::from_secs(3600)).await;
+                    }
+                    Err::<(), _>(Fault::new(FaultKind::Busy { pause: None }, "the store", "slow down"))
+                })
+                .await;
+            let fault = outcome.map(|_| ()).expect_err("no answer");
+            assert!(fault.why.starts_with(expected), "{fault}");
         }
     }
 

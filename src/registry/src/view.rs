@@ -115,6 +115,8 @@ pub struct View {
     /// Every resource has been read once, so what is not here does not exist.
     ready: bool,
     names: Map<Arc<Named>>,
+    /// How many of them look like the ids of models.
+    like_ids: usize,
     /// How many registrations there are.
     models: usize,
     /// Those among them whose id does not begin with the name that refers to them.
@@ -133,7 +135,9 @@ impl View {
     /// before both: it says that no runtime can load the version that should serve.
     #[must_use]
     pub fn resolve(&self, id: &str) -> Resolved {
-        if let Some(entry) = self.name(id) {
+        // Mostly no name looks like the id of a model, and an id is found at the first look.
+        let may_be_a_name = self.like_ids > 0 || name_in(id).is_none();
+        if let Some(entry) = may_be_a_name.then(|| self.name(id)).flatten() {
             return match (&entry.failure, entry.active.as_ref().or(entry.target.as_ref())) {
                 (Some(failure), _) => Resolved::Unservable(Arc::clone(failure)),
                 (None, Some(registration)) => Resolved::Model(Arc::clone(registration)),
@@ -238,16 +242,19 @@ impl View {
 
     fn change(&mut self, name: Name, entry: Option<NameEntry>) {
         let key = name.clone();
+        let like_id = usize::from(name_in(name.as_str()).is_some());
         let old = match entry {
             Some(entry) => {
                 let share = |registration: Option<Arc<Registration>>| registration.map(|registration| self.pool.share(&registration));
                 let entry = NameEntry { active: share(entry.active), target: share(entry.target), failure: entry.failure };
                 // Counted up before the old entry is counted down, so that what both refer to stays.
                 entry.registrations().for_each(|registration| self.hold(&name, registration));
+                self.like_ids += like_id;
                 self.names.insert(Arc::new(Named { name, entry }))
             }
             None => self.names.remove(name.as_str()),
         };
+        self.like_ids -= like_id * usize::from(old.is_some());
         for registration in old.iter().flat_map(|named| named.entry.registrations()) {
             self.release(&key, &registration.id);
         }
@@ -441,6 +448,12 @@ mod tests {
             ("nobody", "not ready"),
         ] {
             assert_eq!(text(views.current().resolve(id)), expected, "{id}");
+        }
+        // A name may look like the id of a model; then it goes before that.
+        let shadow = name(v1.id.as_str());
+        for (stands_for, expected) in [(Some(entry(Some(Arc::clone(&v2)), None)), &v2), (None, &v1), (None, &v1)] {
+            views.update(|view| view.with_name(&shadow, stands_for));
+            assert_eq!(text(views.current().resolve(v1.id.as_str())), expected.id.as_str());
         }
         views.mark_ready();
         assert_eq!(text(views.current().resolve("nobody")), "unknown");

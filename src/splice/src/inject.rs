@@ -19,6 +19,9 @@ pub struct Watch {
     pub path: FieldPath,
     /// The ids that are right. A message that names none is right, too.
     pub ids: Vec<String>,
+    /// The first message's id is known to be right, as [`Extract`](crate::Extract) told it. Where receivers read what is
+    /// appended that is all there is to know of it; else its further values are looked at all the same.
+    pub knows_first: bool,
     /// How much is followed and kept.
     pub limits: Limits,
 }
@@ -41,6 +44,8 @@ pub struct Injector {
     suffix: Bytes,
     max_message: u64,
     watched: Option<Vec<String>>,
+    /// Nothing is sought in the first message.
+    knows_first: bool,
     messages: Messages,
     walk: Walk,
     /// `None`: no message may be compressed if it has to be read.
@@ -72,9 +77,9 @@ impl Injector {
     /// For one body whose messages have at most `max_message` bytes each, before `suffix` is appended and after inflating.
     #[must_use]
     pub fn new(suffix: Bytes, max_message: u64, watch: Option<Watch>) -> Injector {
-        let (path, limits, watched) = match watch {
-            Some(watch) => (Some(watch.path), watch.limits, Some(watch.ids)),
-            None => (None, Limits::default(), None),
+        let (path, limits, watched, knows_first) = match watch {
+            Some(watch) => (Some(watch.path), watch.limits, Some(watch.ids), watch.knows_first && !suffix.is_empty()),
+            None => (None, Limits::default(), None, false),
         };
         let walk = Walk::whole(path, limits);
         Injector {
@@ -83,6 +88,7 @@ impl Injector {
             suffix,
             max_message,
             watched,
+            knows_first,
             messages: Messages::new(max_message),
             means: None,
             current: Current::Plain,
@@ -154,6 +160,9 @@ impl Injector {
         if self.suffix.is_empty() && self.watched.is_none() {
             return self.meter(frame, out);
         }
+        if let Some(prefix) = self.is_one(&frame) {
+            return self.pass_one(prefix, &frame, out);
+        }
         self.pace.take(frame);
         while let Some(part) = self.pace.next(&mut self.messages, !matches!(self.current, Current::Plain))? {
             match part {
@@ -163,6 +172,57 @@ impl Injector {
             }
         }
         Ok(())
+    }
+
+    /// Whether a frame is all of one uncompressed message that goes out as a copy: most requests are.
+    fn is_one(&self, frame: &[u8]) -> Option<Prefix> {
+        let fits = frame.len() <= SMALL && matches!(self.current, Current::Plain) && !self.pace.is_behind();
+        if fits { self.messages.is_one(frame).filter(|prefix| !prefix.compressed) } else { None }
+    }
+
+    /// Passes such a frame on, as the steps of any other would.
+    fn pass_one(&mut self, prefix: Prefix, frame: &[u8], out: &mut Vec<Bytes>) -> Result<(), SpliceError> {
+        let (length, payload) = (u64::from(prefix.length), self.messages.take_one(frame)?);
+        self.restart(length);
+        self.look(payload)?;
+        let message = self.messages.begun();
+        self.walk.end().map_err(|fault| SpliceError::Wire { message, fault })?;
+        let grown = Prefix { compressed: false, length: self.grown(length)? };
+        let mut one = BytesMut::with_capacity(frame.len() + self.suffix.len());
+        one.extend_from_slice(&grown.to_bytes());
+        one.extend_from_slice(payload);
+        one.extend_from_slice(&self.suffix);
+        out.push(one.freeze());
+        Ok(())
+    }
+
+    /// Begins to look at a message of `length` bytes.
+    fn restart(&mut self, length: u64) {
+        self.walk.restart(Some(length));
+        if self.knows_first && self.messages.begun() == 1 {
+            self.walk.seeks_nothing();
+        }
+    }
+
+    /// Looks at bytes of an uncompressed message.
+    fn look(&mut self, bytes: &[u8]) -> Result<(), SpliceError> {
+        let message = self.messages.begun();
+        let found = self.walk.push(bytes).map_err(|fault| SpliceError::Wire { message, fault })?;
+        self.right(found)
+    }
+
+    /// Whether a message may name this id.
+    fn right(&self, found: Option<String>) -> Result<(), SpliceError> {
+        match (found, &self.watched) {
+            (Some(id), Some(right)) if !right.contains(&id) => Err(SpliceError::AnotherId { message: self.messages.begun(), id }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The length of a message that has `length` bytes before it grows.
+    fn grown(&self, length: u64) -> Result<u32, SpliceError> {
+        let by = self.suffix.len() as u64;
+        u32::try_from(length + by).map_err(|_too_long| SpliceError::CannotGrow { message: self.messages.begun(), length, by })
     }
 
     /// A frame that passes as it is: only lengths are looked at.
@@ -177,7 +237,7 @@ impl Injector {
     fn start(&mut self, prefix: Prefix, out: &mut Vec<Bytes>) -> Result<(), SpliceError> {
         let message = self.messages.begun();
         if !prefix.compressed {
-            self.walk.restart(Some(prefix.length.into()));
+            self.restart(prefix.length.into());
             return self.begin(prefix.length.into(), out);
         }
         let keep = !self.suffix.is_empty();
@@ -193,17 +253,15 @@ impl Injector {
     }
 
     fn data(&mut self, data: Bytes, out: &mut Vec<Bytes>) -> Result<(), SpliceError> {
-        let message = self.messages.begun();
         let (found, passes) = match &mut self.current {
-            Current::Plain => (self.walk.push(&data).map_err(|fault| SpliceError::Wire { message, fault })?, true),
+            Current::Plain => {
+                self.look(&data)?;
+                (None, true)
+            }
             Current::Gathered(packed) => (inflated(packed, &data, &mut self.pace)?, false),
             Current::Aside(packed) => (inflated(packed, &data, &mut self.pace)?, true),
         };
-        if let (Some(id), Some(right)) = (found, &self.watched)
-            && !right.contains(&id)
-        {
-            return Err(SpliceError::AnotherId { message, id });
-        }
+        self.right(found)?;
         if passes {
             self.send(data, out);
         }
@@ -229,10 +287,7 @@ impl Injector {
 
     /// Sends the prefix of an uncompressed message that has `length` bytes before it grows.
     fn begin(&mut self, length: u64, out: &mut Vec<Bytes>) -> Result<(), SpliceError> {
-        let by = self.suffix.len() as u64;
-        let Ok(grown) = u32::try_from(length + by) else {
-            return Err(SpliceError::CannotGrow { message: self.messages.begun(), length, by });
-        };
+        let grown = self.grown(length)?;
         // One allocation for what a small message goes out as, or for what stands around a large one.
         let joined = if length <= SMALL as u64 { grown as usize } else { self.suffix.len() };
         self.joint.reserve(joined + 5);
@@ -307,7 +362,8 @@ mod tests {
     }
 
     fn watch(ids: &[&str]) -> Watch {
-        Watch { path: path(&[1]), ids: ids.iter().map(|id| (*id).to_owned()).collect(), limits: Limits::default() }
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        Watch { path: path(&[1]), ids, knows_first: false, limits: Limits::default() }
     }
 
     /// What goes out when `body` comes in frames of `size` bytes.

@@ -106,6 +106,20 @@ impl Messages {
         Err(SpliceError::Ended { message: self.begun, got, length })
     }
 
+    /// The prefix of `frame`, if that is all of one message, of a length that is allowed, and nothing before it is open.
+    pub(crate) fn is_one(&self, frame: &[u8]) -> Option<Prefix> {
+        let (&[flag, a, b, c, d], payload) = frame.split_first_chunk::<PREFIX>()?;
+        let prefix = Prefix { compressed: flag == 1, length: u32::from_be_bytes([a, b, c, d]) };
+        let fits = flag <= 1 && prefix.length as usize == payload.len() && u64::from(prefix.length) <= self.limit;
+        (fits && self.between()).then_some(prefix)
+    }
+
+    /// Takes a frame [that is one](Self::is_one), and gives its payload.
+    pub(crate) fn take_one<'f>(&mut self, frame: &'f [u8]) -> Result<&'f [u8], SpliceError> {
+        self.count(frame)?;
+        Ok(&frame[PREFIX..])
+    }
+
     /// Takes a whole frame, for its lengths only.
     pub(crate) fn count(&mut self, mut frame: &[u8]) -> Result<(), SpliceError> {
         loop {

@@ -69,15 +69,26 @@ impl fmt::Display for FieldPath {
 /// within one occurrence of each message around it that holds nothing else.
 #[must_use]
 pub fn suffix(path: &FieldPath, value: &str) -> Bytes {
-    let mut inner = value.as_bytes().to_vec();
-    for number in path.numbers().iter().rev() {
-        let mut outer = Vec::with_capacity(inner.len() + 12);
-        put_varint(&mut outer, u64::from(*number) << 3 | u64::from(LEN));
-        put_varint(&mut outer, inner.len() as u64);
-        outer.append(&mut inner);
-        inner = outer;
+    let tag = |number: u32| u64::from(number) << 3 | u64::from(LEN);
+    // What each field holds, from the outermost on.
+    let mut lengths = [0; FieldPath::LONGEST];
+    let mut length = value.len();
+    for (number, holds) in path.numbers().iter().zip(&mut lengths).rev() {
+        *holds = length as u64;
+        length += varint_len(tag(*number)) + varint_len(*holds);
     }
-    inner.into()
+    let mut out = Vec::with_capacity(length);
+    for (number, holds) in path.numbers().iter().zip(lengths) {
+        put_varint(&mut out, tag(*number));
+        put_varint(&mut out, holds);
+    }
+    out.extend_from_slice(value.as_bytes());
+    out.into()
+}
+
+/// Bytes of `value` as a varint.
+fn varint_len(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 /// Appends `value` as a varint: seven bits a byte, the lowest first.

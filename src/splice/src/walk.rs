@@ -123,6 +123,11 @@ impl Walk {
         self.first = None;
     }
 
+    /// Of the message that has just begun only its structure counts.
+    pub(crate) fn seeks_nothing(&mut self) {
+        self.found = true;
+    }
+
     /// Takes the next bytes of the message. `Some` once: the first value at the path that is not empty. A fault behind that
     /// value is told afterwards, so that it makes no difference how the bytes are cut.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Option<String>, WireError> {

@@ -1,7 +1,10 @@
 //! The one source of time.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use berth_types::{Deadline, UnixMillis};
@@ -79,9 +82,21 @@ impl Clock {
         pause(deadline.instant().into()).await;
     }
 
-    /// The output of `future`, or `None` when `deadline` comes first.
+    /// The output of `future`, or `None` when `deadline` comes first. What is ready at once costs no timer.
     pub async fn until<F: Future>(&self, deadline: Deadline, future: F) -> Option<F::Output> {
-        tokio::time::timeout_at(deadline.instant().into(), future).await.ok()
+        let (mut future, mut late) = (pin!(future), pin!(None));
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            if late.is_none() {
+                // Told also to a future that never lets others have their turn.
+                late.set(Some(tokio::task::unconstrained(pause(deadline.instant().into()))));
+            }
+            // Just set.
+            late.as_mut().as_pin_mut().map_or(Poll::Pending, |late| late.poll(cx).map(|()| None))
+        })
+        .await
     }
 }
 

@@ -4,12 +4,11 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Dialed, Net};
 use berth_types::ByteSize;
-use bytes::Bytes;
 use h2::client::{Connection as Driven, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, SendStream};
 use http::Request;
@@ -17,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::Config;
 use crate::gather::Gather;
+use crate::piece::Piece;
 use crate::target::Target;
 
 /// Questions that a silent server gets one `ping_interval` after the other.
@@ -77,7 +77,7 @@ impl Vital {
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) vital: Arc<Vital>,
-    send: SendRequest<Bytes>,
+    send: SendRequest<Piece>,
 }
 
 impl Connection {
@@ -100,18 +100,18 @@ impl Connection {
 }
 
 /// Sends one call.
-pub(crate) struct Sender(SendRequest<Bytes>);
+pub(crate) struct Sender(SendRequest<Piece>);
 
 impl Sender {
-    pub(crate) fn send(mut self, head: Request<()>, is_all: bool) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+    pub(crate) fn send(mut self, head: Request<()>, is_all: bool) -> Result<(ResponseFuture, SendStream<Piece>), h2::Error> {
         self.0.send_request(head, is_all)
     }
 }
 
 /// A connection that has just come up; nobody drives it yet.
 pub(crate) struct Opened {
-    driven: Driven<Counted, Bytes>,
-    send: SendRequest<Bytes>,
+    driven: Driven<Counted, Piece>,
+    send: SendRequest<Piece>,
     pings: PingPong,
     vital: Arc<Vital>,
 }
@@ -168,10 +168,7 @@ pub(crate) async fn drive(opened: Opened, clock: Clock, config: Config, mut room
     let mut asked = pin!(keep_alive(&mut pings, &vital, &clock, &config));
     let mut gather = Gather::default();
     let why = std::future::poll_fn(|cx| {
-        if gather.waits(vital.added.load(Ordering::Relaxed)) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
+        ready!(gather.poll(vital.added.load(Ordering::Relaxed), cx));
         let polled = driven.as_mut().poll(cx);
         let limit = driven.max_concurrent_send_streams();
         if vital.limit.swap(limit, Ordering::Relaxed) < limit {

@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::Buf as _;
 use h2::{Reason, SendStream};
 use http_body::Body;
 
 use crate::connection::Vital;
+use crate::piece::Piece;
 
 /// Frames that are passed on before others get their turn.
 const AT_A_TIME: usize = 32;
@@ -22,10 +23,10 @@ pub(crate) type BodyError = Arc<dyn Error + Send + Sync>;
 /// Dropped before its end, it lets go of the stream; the stream is reset once the answer is let go of too.
 pub(crate) struct Pump<B> {
     body: B,
-    stream: SendStream<Bytes>,
+    stream: SendStream<Piece>,
     vital: Arc<Vital>,
     /// A frame that waits for room, and whether it is the last.
-    held: Option<(Bytes, bool)>,
+    held: Option<(Piece, bool)>,
     /// The first frame waits for none: a call gets its room when its head is written, and a body that came later than that
     /// would cost a second write and a second turn of the call. It lies in the stream as it would lie here.
     waits: bool,
@@ -33,10 +34,10 @@ pub(crate) struct Pump<B> {
 
 impl<B> Pump<B>
 where
-    B: Body<Data = Bytes> + Unpin,
+    B: Body<Data: Into<Piece>> + Unpin,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    pub(crate) fn new(body: B, stream: SendStream<Bytes>, vital: Arc<Vital>) -> Self {
+    pub(crate) fn new(body: B, stream: SendStream<Piece>, vital: Arc<Vital>) -> Self {
         Pump { body, stream, vital, held: None, waits: false }
     }
 
@@ -60,8 +61,8 @@ where
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        let last = self.body.is_end_stream();
-                        if data.is_empty() && !last {
+                        let (data, last): (Piece, bool) = (data.into(), self.body.is_end_stream());
+                        if !data.has_remaining() && !last {
                             continue;
                         }
                         // Room is asked for only when there is something to send: what is asked for is taken from other
@@ -81,7 +82,7 @@ where
                     return Poll::Ready(Err(Arc::from(error.into())));
                 }
                 None => {
-                    let _ = self.stream.send_data(Bytes::new(), true);
+                    let _ = self.stream.send_data(Piece::default(), true);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -97,7 +98,7 @@ where
 
     /// Whether there is room for the frame that is held; `false` when there never will be.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if !self.waits || self.held.as_ref().is_none_or(|(data, _)| data.is_empty()) {
+        if !self.waits || self.held.as_ref().is_none_or(|(data, _)| !data.has_remaining()) {
             return Poll::Ready(true);
         }
         while self.stream.capacity() == 0 {

@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use berth_telemetry::{Clock, Net};
-use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
@@ -20,6 +19,7 @@ use crate::answer::{Answer, Rest};
 use crate::config::Config;
 use crate::connection::Sender;
 use crate::error::{CallError, Stage, classify};
+use crate::piece::Piece;
 use crate::pool::{Lease, Pool};
 use crate::pump::Pump;
 use crate::target::Target;
@@ -76,7 +76,7 @@ impl Server {
     /// What is known about a call that has no answer: [`CallError`].
     pub async fn call<B>(&self, request: Request<B>) -> Result<Response<Answer>, CallError>
     where
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B: Body<Data: Into<Piece>> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let (lease, sender) = self.ready().await?;
@@ -88,12 +88,13 @@ impl Server {
             let stage = if vital.written() == before { Stage::Unwritten } else { Stage::Sent };
             classify(self.target(), error, stage, vital.ended())
         };
+        // Said first: the connection may be about to write it before this has gone on.
+        vital.add();
         let (mut response, stream) = sender.send(self.head(parts), is_all).map_err(|error| match fault(&error) {
             CallError::Lost { target, why } => CallError::NotProcessed { target, why }, // it was not even queued
             other => other,
         })?;
         let mut pump = (!is_all).then(|| Pump::new(body, stream, vital.clone()));
-        vital.add();
         // The body is sent from here while there is no answer, which is all the time for most calls: no task for them.
         let response = poll_fn(|cx| {
             if let Some(sending) = &mut pump
@@ -176,7 +177,7 @@ fn strip(headers: &mut HeaderMap) {
 
 fn send_rest<B>(mut pump: Pump<B>) -> Rest
 where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B: Body<Data: Into<Piece>> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let failed = Arc::new(OnceLock::new());

@@ -38,7 +38,7 @@ use crate::methods::{Method, Names};
 use crate::payloads::Observed;
 use crate::route::Models;
 use crate::wire;
-pub(crate) use passed::Passed;
+pub(crate) use passed::{Passed, Young};
 use passing::{Passing, Request};
 use sending::{Begun, Deadlines, Head, Sending};
 
@@ -56,7 +56,7 @@ impl<M: Models> Frontend<M> {
         };
         let mut observed = None;
         match self.try_pass(server, head, in_headers, body, &mut observed).await {
-            Ok((called, request)) => called.answered::<M>(measured, request, observed),
+            Ok((called, request)) => called.answered::<M>(measured, request, observed, &self.young),
             Err(fault) => {
                 observed.into_iter().for_each(|observed| observed.failed(fault.verdict().code));
                 measured.is(fault.verdict().code);
@@ -174,7 +174,7 @@ impl<B: Incoming, F: FnMut(&ModelId)> Sending for Passes<'_, B, F> {
         // Whoever names the model in messages names it in all of them, or in none but the first. And what the runtime reads,
         // because nothing is written over it, must be the model that is guarded.
         let watches = self.in_message || self.method.inject.is_none();
-        let watched = self.method.extract.as_ref().filter(|_| watches).map(|extract| (extract.path.clone(), self.asked.to_owned()));
+        let watched = self.method.extract.as_ref().filter(|_| watches).map(|extract| (extract.path.clone(), self.asked.to_owned(), self.in_message));
         self.request.body(id, watched).ok_or_else(|| {
             let why = "the model went away when a part of the request had been sent".to_owned();
             Fault::RuntimeLost { model: Quoted::new(model.as_str()), why }
@@ -218,6 +218,7 @@ impl<G: Send + Sync + 'static> Called<G> {
         measured: Measured,
         request: Request<hyper::body::Incoming>,
         observed: Option<Observed>,
+        young: &Young,
     ) -> Response<Outgoing> {
         let Called { headers, body, guard, model, until, unread_timeout } = self;
         let (code, has_come) = (passed::code_of(&headers), body.has_come());
@@ -225,7 +226,8 @@ impl<G: Send + Sync + 'static> Called<G> {
         code.into_iter().for_each(|code| tap.iter_mut().for_each(|tap| tap.ended(code)));
         let mut passed = Passed::new(body, measured, code, model.clone(), request, until.clone()).shown(tap);
         if !has_come {
-            passed = passed.watched(|answer| async move {
+            let clock = until.0.clone();
+            passed = passed.watched(young, &clock, move |answer| async move {
                 let (clock, end) = until;
                 let fault = tokio::select! {
                     () = M::revoked(&guard) => Fault::Revoked(Quoted::new(model.as_str())),

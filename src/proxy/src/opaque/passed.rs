@@ -3,10 +3,10 @@
 //! The copy that answers stays guarded until the last of it has come. When the copy must go first, the connection to the
 //! runtime breaks, the deadline passes or the client does not read, what the client gets ends with trailers that say so. A
 //! client that reads nothing is never asked for more, so whoever ends an answer does not wait for that: a task of its own
-//! watches each answer of which something is still to come.
+//! watches each answer of which something is still to come after a [moment](Young).
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
 use berth_upstream::{Answer, CallError};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use parking_lot::Mutex;
@@ -30,21 +31,28 @@ use crate::payloads::Tap;
 use crate::wire;
 
 /// An answer that the runtime gives.
-pub(crate) struct Passed {
-    shared: Arc<Mutex<Shared>>,
-    /// Watches what is still to come, and guards the copy until then.
-    watcher: Option<AbortOnDropHandle<()>>,
-}
+pub(crate) struct Passed(Arc<Mutex<Shared>>);
 
 struct Shared {
     /// `None` once it has ended, in whatever way.
     open: Option<Open>,
+    /// Watches what is still to come, and guards the copy until then. Goes after `open`: the call has ended before the copy
+    /// may go.
+    watcher: Watcher,
     /// What ended it before its time, until the client is told.
     cut: Option<Fault>,
     /// Who waits for the next piece.
     waits: Option<Waker>,
     /// Pieces that were taken.
     taken: u64,
+}
+
+/// What watches an answer.
+enum Watcher {
+    None,
+    /// What will, if the answer lasts.
+    Later(Box<dyn FnOnce(Watch) -> BoxFuture<'static, ()> + Send>),
+    Now(#[allow(dead_code, reason = "held")] AbortOnDropHandle<()>),
 }
 
 struct Open {
@@ -92,30 +100,37 @@ impl Passed {
         }
         let ended = answer.is_end_stream();
         let open = Open { answer, measured, model, request, until, tap: None };
-        let shared = Shared { open: (!ended).then_some(open), cut: None, waits: None, taken: 0 };
-        Passed { shared: Arc::new(Mutex::new(shared)), watcher: None }
+        let shared = Shared { open: (!ended).then_some(open), watcher: Watcher::None, cut: None, waits: None, taken: 0 };
+        Passed(Arc::new(Mutex::new(shared)))
     }
 
     /// The same, and `tap` sees what is passed on.
     pub(crate) fn shown(self, tap: Option<Box<Tap>>) -> Self {
-        if let Some(open) = &mut self.shared.lock().open {
+        if let Some(open) = &mut self.0.lock().open {
             open.tap = tap;
         }
         self
     }
 
-    /// Runs `task` until the answer has ended. It can end the answer itself.
-    pub(crate) fn watched<F>(mut self, task: impl FnOnce(Watch) -> F) -> Self
+    /// Runs `task` until the answer has ended, if that is not within a moment. It can end the answer itself.
+    pub(crate) fn watched<F>(self, young: &Young, clock: &Clock, task: impl FnOnce(Watch) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let task = task(Watch(Arc::clone(&self.shared)));
-        self.watcher = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+        let mut shared = self.0.lock();
+        if let Some(open) = &shared.open {
+            let late = open.until.1.left(clock.now()) <= MOMENT;
+            shared.watcher = Watcher::Later(Box::new(|answer| Box::pin(task(answer))));
+            drop(shared);
+            if late { watch(&self.0) } else { young.add(&self.0, clock) }
+        } else {
+            drop(shared);
+        }
         self
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut shared = self.shared.lock();
+        let mut shared = self.0.lock();
         let Some(open) = &mut shared.open else {
             return Poll::Ready(shared.cut.take().map(|fault| Ok(Frame::trailers(wire::badly(&fault)))));
         };
@@ -144,16 +159,15 @@ impl Passed {
         shared.waits = None;
         shared.taken += 1;
         if ended {
-            let over = shared.open.take();
+            let over = shared.end();
             drop(shared);
             drop(over);
-            self.watcher = None;
         }
         Poll::Ready(frame.map(Ok))
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        let shared = self.shared.lock();
+        let shared = self.0.lock();
         shared.open.is_none() && shared.cut.is_none()
     }
 }
@@ -161,8 +175,70 @@ impl Passed {
 impl Drop for Passed {
     /// The call ends with it, and not only when its watcher has been stopped.
     fn drop(&mut self) {
-        let over = self.shared.lock().open.take();
+        let over = self.0.lock().end();
         drop(over);
+    }
+}
+
+impl Shared {
+    /// It has ended; what is handed out goes in that order.
+    fn end(&mut self) -> (Option<Open>, Watcher) {
+        (self.open.take(), std::mem::replace(&mut self.watcher, Watcher::None))
+    }
+}
+
+/// Has an answer watched from now on, unless it has ended.
+fn watch(answer: &Arc<Mutex<Shared>>) {
+    let mut shared = answer.lock();
+    match std::mem::replace(&mut shared.watcher, Watcher::None) {
+        Watcher::Later(task) => {
+            let task = task(Watch(Arc::clone(answer)));
+            shared.watcher = Watcher::Now(AbortOnDropHandle::new(tokio::spawn(task)));
+        }
+        other => shared.watcher = other,
+    }
+}
+
+/// Answers that last no longer than this need not be watched.
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// Answers that have begun within the last moment or two. Most end before that is over: a task for each would cost more than
+/// all the rest of passing it on. Those that last are watched from then on.
+#[derive(Clone, Default)]
+pub(crate) struct Young(Arc<Mutex<Begun>>);
+
+#[derive(Default)]
+struct Begun {
+    answers: Vec<Weak<Mutex<Shared>>>,
+    /// A task looks at them in a moment.
+    is_looked_after: bool,
+}
+
+impl Young {
+    fn add(&self, answer: &Arc<Mutex<Shared>>, clock: &Clock) {
+        let mut begun = self.0.lock();
+        begun.answers.push(Arc::downgrade(answer));
+        if !std::mem::replace(&mut begun.is_looked_after, true) {
+            tokio::spawn(self.clone().look_after(clock.clone()));
+        }
+    }
+
+    /// Ends when none has begun for a moment.
+    async fn look_after(self, clock: Clock) {
+        let mut answers = Vec::new();
+        loop {
+            clock.sleep(MOMENT).await;
+            {
+                let mut begun = self.0.lock();
+                begun.is_looked_after = !begun.answers.is_empty();
+                if !begun.is_looked_after {
+                    begun.answers = Vec::new();
+                    return;
+                }
+                std::mem::swap(&mut answers, &mut begun.answers);
+            }
+            answers.drain(..).filter_map(|answer| answer.upgrade()).for_each(|answer| watch(&answer));
+        }
     }
 }
 

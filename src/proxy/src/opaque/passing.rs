@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use berth_splice::{Encoding, Extract, FieldPath, Injector, Limits, Progress, SpliceError, Watch};
 use berth_types::ByteSize;
+use berth_upstream::Piece;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
@@ -40,11 +41,12 @@ struct Source<B> {
     keeps: bool,
     /// Which try this is: an earlier one's body gives no more.
     turn: u64,
-    injector: Injector,
+    /// Of this try.
+    injector: Option<Injector>,
     /// Others have had their turn since the last bytes were inflated.
     rested: bool,
     /// What goes out next.
-    out: VecDeque<Bytes>,
+    out: VecDeque<Piece>,
     /// Empty between frames; kept for its room.
     pieces: Vec<Bytes>,
     /// What the client's sending ran into. The runtime hears only that its request was cut off.
@@ -67,7 +69,7 @@ impl<B: Incoming> Source<B> {
             passed: 0,
             keeps: true,
             turn: 0,
-            injector: Injector::new(Bytes::new(), max_message.0, None),
+            injector: None,
             rested: false,
             out: VecDeque::new(),
             pieces: Vec::new(),
@@ -128,12 +130,14 @@ impl<B: Incoming> Source<B> {
     }
 
     /// What goes out next.
-    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Fault>>> {
         loop {
             if let Some(bytes) = self.out.pop_front() {
                 return Poll::Ready(Some(Ok(bytes)));
             }
-            let behind = self.injector.is_behind();
+            // Without one nothing has been asked for.
+            let Some(injector) = &mut self.injector else { return Poll::Ready(None) };
+            let behind = injector.is_behind();
             if behind && !std::mem::replace(&mut self.rested, true) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -158,24 +162,31 @@ impl<B: Incoming> Source<B> {
                         frame
                     }
                     Ok(None) => {
-                        return Poll::Ready(self.injector.end().err().map(|fault| Err(self.fault_of(fault))));
+                        let ended = self.injector.as_ref().map_or(Ok(()), Injector::end);
+                        return Poll::Ready(ended.err().map(|fault| Err(self.fault_of(fault))));
                     }
                 },
             };
             if let Some(tap) = &mut self.tap {
                 tap.push(&frame);
             }
-            let outcome = self.injector.push(frame, &mut self.pieces);
+            let outcome = self.injector.as_mut().map_or(Ok(()), |injector| injector.push(frame, &mut self.pieces));
             if let Err(fault) = outcome.map_err(|fault| self.fault_of(fault)).and_then(|()| self.share.hold(self.held)) {
-                self.out.extend(self.pieces.drain(..));
+                self.pieces.clear();
                 return Poll::Ready(Some(Err(fault)));
             }
-            if self.pieces.len() > 1 {
-                self.out.extend(self.pieces.drain(..));
-            } else if let Some(only) = self.pieces.pop() {
-                return Poll::Ready(Some(Ok(only)));
+            if let Some(first) = self.hand_out() {
+                return Poll::Ready(Some(Ok(first)));
             }
         }
+    }
+
+    /// What a frame has become goes out, from the first piece on.
+    fn hand_out(&mut self) -> Option<Piece> {
+        let mut parts = self.pieces.drain(..);
+        let first = Piece::of(&mut parts);
+        self.out.extend(std::iter::from_fn(|| Piece::of(&mut parts)));
+        first
     }
 
     /// Keeps a frame that is passed on, as long as the request is small.
@@ -206,8 +217,7 @@ impl<B: Incoming> Source<B> {
         self.body.as_ref().is_none_or(Body::is_end_stream)
             && self.out.is_empty()
             && self.passed == self.kept.len()
-            && !self.injector.is_behind()
-            && self.injector.end().is_ok()
+            && self.injector.as_ref().is_none_or(|injector| !injector.is_behind() && injector.end().is_ok())
     }
 }
 
@@ -241,7 +251,7 @@ impl<B: Incoming> Request<B> {
     }
 
     /// The body for one more try, with `suffix` after each message. `None`: what was sent before is not here any more.
-    pub(crate) fn body(&self, suffix: Bytes, watched: Option<(FieldPath, String)>) -> Option<Passing<B>> {
+    pub(crate) fn body(&self, suffix: Bytes, watched: Option<(FieldPath, String, bool)>) -> Option<Passing<B>> {
         let mut source = self.0.lock();
         if source.turn > 0 && !source.keeps {
             return None;
@@ -250,9 +260,9 @@ impl<B: Incoming> Request<B> {
         source.tap.iter_mut().for_each(|tap| tap.begins_again());
         source.passed = 0;
         source.out.clear();
-        let watch = watched.map(|(path, id)| Watch { path, ids: vec![id], limits: Limits::default() });
+        let watch = watched.map(|(path, id, knows_first)| Watch { path, ids: vec![id], knows_first, limits: Limits::default() });
         let injector = Injector::new(suffix, source.max_message.0, watch).compressed(source.encoding, source.budget.lender());
-        (source.injector, source.rested) = (injector.at_a_time(INFLATED), false);
+        (source.injector, source.rested) = (Some(injector.at_a_time(INFLATED)), false);
         // More than this was read to find the model: it is sent once.
         if source.held > KEPT {
             source.let_go();
@@ -286,7 +296,7 @@ impl<B: Incoming> Request<B> {
     /// Whether it is one message, and all of that was sent.
     pub(crate) fn is_one(&self) -> bool {
         let source = self.0.lock();
-        source.injector.begun() == 1 && source.is_over()
+        source.injector.as_ref().is_some_and(|injector| injector.begun() == 1) && source.is_over()
     }
 
     /// What the client's sending ran into, where that is why a call failed.
@@ -316,17 +326,17 @@ pub(crate) struct Passing<B> {
 pub(crate) struct CutOff;
 
 impl<B: Incoming> Body for Passing<B> {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = CutOff;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, CutOff>>> {
         let mut source = self.source.lock();
         if source.turn != self.turn {
             return Poll::Ready(Some(Err(CutOff)));
         }
         match ready!(source.poll_out(cx)) {
             None => Poll::Ready(None),
-            Some(Ok(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Some(Ok(piece)) => Poll::Ready(Some(Ok(Frame::data(piece)))),
             Some(Err(fault)) => {
                 source.fault = Some(fault);
                 Poll::Ready(Some(Err(CutOff)))

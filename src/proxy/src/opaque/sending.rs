@@ -7,8 +7,7 @@ use std::time::Instant;
 use berth_adapters::InferError;
 use berth_residency::WaitError;
 use berth_types::{Deadline, ModelId};
-use berth_upstream::{Answer, CallError, Server};
-use bytes::Bytes;
+use berth_upstream::{Answer, CallError, Piece, Server};
 use http::request::Parts;
 use http::{HeaderMap, Method as Verb, Request as HttpRequest, Response, Uri, Version};
 use http_body::Body;
@@ -40,7 +39,7 @@ pub(super) struct Head<'a> {
 
 /// A request that can be sent to one model and, as long as it is whole, once more to the same or to another one.
 pub(super) trait Sending {
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
+    type Body: Body<Data: Into<Piece>, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
 
     /// The body of the next try, for `model`.
     ///

@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 
 use berth_adapters::is_unknown_to_triton;
 use berth_proto::inference::ModelStreamInferResponse;
-use berth_upstream::{Answer, CallError, Server};
-use bytes::Bytes;
+use berth_upstream::{Answer, CallError, Piece, Server};
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt as _;
@@ -36,7 +35,7 @@ pub(super) fn is_said<B>(answer: &Response<B>) -> bool {
 /// Calls `server`. Of an answer that may say it in its first message, that one has been looked at; none of it is lost.
 pub(super) async fn call<B>(server: &Server, request: Request<B>) -> Result<Response<Answer>, CallError>
 where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B: Body<Data: Into<Piece>> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let looks = request.uri().path() == STREAM;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Buf as _;
+
 use super::*;
 
 /// Fails instead of waiting for ever.
@@ -219,7 +221,7 @@ async fn rests(body: Bytes, size: usize, encoding: berth_splice::Encoding, find:
     })
     .await
     {
-        out += frame.unwrap().into_data().unwrap().len();
+        out += frame.unwrap().into_data().unwrap().remaining();
     }
     (rests.load(Ordering::Relaxed), out)
 }
