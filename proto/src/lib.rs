@@ -19,6 +19,11 @@ pub mod repository {
     tonic::include_proto!("berth.repository");
 }
 
+/// TorchServe's management and predictions.
+pub mod torchserve {
+    tonic::include_proto!("berth.torchserve");
+}
+
 /// `google.rpc`: status details such as `RetryInfo`.
 pub mod rpc {
     tonic::include_proto!("google.rpc");

@@ -7,7 +7,7 @@
 
 mod beat;
 mod dialect;
-mod words;
+pub(crate) mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
