@@ -15,16 +15,18 @@ mod repository;
 mod rpc;
 mod runtime;
 pub mod sample;
+mod start;
 mod tensor;
 mod unknown;
 
 pub use fake::FakeRuntime;
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
-pub use repository::{Dialect, RepositoryConfig, RepositoryServer, RepositoryStartError};
+pub use repository::{Dialect, RepositoryConfig, RepositoryServer};
 pub use runtime::{
     Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
     Unloaded,
 };
+pub use start::StartError;
 pub use unknown::{is_unknown_model, is_unknown_to_triton};
 
 // Measures are tested with the allocator that the binary has.
