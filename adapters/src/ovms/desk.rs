@@ -17,8 +17,8 @@ use tracing::warn;
 use super::file::{self, Models};
 use super::rest::{Answer, Api};
 use super::states::{State, States, error, states};
-use crate::rpc::RpcError;
 use crate::repository::words::is_out_of_memory;
+use crate::rpc::RpcError;
 use crate::{Health, IndexEntry, LoadError, LoadFault, UnloadError};
 
 /// How often it is looked whether a model of a reload that takes long is there already.

@@ -5,7 +5,6 @@
 //! for any more, or answer every load at all. So each load runs in a task of its own, which goes on when its caller leaves;
 //! until that task has ended the index says "loading", whatever the server lists.
 
-mod beat;
 mod dialect;
 pub(crate) mod words;
 
@@ -16,9 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use berth_proto::inference::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ServerMetadataRequest, ServerMetadataResponse,
-};
+use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use berth_proto::repository::{IndexRequest, IndexResponse, LoadRequest, LoadResponse, UnloadRequest, UnloadResponse};
 use berth_telemetry::Clock;
 use berth_types::{Deadline, Footprint, ModelId, Registration};
@@ -34,11 +31,12 @@ use tracing::{info, warn};
 use crate::changes::Changes;
 use crate::layout;
 use crate::layout::name::{Named, named};
+use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
     Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError,
-    UnloadError,
+    UnloadError, beat,
 };
 pub use dialect::Dialect;
 
@@ -131,7 +129,14 @@ impl RepositoryServer {
             let recent = move |held: &Held| matches!(held, Held::Loading { since, .. } if clock.now().saturating_duration_since(*since) < limit);
             move || deaf && held.lock().values().any(&recent)
         };
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(rpc.clone(), clock.clone(), loads, told)));
+        let ask = {
+            let rpc = rpc.clone();
+            move |deadline| {
+                let rpc = rpc.clone();
+                async move { open_inference::live(&rpc, deadline).await }
+            }
+        };
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), loads, told)));
         let inner = Inner { info, config, rpc, clock, held, parts: Mutex::default(), changes: Changes::new(), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
@@ -184,7 +189,7 @@ async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<
     let mut last = "it was not asked".to_owned();
     let asking = async {
         loop {
-            match rpc.call::<ServerMetadataResponse>(SERVER_METADATA, &ServerMetadataRequest {}, clock.deadline_in(USUAL)).await {
+            match open_inference::server(rpc, clock.deadline_in(USUAL)).await {
                 Ok(server) => return Ok(server.version),
                 Err(RpcError::Away(why)) => last = why,
                 Err(RpcError::Said { code: Code::Unavailable, message }) => last = message,
@@ -201,10 +206,6 @@ async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<
         None => Err(StartError::Away { kind, target, waited, why: last }),
     }
 }
-
-const SERVER_METADATA: &str = "/inference.GRPCInferenceService/ServerMetadata";
-const MODEL_METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
-const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 
 /// How the server sees a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,16 +419,12 @@ impl Runtime for RepositoryServer {
 
 #[async_trait]
 impl Infer for RepositoryServer {
-    async fn infer(&self, model: &ModelId, mut request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
-        request.model_name = model.to_string();
-        request.model_version = String::new();
-        self.inner.rpc.call(MODEL_INFER, &request, deadline).await.map_err(|why| infer_error(model, why))
+    async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        open_inference::infer(&self.inner.rpc, model, request, deadline).await
     }
 
     async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
-        let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
-        let deadline = self.inner.clock.deadline_in(USUAL);
-        self.inner.rpc.call(MODEL_METADATA, &request, deadline).await.map_err(|why| infer_error(model, why))
+        open_inference::metadata(&self.inner.rpc, model, self.inner.clock.deadline_in(USUAL)).await
     }
 }
 
@@ -442,14 +439,4 @@ fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
         })
     };
     load.boxed().shared()
-}
-
-fn infer_error(model: &ModelId, why: RpcError) -> InferError {
-    match why {
-        RpcError::Late => InferError::DeadlineExceeded,
-        RpcError::Said { code, message } if is_unknown_model(code, &message) => InferError::NotLoaded(model.clone()),
-        RpcError::Said { code, message } => InferError::Refused { code: code as i32, message },
-        RpcError::Away(why) => InferError::Away(why),
-        RpcError::Unreadable(why) => InferError::Failed(why),
-    }
 }
