@@ -17,7 +17,7 @@ pub(super) fn state(word: &str) -> State {
 }
 
 /// What kept a load from ending well.
-pub(super) fn load_fault(code: Code, message: &str) -> LoadFault {
+pub(crate) fn load_fault(code: Code, message: &str) -> LoadFault {
     if is_out_of_memory(message) {
         return LoadFault::OutOfMemory;
     }

@@ -4,12 +4,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_adapters::{Dialect, OnnxConfig, OnnxRuntime, OnnxStartError, RepositoryConfig, RepositoryServer, Runtime, RuntimeInfo, StartError};
+use berth_adapters::{
+    Dialect, ModelRuntimeConfig, ModelRuntimeServer, OnnxConfig, OnnxRuntime, OnnxStartError, RepositoryConfig, RepositoryServer, Runtime,
+    RuntimeInfo, StartError,
+};
 use berth_proxy::methods::Methods;
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready, RuntimeServer};
 use berth_registry::EMBEDDED_RUNTIME;
 use berth_telemetry::{Clock, HostNet, Metrics};
-use berth_types::Footprint;
+use berth_types::{ByteSize, Footprint};
 use berth_upstream::{Server, Target};
 
 use crate::beside::{Beside, ServerKind};
@@ -31,6 +34,15 @@ pub(crate) struct Requests {
     methods: Methods,
 }
 
+/// What models may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Bytes of main memory.
+    pub(crate) bytes: ByteSize,
+    /// Somebody said so; else a server that knows its own limit is believed.
+    pub(crate) given: bool,
+}
+
 impl Engine {
     /// The embedded engine.
     ///
@@ -48,7 +60,7 @@ impl Engine {
     ///
     /// # Errors
     /// It does not come, or cannot be used.
-    pub(crate) async fn beside(beside: &Beside, capacity: Footprint, clock: &Clock) -> Result<Self, StartError> {
+    pub(crate) async fn beside(beside: &Beside, memory: Memory, clock: &Clock) -> Result<Self, StartError> {
         let connections = berth_upstream::Config {
             // Orders are few, and a server that computes may be slow to answer them.
             connections: 1,
@@ -57,12 +69,12 @@ impl Engine {
         };
         let server = Server::new(beside.orders.clone(), connections, clock.clone(), HostNet::shared());
         // Not the server's own orders: who may send requests may not load and unload.
-        let methods = Methods::inference();
+        let mut methods = Methods::inference();
         let repository = |dialect| RepositoryConfig {
             dialect,
             name: Arc::clone(&beside.name),
             repository: beside.repository.clone(),
-            capacity: Some(capacity),
+            capacity: Some(Footprint::host(memory.bytes)),
             load_concurrency: beside.load_concurrency.unwrap_or(NonZeroU32::MIN),
             load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
             start_timeout: beside.start_timeout,
@@ -73,7 +85,26 @@ impl Engine {
             ServerKind::Triton => Arc::new(RepositoryServer::start(repository(Dialect::Triton), server, clock.clone()).await?),
             ServerKind::MlServer => Arc::new(RepositoryServer::start(repository(Dialect::MlServer), server, clock.clone()).await?),
             // The configuration has told so already.
-            ServerKind::Ovms | ServerKind::TorchServe | ServerKind::ModelRuntime => {
+            ServerKind::ModelRuntime => {
+                let config = ModelRuntimeConfig {
+                    name: Arc::clone(&beside.name),
+                    folder: beside.repository.clone(),
+                    capacity: memory.given.then_some(memory.bytes),
+                    load_concurrency: beside.load_concurrency,
+                    load_timeout: beside.load_timeout,
+                    start_timeout: beside.start_timeout,
+                    size_percent: beside.size_percent,
+                    max_concurrency: beside.max_concurrency,
+                };
+                let server = ModelRuntimeServer::start(config, server, clock.clone()).await?;
+                methods = Methods::of_runtime(server.methods(), server.any_method()).map_err(|why| StartError::Unfit {
+                    kind: "the model runtime",
+                    target: beside.orders.to_string(),
+                    why: format!("says of its methods what cannot be: {why}"),
+                })?;
+                Arc::new(server)
+            }
+            ServerKind::Ovms | ServerKind::TorchServe => {
                 let why = "cannot be given orders yet".to_owned();
                 return Err(StartError::Unfit { kind: "this server", target: beside.orders.to_string(), why });
             }
