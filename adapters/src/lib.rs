@@ -2,8 +2,9 @@
 //!
 //! A [`Runtime`] loads and unloads models, says what it truly holds, and, where it runs in this process, answers
 //! inference. Only its index makes the proof ([`Unloaded`]) that memory may be given back. [`OnnxRuntime`] is the one
-//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`OvmsServer`] an
-//! OpenVINO Model Server, [`TorchServe`] what its name says, [`FakeRuntime`] the one for tests;
+//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`OvmsServer`] an OpenVINO Model Server,
+//! [`TorchServe`] what its name says, [`ModelRuntimeServer`] a server that speaks ModelMesh's runtime contract,
+//! [`FakeRuntime`] the one for tests;
 //! [`conformance`] is what all of them must do.
 
 mod beat;
@@ -13,6 +14,7 @@ pub mod counting;
 pub mod fake;
 mod layout;
 mod loads;
+mod modelruntime;
 mod onnx;
 mod open_inference;
 mod ovms;
@@ -26,6 +28,7 @@ mod torchserve;
 mod unknown;
 
 pub use fake::FakeRuntime;
+pub use modelruntime::{ModelRuntimeConfig, ModelRuntimeServer};
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
 pub use ovms::{OvmsConfig, OvmsServer};
 pub use repository::{Dialect, RepositoryConfig, RepositoryServer};

@@ -9,7 +9,7 @@ pub mod inference {
     tonic::include_proto!("inference");
 }
 
-/// `mmesh`: registering models and names by calls.
+/// `mmesh`: registering models and names by calls, and giving orders to an inference server.
 pub mod mmesh {
     tonic::include_proto!("mmesh");
 }

@@ -98,6 +98,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 const LOOK_AGAIN: Duration = Duration::from_millis(40);
 /// How long any call but a load or an inference may take.
 const USUAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether it has measured a model's workers, and by when it should have: by itself it does so every minute.
+const MEASURE_AGAIN: Duration = Duration::from_secs(1);
+const MEASURED: Duration = Duration::from_secs(75);
 /// Models on one page of the list.
 const PAGE: i32 = 500;
 /// What its container waits for in the store.
@@ -332,6 +335,19 @@ impl Runtime for TorchServe {
         }
         let (load, unload) = (Arc::clone(inner).load(id.clone()), Arc::clone(inner).unload(id.clone()));
         inner.loads.join(id, load, unload).await
+    }
+
+    async fn size(&self, model: &ModelId) -> Option<Footprint> {
+        let Inner { clock, .. } = &*self.inner;
+        let measured = async {
+            loop {
+                clock.sleep(MEASURE_AGAIN).await;
+                if let Some(measured) = self.inner.measure(model).await {
+                    return measured;
+                }
+            }
+        };
+        clock.until(clock.deadline_in(MEASURED), measured).await
     }
 
     async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {

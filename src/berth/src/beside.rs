@@ -140,6 +140,16 @@ const UPSTREAM: [Upstream; 16] = [
     upstream("data", "ROOT_MODEL_DIR", |root| format!("{root}/_berth")),
 ];
 
+/// The same for a server that speaks the runtime contract, the first that is set counts.
+type Translation = (&'static str, &'static str, fn(&str) -> String);
+const CONTRACT: [Translation; 5] = [
+    ("runtime-endpoint", "MODEL_SERVER_ENDPOINT", str::to_owned),
+    ("runtime-endpoint", "INTERNAL_GRPC_SOCKET_PATH", |path| format!("unix:{path}")),
+    ("runtime-endpoint", "INTERNAL_GRPC_PORT", |port| format!("port:{port}")),
+    ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_SOCKET_PATH", |path| format!("unix:{path}")),
+    ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_PORT", |port| format!("port:{port}")),
+];
+
 /// Adds what ModelMesh's variables say where neither a flag nor one of our own variables did.
 pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) {
     let text = |name: &str| variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
@@ -197,8 +207,6 @@ struct Usual {
     requests: Option<&'static str>,
     /// What a model takes before it was ever loaded: its bytes on disk times this, in percent.
     size_percent: u32,
-    /// Why it cannot be used yet, if so.
-    missing: Option<&'static str>,
 }
 
 const USUAL: [Usual; 5] = [
@@ -210,7 +218,6 @@ const USUAL: [Usual; 5] = [
         orders: "port:8001",
         requests: None,
         size_percent: 125,
-        missing: None,
     },
     Usual {
         kind: ServerKind::MlServer,
@@ -220,7 +227,6 @@ const USUAL: [Usual; 5] = [
         orders: "port:8001",
         requests: None,
         size_percent: 125,
-        missing: None,
     },
     Usual {
         kind: ServerKind::Ovms,
@@ -231,7 +237,6 @@ const USUAL: [Usual; 5] = [
         orders: "port:8888",
         requests: Some("port:8001"),
         size_percent: 125,
-        missing: None,
     },
     Usual {
         kind: ServerKind::TorchServe,
@@ -242,7 +247,6 @@ const USUAL: [Usual; 5] = [
         requests: Some("port:7070"),
         // An archive is packed, and each model has a Python of its own.
         size_percent: 275,
-        missing: None,
     },
     Usual {
         kind: ServerKind::ModelRuntime,
@@ -252,7 +256,6 @@ const USUAL: [Usual; 5] = [
         orders: "port:8085",
         requests: None,
         size_percent: 125,
-        missing: Some("ModelMesh's runtime contract cannot be spoken yet"),
     },
 ];
 
@@ -317,12 +320,17 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         reading.fault("runtime", problem);
         return None;
     };
-    if let Some(missing) = usual.missing {
-        reading.fault("runtime", missing);
-    }
     let name = reading.text("serving-runtime").or(usual.name).map(Arc::from);
     if name.is_none() {
         reading.faults.push("--serving-runtime: which ServingRuntime describes the server? write its name".to_owned());
+    }
+    if usual.kind == ServerKind::ModelRuntime {
+        // What ModelMesh's own container is told; elsewhere these lead to an adapter of its.
+        for (key, name, translate) in CONTRACT {
+            if let Some(said) = variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty()) {
+                reading.give(key, translate(&said), name);
+            }
+        }
     }
     let target = |text: &str| text.parse::<Target>().map_err(|fault| fault.to_string());
     let orders = reading.parsed("runtime-endpoint", target).or_else(|| usual.orders.parse().ok());

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_adapters::{
-    Dialect, OnnxConfig, OnnxRuntime, OnnxStartError, OvmsConfig, OvmsServer, RepositoryConfig, RepositoryServer, Runtime, RuntimeInfo, StartError,
-    TorchServe, TorchServeConfig,
+    Dialect, ModelRuntimeConfig, ModelRuntimeServer, OnnxConfig, OnnxRuntime, OnnxStartError, OvmsConfig, OvmsServer, RepositoryConfig,
+    RepositoryServer, Runtime, RuntimeInfo, StartError, TorchServe, TorchServeConfig,
 };
 use berth_proxy::methods::Methods;
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready, RuntimeServer};
 use berth_registry::EMBEDDED_RUNTIME;
 use berth_telemetry::{Clock, HostNet, Metrics};
-use berth_types::Footprint;
+use berth_types::{ByteSize, Footprint};
 use berth_upstream::{Server, Target};
 
 use crate::beside::{Beside, ServerKind};
@@ -34,6 +34,15 @@ pub(crate) struct Requests {
     methods: Methods,
 }
 
+/// What models may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Bytes of main memory.
+    pub(crate) bytes: ByteSize,
+    /// Somebody said so; else a server that knows its own limit is believed.
+    pub(crate) given: bool,
+}
+
 impl Engine {
     /// The embedded engine.
     ///
@@ -51,7 +60,7 @@ impl Engine {
     ///
     /// # Errors
     /// It does not come, or cannot be used.
-    pub(crate) async fn beside(beside: &Beside, capacity: Footprint, clock: &Clock) -> Result<Self, StartError> {
+    pub(crate) async fn beside(beside: &Beside, memory: Memory, clock: &Clock) -> Result<Self, StartError> {
         let connections = berth_upstream::Config {
             // Orders are few, and a server that computes may be slow to answer them.
             connections: 1,
@@ -61,12 +70,12 @@ impl Engine {
         let server_at = |target: &Target| Server::new(target.clone(), connections.clone(), clock.clone(), HostNet::shared());
         let server = server_at(&beside.orders);
         // Not the server's own orders: who may send requests may not load and unload.
-        let methods = methods(beside.kind);
+        let mut methods = methods(beside.kind);
         let repository = |dialect| RepositoryConfig {
             dialect,
             name: Arc::clone(&beside.name),
             repository: beside.repository.clone(),
-            capacity: Some(capacity.clone()),
+            capacity: Some(Footprint::host(memory.bytes)),
             load_concurrency: beside.load_concurrency.unwrap_or(NonZeroU32::MIN),
             load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
             start_timeout: beside.start_timeout,
@@ -81,7 +90,7 @@ impl Engine {
                     name: Arc::clone(&beside.name),
                     repository: beside.repository.clone(),
                     config_file: beside.model_config.clone(),
-                    capacity: Some(capacity.clone()),
+                    capacity: Some(Footprint::host(memory.bytes)),
                     load_concurrency: beside.load_concurrency.unwrap_or(TOGETHER),
                     load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
                     start_timeout: beside.start_timeout,
@@ -95,7 +104,7 @@ impl Engine {
                 let config = TorchServeConfig {
                     name: Arc::clone(&beside.name),
                     store: beside.repository.clone(),
-                    capacity: Some(capacity.clone()),
+                    capacity: Some(Footprint::host(memory.bytes)),
                     load_concurrency: beside.load_concurrency.unwrap_or(NonZeroU32::MIN),
                     load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
                     start_timeout: beside.start_timeout,
@@ -107,10 +116,24 @@ impl Engine {
                 };
                 Arc::new(TorchServe::start(config, server, server_at(&beside.requests), clock.clone()).await?)
             }
-            // The configuration has told so already.
             ServerKind::ModelRuntime => {
-                let why = "cannot be given orders yet".to_owned();
-                return Err(StartError::Unfit { kind: "this server", target: beside.orders.to_string(), why });
+                let config = ModelRuntimeConfig {
+                    name: Arc::clone(&beside.name),
+                    folder: beside.repository.clone(),
+                    capacity: memory.given.then_some(memory.bytes),
+                    load_concurrency: beside.load_concurrency,
+                    load_timeout: beside.load_timeout,
+                    start_timeout: beside.start_timeout,
+                    size_percent: beside.size_percent,
+                    max_concurrency: beside.max_concurrency,
+                };
+                let server = ModelRuntimeServer::start(config, server, clock.clone()).await?;
+                methods = Methods::of_runtime(server.methods(), server.any_method()).map_err(|why| StartError::Unfit {
+                    kind: "the model runtime",
+                    target: beside.orders.to_string(),
+                    why: format!("says of its methods what cannot be: {why}"),
+                })?;
+                Arc::new(server)
             }
         };
         Ok(Engine::Beside(runtime, Box::new(Requests { target: beside.requests.clone(), methods })))
