@@ -159,7 +159,7 @@ async fn sixty_loads_at_once_are_a_few_reloads_and_a_slow_one_or_a_lost_answer_f
     let fixture = Fixture::empty()?;
     let ovms = Ovms::start(&fixture.parts).await?;
     let (runtime, clock) = adapter(&ovms, 60).await?;
-    let artifacts = Artifacts { size: ByteSize(1), ..files(&fixture.quickstart.models().join("iris-linear/model.onnx"))? };
+    let artifacts = Artifacts { size: ByteSize(1), ..files(&fixture.quickstart.models().join("iris/model.onnx"))? };
     let runtime = Arc::new(runtime);
     let load = |name: String| {
         let (runtime, artifacts) = (Arc::clone(&runtime), artifacts.clone());
@@ -204,7 +204,7 @@ async fn a_load_costs_what_its_reload_costs_and_no_wait_on_top() -> Result<()> {
     let fixture = Fixture::empty()?;
     let ovms = Ovms::start(&fixture.parts).await?;
     let (runtime, _clock) = adapter(&ovms, 1).await?;
-    let artifacts = files(&fixture.quickstart.models().join("iris-linear/model.onnx"))?;
+    let artifacts = files(&fixture.quickstart.models().join("iris/model.onnx"))?;
     let model = registration("m");
     let laid_out = runtime.lay_out(&model, &artifacts).await?;
     let mut fastest = Duration::MAX;

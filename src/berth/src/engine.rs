@@ -211,7 +211,7 @@ fn methods(kind: ServerKind) -> Methods {
 }
 
 /// Loads at a time where one order may be for several models.
-const TOGETHER: NonZeroU32 = NonZeroU32::new(4).unwrap();
+const TOGETHER: NonZeroU32 = NonZeroU32::MIN.saturating_add(3);
 
 /// How long a load may take where nobody says.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
