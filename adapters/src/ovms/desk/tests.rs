@@ -144,6 +144,7 @@ async fn a_reload_without_an_answer_is_no_failure_of_models_that_load() {
     let refused = office.load("y").await.expect_err("there is no server");
     assert_eq!(refused.fault, LoadFault::RuntimeDown, "{refused}");
     assert!(office.desk.unload("m".to_owned()).await.is_err());
+    assert!(office.file().is_empty(), "a server that starts now loads nothing that was refused: {:?}", office.file());
 }
 
 #[tokio::test(start_paused = true)]
