@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_adapters::Dialect;
 use berth_upstream::Target;
 use clap::Args;
 
@@ -21,41 +20,57 @@ pub(crate) struct AgentArgs {
     /// Work without a controller, on a folder of resources of its own
     #[arg(long)]
     pub(crate) standalone: bool,
-    /// Which inference server: triton or mlserver
+    /// Which inference server: triton, mlserver, ovms, torchserve, or modelruntime for one that speaks ModelMesh's runtime contract
     #[arg(long, env = "BERTH_RUNTIME", value_name = "SERVER")]
     runtime: Option<String>,
-    /// Where it takes orders over gRPC: HOST:PORT, port:PORT or unix:PATH [default: RUNTIME_PORT on this host, else port:8001]
+    /// Where it takes orders: HOST:PORT, port:PORT or unix:PATH [default: RUNTIME_PORT on this host, else the server's usual port]
     #[arg(long, env = "BERTH_RUNTIME_ENDPOINT", value_name = "ENDPOINT")]
     runtime_endpoint: Option<String>,
-    /// Where it takes requests, if elsewhere [default: RUNTIME_DATA_ENDPOINT, else where it takes orders]
+    /// Where it takes requests, if elsewhere [default: RUNTIME_DATA_ENDPOINT, else the server's usual port, else where it takes
+    /// orders]
     #[arg(long, env = "BERTH_RUNTIME_DATA_ENDPOINT", value_name = "ENDPOINT")]
     runtime_data_endpoint: Option<String>,
-    /// Name of the ServingRuntime that describes it [default: triton-2.x or mlserver-1.x]
+    /// Name of the ServingRuntime that describes it [default: triton-2.x, mlserver-1.x, ovms-1.x or torchserve-0.x]
     #[arg(long, env = "BERTH_SERVING_RUNTIME", value_name = "NAME")]
     serving_runtime: Option<String>,
-    /// The folder that it reads models from, emptied at start [default: _triton_models or _mlserver_models under ROOT_MODEL_DIR,
-    /// else under /models]
+    /// The folder that it reads models from, emptied at start [default: _triton_models and the like under ROOT_MODEL_DIR, else
+    /// under /models]
     #[arg(long, env = "BERTH_REPOSITORY", value_name = "DIR")]
     repository: Option<String>,
-    /// Loads at a time [default: LOADING_CONCURRENCY, else 1]
+    /// Loads at a time [default: LOADING_CONCURRENCY, else what the server says, else 1]
     #[arg(long, env = "BERTH_LOAD_CONCURRENCY", value_name = "N")]
     load_concurrency: Option<String>,
-    /// A load that takes longer has failed [default: LOADTIME_TIMEOUT in milliseconds, else 90s]
+    /// A load that takes longer has failed [default: LOADTIME_TIMEOUT in milliseconds, else what the server says, else 90s]
     #[arg(long, env = "BERTH_LOAD_TIMEOUT", value_name = "DURATION")]
     load_timeout: Option<String>,
     /// How long the server may take at start until it answers [default: 180s]
     #[arg(long, env = "BERTH_START_TIMEOUT", value_name = "DURATION")]
     start_timeout: Option<String>,
-    /// What a model takes before it was ever loaded: its bytes on disk times this [default: MODELSIZE_MULTIPLIER, else 1.25]
+    /// What a model takes before it was ever loaded: its bytes on disk times this [default: MODELSIZE_MULTIPLIER, else 1.25,
+    /// 2.75 for TorchServe]
     #[arg(long, env = "BERTH_SIZE_FACTOR", value_name = "FACTOR")]
     size_factor: Option<String>,
     /// Requests that one copy of a model serves at a time; 0 is no limit [default: LIMIT_PER_MODEL_CONCURRENCY, else 0]
     #[arg(long, env = "BERTH_MODEL_CONCURRENCY", value_name = "N")]
     model_concurrency: Option<String>,
+    /// OpenVINO Model Server: the configuration file that it was started with, written anew at start [default: MODEL_CONFIG_FILE, else
+    /// model_config_list.json under ROOT_MODEL_DIR, else under /models]
+    #[arg(long, env = "BERTH_MODEL_CONFIG", value_name = "FILE")]
+    model_config: Option<String>,
+    /// TorchServe: requests that a worker computes together; 0 is the server's own [default: REQUEST_BATCH_SIZE, else 0]
+    #[arg(long, env = "BERTH_BATCH_SIZE", value_name = "N")]
+    batch_size: Option<String>,
+    /// TorchServe: how long a batch waits to be full; 0s is the server's own [default: MAX_BATCH_DELAY_SECS, which counts
+    /// milliseconds, else 0s]
+    #[arg(long, env = "BERTH_BATCH_DELAY", value_name = "DURATION")]
+    batch_delay: Option<String>,
+    /// TorchServe: how long a worker may take for an answer; 0s is the server's own [default: 0s]
+    #[arg(long, env = "BERTH_RESPONSE_TIMEOUT", value_name = "DURATION")]
+    response_timeout: Option<String>,
 }
 
 /// The keys, as flags and as keys of the file.
-pub(crate) const KEYS: [&str; 10] = [
+pub(crate) const KEYS: [&str; 14] = [
     "runtime",
     "runtime-endpoint",
     "runtime-data-endpoint",
@@ -66,6 +81,10 @@ pub(crate) const KEYS: [&str; 10] = [
     "start-timeout",
     "size-factor",
     "model-concurrency",
+    "model-config",
+    "batch-size",
+    "batch-delay",
+    "response-timeout",
 ];
 
 impl AgentArgs {
@@ -81,6 +100,10 @@ impl AgentArgs {
             "start-timeout" => self.start_timeout.as_ref(),
             "size-factor" => self.size_factor.as_ref(),
             "model-concurrency" => self.model_concurrency.as_ref(),
+            "model-config" => self.model_config.as_ref(),
+            "batch-size" => self.batch_size.as_ref(),
+            "batch-delay" => self.batch_delay.as_ref(),
+            "response-timeout" => self.response_timeout.as_ref(),
             _ => None,
         }
     }
@@ -97,13 +120,17 @@ const fn upstream(key: &'static str, variable: &'static str, translate: fn(&str)
     Upstream { key, variable, translate }
 }
 
-const UPSTREAM: [Upstream; 13] = [
+const UPSTREAM: [Upstream; 16] = [
     upstream("runtime-endpoint", "RUNTIME_PORT", |port| format!("port:{port}")),
     upstream("runtime-data-endpoint", "RUNTIME_DATA_ENDPOINT", str::to_owned),
     upstream("load-concurrency", "LOADING_CONCURRENCY", str::to_owned),
     upstream("load-timeout", "LOADTIME_TIMEOUT", |millis| format!("{millis}ms")),
     upstream("size-factor", "MODELSIZE_MULTIPLIER", str::to_owned),
     upstream("model-concurrency", "LIMIT_PER_MODEL_CONCURRENCY", str::to_owned),
+    upstream("model-config", "MODEL_CONFIG_FILE", str::to_owned),
+    upstream("batch-size", "REQUEST_BATCH_SIZE", str::to_owned),
+    // Whatever it is called, its number went to the server as it is, which reads milliseconds.
+    upstream("batch-delay", "MAX_BATCH_DELAY_SECS", |number| format!("{number}ms")),
     upstream("storage-config", "STORAGE_CONFIG_DIR", str::to_owned),
     upstream("pvc-mounts", "PVC_MOUNTS_DIR", str::to_owned),
     upstream("grpc", "MM_SVC_GRPC_PORT", |port| format!("0.0.0.0:{port}")),
@@ -111,6 +138,16 @@ const UPSTREAM: [Upstream; 13] = [
     upstream("probes", "MM_PROBE_PORT", |port| format!("0.0.0.0:{port}")),
     upstream("drain-timeout", "SHUTDOWN_TIMEOUT_MS", |millis| format!("{millis}ms")),
     upstream("data", "ROOT_MODEL_DIR", |root| format!("{root}/_berth")),
+];
+
+/// The same for a server that speaks the runtime contract, the first that is set counts.
+type Translation = (&'static str, &'static str, fn(&str) -> String);
+const CONTRACT: [Translation; 5] = [
+    ("runtime-endpoint", "MODEL_SERVER_ENDPOINT", str::to_owned),
+    ("runtime-endpoint", "INTERNAL_GRPC_SOCKET_PATH", |path| format!("unix:{path}")),
+    ("runtime-endpoint", "INTERNAL_GRPC_PORT", |port| format!("port:{port}")),
+    ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_SOCKET_PATH", |path| format!("unix:{path}")),
+    ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_PORT", |port| format!("port:{port}")),
 ];
 
 /// Adds what ModelMesh's variables say where neither a flag nor one of our own variables did.
@@ -140,11 +177,100 @@ pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Op
 /// `MEM_BUFFER_BYTES` where it is not given.
 const DEFAULT_BUFFER: u64 = 256 << 20;
 
+/// Which inference server stands beside this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerKind {
+    /// NVIDIA's Triton Inference Server.
+    Triton,
+    /// Seldon's MLServer.
+    MlServer,
+    /// OpenVINO Model Server.
+    Ovms,
+    /// TorchServe.
+    TorchServe,
+    /// Any server that speaks `mmesh.ModelRuntime`.
+    ModelRuntime,
+}
+
+/// What is usual for a kind of server.
+struct Usual {
+    kind: ServerKind,
+    /// What `--runtime` calls it.
+    word: &'static str,
+    /// Name of the ServingRuntime; `None`: only its user can describe it.
+    name: Option<&'static str>,
+    /// Its folder of models.
+    folder: &'static str,
+    /// Where it takes orders.
+    orders: &'static str,
+    /// Where it takes requests, if elsewhere.
+    requests: Option<&'static str>,
+    /// What a model takes before it was ever loaded: its bytes on disk times this, in percent.
+    size_percent: u32,
+}
+
+const USUAL: [Usual; 5] = [
+    Usual {
+        kind: ServerKind::Triton,
+        word: "triton",
+        name: Some("triton-2.x"),
+        folder: "_triton_models",
+        orders: "port:8001",
+        requests: None,
+        size_percent: 125,
+    },
+    Usual {
+        kind: ServerKind::MlServer,
+        word: "mlserver",
+        name: Some("mlserver-1.x"),
+        folder: "_mlserver_models",
+        orders: "port:8001",
+        requests: None,
+        size_percent: 125,
+    },
+    Usual {
+        kind: ServerKind::Ovms,
+        word: "ovms",
+        name: Some("ovms-1.x"),
+        folder: "_ovms_models",
+        // Its REST port.
+        orders: "port:8888",
+        requests: Some("port:8001"),
+        size_percent: 125,
+    },
+    Usual {
+        kind: ServerKind::TorchServe,
+        word: "torchserve",
+        name: Some("torchserve-0.x"),
+        folder: "_torchserve_models",
+        orders: "port:7071",
+        requests: Some("port:7070"),
+        // An archive is packed, and each model has a Python of its own.
+        size_percent: 275,
+    },
+    Usual {
+        kind: ServerKind::ModelRuntime,
+        word: "modelruntime",
+        name: None,
+        folder: "_modelruntime_models",
+        orders: "port:8085",
+        requests: None,
+        size_percent: 125,
+    },
+];
+
+/// The words of all kinds, for messages.
+fn words() -> String {
+    let words = USUAL.map(|usual| usual.word);
+    let (last, others) = words.split_last().map_or(("", &[][..]), |(last, others)| (*last, others));
+    format!("{} or {last}", others.join(", "))
+}
+
 /// The inference server beside this process.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Beside {
     /// Which one.
-    pub(crate) dialect: Dialect,
+    pub(crate) kind: ServerKind,
     /// Where it takes orders.
     pub(crate) orders: Target,
     /// Where it takes requests.
@@ -153,16 +279,31 @@ pub(crate) struct Beside {
     pub(crate) name: Arc<str>,
     /// The folder that it reads models from.
     pub(crate) repository: PathBuf,
-    /// Loads at a time.
-    pub(crate) load_concurrency: NonZeroU32,
-    /// A load that takes longer has failed.
-    pub(crate) load_timeout: Duration,
+    /// Loads at a time, where that was given.
+    pub(crate) load_concurrency: Option<NonZeroU32>,
+    /// A load that takes longer has failed, where that was given.
+    pub(crate) load_timeout: Option<Duration>,
     /// How long it may take at start until it answers.
     pub(crate) start_timeout: Duration,
     /// Bytes on disk to bytes in memory, in percent.
     pub(crate) size_percent: u32,
     /// Requests that one copy serves at a time.
     pub(crate) max_concurrency: Option<NonZeroU32>,
+    /// The configuration file of an OpenVINO Model Server.
+    pub(crate) model_config: PathBuf,
+    /// How the workers of a TorchServe compute.
+    pub(crate) batches: Batches,
+}
+
+/// How the workers of a TorchServe compute; `None` is the server's own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Batches {
+    /// Requests together.
+    pub(crate) size: Option<NonZeroU32>,
+    /// How long a batch waits to be full.
+    pub(crate) delay: Option<Duration>,
+    /// How long an answer may take.
+    pub(crate) response_timeout: Option<Duration>,
 }
 
 /// Checks what was given. Faults are told in `reading`; then the answer is of no use.
@@ -170,46 +311,56 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
     if !standalone {
         reading.faults.push("berth agent: there is no controller to join yet: give --standalone and a folder of resources".to_owned());
     }
-    let dialect = match reading.text("runtime") {
-        None => {
-            reading.faults.push("--runtime: which inference server is it? write triton or mlserver".to_owned());
-            return None;
-        }
-        Some("triton") => Dialect::Triton,
-        Some("mlserver") => Dialect::MlServer,
-        Some(other) => {
-            let problem = format!("{other:?} is no inference server that is known: write triton or mlserver");
-            reading.fault("runtime", problem);
-            return None;
-        }
+    let Some(word) = reading.text("runtime") else {
+        reading.faults.push(format!("--runtime: which inference server is it? write {}", words()));
+        return None;
     };
-    let (usual_name, usual_folder) = match dialect {
-        Dialect::Triton => ("triton-2.x", "_triton_models"),
-        Dialect::MlServer => ("mlserver-1.x", "_mlserver_models"),
+    let Some(usual) = USUAL.iter().find(|usual| usual.word == word) else {
+        let problem = format!("{word:?} is no inference server that is known: write {}", words());
+        reading.fault("runtime", problem);
+        return None;
     };
+    let name = reading.text("serving-runtime").or(usual.name).map(Arc::from);
+    if name.is_none() {
+        reading.faults.push("--serving-runtime: which ServingRuntime describes the server? write its name".to_owned());
+    }
+    if usual.kind == ServerKind::ModelRuntime {
+        // What ModelMesh's own container is told; elsewhere these lead to an adapter of its.
+        for (key, name, translate) in CONTRACT {
+            if let Some(said) = variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty()) {
+                reading.give(key, translate(&said), name);
+            }
+        }
+    }
     let target = |text: &str| text.parse::<Target>().map_err(|fault| fault.to_string());
-    let orders = reading.parsed("runtime-endpoint", target).or_else(|| "port:8001".parse().ok());
-    let requests = reading.parsed("runtime-data-endpoint", target).or_else(|| orders.clone());
+    let orders = reading.parsed("runtime-endpoint", target).or_else(|| usual.orders.parse().ok());
+    let requests = reading.parsed("runtime-data-endpoint", target).or_else(|| usual.requests?.parse().ok()).or_else(|| orders.clone());
     let root = variable("ROOT_MODEL_DIR").filter(|root| !root.is_empty()).map_or_else(|| PathBuf::from("/models"), PathBuf::from);
-    let repository = reading.text("repository").map_or_else(|| root.join(usual_folder), PathBuf::from);
+    let repository = reading.text("repository").map_or_else(|| root.join(usual.folder), PathBuf::from);
     let count = |text: &str| text.parse::<u32>().map_err(|_not_a_number| format!("{text:?} is not a whole number"));
     let above_zero = |text: &str| NonZeroU32::new(count(text)?).ok_or_else(|| "must be more than nothing".to_owned());
-    let duration = |text: &str| match humantime::parse_duration(text) {
-        Ok(duration) if duration.is_zero() => Err("must be more than nothing".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(fault) => Err(format!("{text:?} is not a duration such as 30s or 2m: {fault}")),
+    let perhaps = |text: &str| humantime::parse_duration(text).map_err(|fault| format!("{text:?} is not a duration such as 30s or 2m: {fault}"));
+    let duration = |text: &str| match perhaps(text)? {
+        Duration::ZERO => Err("must be more than nothing".to_owned()),
+        duration => Ok(duration),
     };
     Some(Beside {
-        dialect,
+        kind: usual.kind,
         orders: orders?,
         requests: requests?,
-        name: reading.text("serving-runtime").unwrap_or(usual_name).into(),
+        name: name?,
         repository,
-        load_concurrency: reading.parsed("load-concurrency", above_zero).unwrap_or(NonZeroU32::MIN),
-        load_timeout: reading.parsed("load-timeout", duration).unwrap_or(Duration::from_secs(90)),
+        load_concurrency: reading.parsed("load-concurrency", above_zero),
+        load_timeout: reading.parsed("load-timeout", duration),
         start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
-        size_percent: reading.parsed("size-factor", percent).unwrap_or(125),
+        size_percent: reading.parsed("size-factor", percent).unwrap_or(usual.size_percent),
         max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
+        model_config: reading.text("model-config").map_or_else(|| root.join("model_config_list.json"), PathBuf::from),
+        batches: Batches {
+            size: reading.parsed("batch-size", count).and_then(NonZeroU32::new),
+            delay: reading.parsed("batch-delay", perhaps).filter(|delay| !delay.is_zero()),
+            response_timeout: reading.parsed("response-timeout", perhaps).filter(|timeout| !timeout.is_zero()),
+        },
     })
 }
 
@@ -238,5 +389,22 @@ impl Beside {
     /// For the line that is printed.
     pub(crate) fn line(&self) -> String {
         format!("{} at {}, models in {}", self.name, self.orders, self.repository.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_word_a_folder_and_ports_of_its_own() {
+        for usual in USUAL {
+            let same = USUAL.iter().filter(|other| other.word == usual.word || other.kind == usual.kind || other.folder == usual.folder);
+            assert_eq!(same.count(), 1, "{}", usual.word);
+            for endpoint in [Some(usual.orders), usual.requests].into_iter().flatten() {
+                assert!(endpoint.parse::<Target>().is_ok(), "{endpoint}");
+            }
+        }
+        assert_eq!(words(), "triton, mlserver, ovms, torchserve or modelruntime");
     }
 }

@@ -200,8 +200,7 @@ impl Owner {
             Msg::Retire { model } => self.retire(model),
             Msg::Suspect { model } => {
                 if self.entries.get(&model).is_some_and(|entry| entry.phase == Phase::Ready) {
-                    self.audit_due = true;
-                    self.work.look_now.notify_one();
+                    self.work.doubt(model, self.config.unload_timeout);
                 }
             }
             Msg::StorageChanged => self.storage_changed(),
@@ -255,6 +254,15 @@ impl Owner {
                     warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be written");
                     self.shared.history.lock().save_failed();
                 }
+            }
+            Done::Sized { model, life, size } => {
+                if let Some(size) = size.filter(|_| self.is_current(&model, life)) {
+                    self.on_sized(&model, size);
+                }
+            }
+            Done::Doubted => {
+                self.audit_due = true;
+                self.work.look_now.notify_one();
             }
             Done::FailuresKept { result } => self.on_failures_kept(result),
         }
@@ -596,16 +604,15 @@ impl Owner {
         match result {
             Ok(Loaded { measured, max_concurrency }) => {
                 entry.at_a_time = max_concurrency;
-                if let Some(measured) = measured.and_then(|measured| within_pools(&measured, self.ledger.budget())) {
-                    self.shared.history.lock().note_size(model, &measured);
-                    let too_large = measured.exceeds(self.ledger.budget());
-                    if let Some(lease) = &mut entry.lease {
-                        lease.correct(measured);
+                let life = entry.life;
+                match measured {
+                    Some(measured) => {
+                        if let Some(refusal) = self.charge(model, &measured) {
+                            self.refuse_for_good(model, refusal);
+                            return self.step(model, Event::Broke);
+                        }
                     }
-                    if let Some((pool, need, budget)) = too_large {
-                        self.refuse_for_good(model, Refusal::NeverFits { pool, need, budget });
-                        return self.step(model, Event::Broke);
-                    }
+                    None => self.work.size(model.clone(), life),
                 }
                 self.suspects.acquit(model);
                 self.clear_failure(model);
@@ -641,6 +648,29 @@ impl Owner {
     }
 
     // Sizes.
+
+    /// A copy was measured while it serves.
+    fn on_sized(&mut self, model: &ModelId, size: Footprint) {
+        if self.phase(model) != Some(Phase::Ready) {
+            return;
+        }
+        self.reconsider = true;
+        if let Some(refusal) = self.charge(model, &size) {
+            self.refuse_for_good(model, refusal);
+            self.step(model, Event::Evict);
+        }
+    }
+
+    /// Charges what a copy was measured to take, and remembers it. What it is refused with when there will never be room for it.
+    fn charge(&mut self, model: &ModelId, measured: &Footprint) -> Option<Refusal> {
+        let measured = within_pools(measured, self.ledger.budget())?;
+        self.shared.history.lock().note_size(model, &measured);
+        let too_large = measured.exceeds(self.ledger.budget());
+        if let Some(lease) = self.entries.get_mut(model).and_then(|entry| entry.lease.as_mut()) {
+            lease.correct(measured);
+        }
+        too_large.map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
+    }
 
     /// What the model takes as far as that is known without its files: declared, or as measured last time where that was
     /// more. A declaration that is too small would otherwise have a model that cannot fit loaded again and again.
