@@ -121,6 +121,7 @@ mod tests {
                 metrics: Metrics::default(),
                 location: Location::of_pod_name("local"),
                 budget: budget.clone(),
+                memory: None,
                 config: berth_residency::Config { state: Some(state.to_owned()), ..berth_residency::Config::default() },
             });
             let pod = PodId::new("local").expect("valid");

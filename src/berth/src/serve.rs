@@ -174,6 +174,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         metrics: metrics.clone(),
         location: location.clone(),
         budget: budget.clone(),
+        memory: None,
         config: berth_residency::Config { state: Some(config.data.join("agent")), ..berth_residency::Config::default() },
     });
 
