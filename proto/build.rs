@@ -4,7 +4,7 @@
 const FILES: [&str; 3] = ["proto/inference.proto", "proto/modelmesh.proto", "proto/rpc_errors.proto"];
 
 /// What is spoken with inference servers only.
-const INWARD: [&str; 1] = ["proto/repository.proto"];
+const INWARD: [&str; 3] = ["proto/modelruntime.proto", "proto/repository.proto", "proto/torchserve.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -2,29 +2,35 @@
 //!
 //! A [`Runtime`] loads and unloads models, says what it truly holds, and, where it runs in this process, answers
 //! inference. Only its index makes the proof ([`Unloaded`]) that memory may be given back. [`OnnxRuntime`] is the one
-//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`FakeRuntime`] the one for tests;
+//! inside this process, [`RepositoryServer`] a Triton or MLServer beside it, [`ModelRuntimeServer`] a server beside it that
+//! speaks ModelMesh's runtime contract, [`FakeRuntime`] the one for tests;
 //! [`conformance`] is what all of them must do.
 
+mod beat;
 mod changes;
 pub mod conformance;
 pub mod counting;
 pub mod fake;
 mod layout;
+mod modelruntime;
 mod onnx;
 mod repository;
 mod rpc;
 mod runtime;
 pub mod sample;
+mod start;
 mod tensor;
 mod unknown;
 
 pub use fake::FakeRuntime;
+pub use modelruntime::{ModelRuntimeConfig, ModelRuntimeServer};
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
-pub use repository::{Dialect, RepositoryConfig, RepositoryServer, RepositoryStartError};
+pub use repository::{Dialect, RepositoryConfig, RepositoryServer};
 pub use runtime::{
     Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
     Unloaded,
 };
+pub use start::StartError;
 pub use unknown::{is_unknown_model, is_unknown_to_triton};
 
 // Measures are tested with the allocator that the binary has.

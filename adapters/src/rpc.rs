@@ -58,6 +58,11 @@ impl Rpc {
         Rpc { server, clock }
     }
 
+    /// How often the server was connected to, or tried to be.
+    pub(crate) fn connections(&self) -> u64 {
+        self.server.begun()
+    }
+
     /// Where the server listens, as people write it.
     pub(crate) fn target(&self) -> String {
         self.server.target().to_string()
@@ -66,8 +71,21 @@ impl Rpc {
     /// Calls `method`, a path such as `/package.Service/Method`. The server is not told of the deadline: what it does
     /// with a call that nobody waits for is its own affair.
     pub(crate) async fn call<A: Message + Default>(&self, method: &'static str, message: &impl Message, deadline: Deadline) -> Result<A, RpcError> {
+        self.call_with(method, HeaderMap::new(), message, deadline).await
+    }
+
+    /// The same with further headers.
+    pub(crate) async fn call_with<A: Message + Default>(
+        &self,
+        method: &'static str,
+        headers: HeaderMap,
+        message: &impl Message,
+        deadline: Deadline,
+    ) -> Result<A, RpcError> {
         let called = async {
-            let answer = self.server.call(request(method, message)?).await.map_err(|why| RpcError::Away(why.to_string()))?;
+            let mut request = request(method, message)?;
+            request.headers_mut().extend(headers);
+            let answer = self.server.call(request).await.map_err(|why| RpcError::Away(why.to_string()))?;
             let (head, mut body) = answer.into_parts();
             if head.status != StatusCode::OK {
                 return Err(RpcError::Unreadable(format!("HTTP status {}: is this the gRPC port?", head.status.as_u16())));

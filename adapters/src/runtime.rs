@@ -189,6 +189,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// What a copy of these files will take, before loading; `None` when this runtime cannot tell.
     fn estimate(&self, artifacts: &Artifacts) -> Option<Footprint>;
 
+    /// The same from a server that can be asked about this model; else [`Runtime::estimate`].
+    async fn predict(&self, _model: &Registration, artifacts: &Artifacts) -> Option<Footprint> {
+        self.estimate(artifacts)
+    }
+
     /// Puts the files where and how the server wants them. Idempotent: an older layout of the model is replaced.
     ///
     /// # Errors
@@ -200,6 +205,16 @@ pub trait Runtime: Send + Sync + 'static {
     /// # Errors
     /// [`LoadError`]; after any error other than "nothing attempted" the index tells whether memory is in use.
     async fn load(&self, model: &Registration, laid_out: &LaidOut) -> Result<Loaded, LoadError>;
+
+    /// What a loaded copy takes, from a server that can tell only after [`Runtime::load`] has ended. Asked once for a copy whose
+    /// load measured nothing, while it serves; may take its time. `None`: nobody can tell.
+    async fn size(&self, _model: &ModelId) -> Option<Footprint> {
+        None
+    }
+
+    /// Somebody was told by the server that it does not hold `model`, which it should: completes when [`Runtime::index`] says
+    /// how it is. Only adapters whose index is not the server's own have something to do.
+    async fn doubt(&self, _model: &ModelId) {}
 
     /// Starts to unload a model. Success means that the server took the order, not that memory is free: see
     /// [`Runtime::index`]. Unloading a model that is not there is a success.

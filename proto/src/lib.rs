@@ -9,7 +9,7 @@ pub mod inference {
     tonic::include_proto!("inference");
 }
 
-/// `mmesh`: registering models and names by calls.
+/// `mmesh`: registering models and names by calls, and giving orders to an inference server.
 pub mod mmesh {
     tonic::include_proto!("mmesh");
 }
@@ -17,6 +17,11 @@ pub mod mmesh {
 /// The repository API of inference servers: index, load, unload, statistics.
 pub mod repository {
     tonic::include_proto!("berth.repository");
+}
+
+/// TorchServe's management and predictions.
+pub mod torchserve {
+    tonic::include_proto!("berth.torchserve");
 }
 
 /// `google.rpc`: status details such as `RetryInfo`.

@@ -10,12 +10,10 @@
 pub(crate) mod listing;
 pub(crate) mod mlserver;
 pub(crate) mod name;
-#[cfg_attr(not(test), expect(dead_code, reason = "its adapter is to come"))]
 pub(crate) mod ovms;
 pub(crate) mod pbtxt;
 pub(crate) mod plan;
 pub(crate) mod schema;
-#[cfg_attr(not(test), expect(dead_code, reason = "its adapter is to come"))]
 pub(crate) mod torchserve;
 pub(crate) mod triton;
 

@@ -1,7 +1,7 @@
 //! OpenVINO Model Server: a folder of versions per model, and one file that lists the models.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,11 +66,6 @@ pub(crate) fn models(config: &[u8]) -> Result<BTreeMap<String, PathBuf>, String>
     Ok(written.model_config_list.into_iter().map(|Item { config: Model { name, base_path } }| (name, base_path)).collect())
 }
 
-/// The folder of a model as the server sees it.
-pub(crate) fn base_path(root: &Path, name: &str) -> PathBuf {
-    root.join(name)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::tests::{Case, shown, source};
@@ -118,7 +113,7 @@ pub(super) mod tests {
     #[test]
     fn the_configuration_lists_the_models_in_order_and_is_read_back() {
         let models: BTreeMap<String, PathBuf> =
-            ["b", "a\"", "c"].into_iter().map(|name| (name.to_owned(), base_path(Path::new("/models/_ovms_models"), name))).collect();
+            ["b", "a\"", "c"].into_iter().map(|name| (name.to_owned(), std::path::Path::new("/models/_ovms_models").join(name))).collect();
         let text = config(&models);
         assert_eq!(
             text,

@@ -7,7 +7,7 @@
 
 mod beat;
 mod dialect;
-mod words;
+pub(crate) mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -37,7 +37,8 @@ use crate::layout::name::{Named, named};
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError,
+    UnloadError,
 };
 pub use dialect::Dialect;
 
@@ -62,41 +63,6 @@ pub struct RepositoryConfig {
     pub size_percent: u32,
     /// Requests that one copy serves at a time; `None` is no limit.
     pub max_concurrency: Option<NonZeroU32>,
-}
-
-/// Why a server cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RepositoryStartError {
-    /// It does not answer.
-    #[error("{kind} at {target} does not answer after {waited:?}: {why}")]
-    Away {
-        /// Which server.
-        kind: &'static str,
-        /// Where.
-        target: String,
-        /// How long it was waited for.
-        waited: Duration,
-        /// What the last try ran into.
-        why: String,
-    },
-    /// It answers, but what it is asked for it does not do.
-    #[error("{kind} at {target} {why}")]
-    Unfit {
-        /// Which server.
-        kind: &'static str,
-        /// Where.
-        target: String,
-        /// What is wrong with it and how to mend it.
-        why: String,
-    },
-    /// The folder of models.
-    #[error("model repository {path}: {why}")]
-    Repository {
-        /// The folder.
-        path: String,
-        /// What is wrong with it.
-        why: String,
-    },
 }
 
 /// A Triton or MLServer beside this process. Cheap to clone.
@@ -144,8 +110,8 @@ impl RepositoryServer {
     /// Waits for the server, unloads what it holds and empties its folder of models.
     ///
     /// # Errors
-    /// [`RepositoryStartError`].
-    pub async fn start(config: RepositoryConfig, server: Server, clock: Clock) -> Result<Self, RepositoryStartError> {
+    /// [`StartError`].
+    pub async fn start(config: RepositoryConfig, server: Server, clock: Clock) -> Result<Self, StartError> {
         let rpc = Rpc::new(server, clock.clone());
         let version = answers(&rpc, &config, &clock).await?;
         let info = RuntimeInfo {
@@ -173,9 +139,9 @@ impl RepositoryServer {
     }
 
     /// Unloads whatever the server holds from before, and empties its folder.
-    async fn purge(&self) -> Result<(), RepositoryStartError> {
+    async fn purge(&self) -> Result<(), StartError> {
         let Inner { config, rpc, clock, .. } = &*self.inner;
-        let unfit = |why: String| RepositoryStartError::Unfit { kind: config.dialect.name(), target: rpc.target(), why };
+        let unfit = |why: String| StartError::Unfit { kind: config.dialect.name(), target: rpc.target(), why };
         // A server that takes no orders says so to an order about nothing.
         if let Err(RpcError::Said { code, message }) = self.inner.tell_to_unload(PROBE).await
             && !is_unknown_model(code, &message)
@@ -205,7 +171,7 @@ impl RepositoryServer {
             Ok(Err(fault)) => fault,
             Err(panic) => panic.to_string(),
         };
-        Err(RepositoryStartError::Repository { path: config.repository.display().to_string(), why: fault })
+        Err(StartError::Repository { path: config.repository.display().to_string(), why: fault })
     }
 }
 
@@ -213,7 +179,7 @@ impl RepositoryServer {
 const PROBE: &str = "berth-asks-whether-orders-are-taken";
 
 /// The server's version text, as soon as it answers.
-async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<String, RepositoryStartError> {
+async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<String, StartError> {
     let deadline = clock.deadline_in(config.start_timeout);
     let mut last = "it was not asked".to_owned();
     let asking = async {
@@ -231,8 +197,8 @@ async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<
     let (kind, target, waited) = (config.dialect.name(), rpc.target(), config.start_timeout);
     match clock.until(deadline, asking).await {
         Some(Ok(version)) => Ok(version),
-        Some(Err(other)) => Err(RepositoryStartError::Unfit { kind, target, why: format!("is no such server: {other}") }),
-        None => Err(RepositoryStartError::Away { kind, target, waited, why: last }),
+        Some(Err(other)) => Err(StartError::Unfit { kind, target, why: format!("is no such server: {other}") }),
+        None => Err(StartError::Away { kind, target, waited, why: last }),
     }
 }
 

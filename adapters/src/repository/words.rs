@@ -1,4 +1,4 @@
-//! What the words of Triton and MLServer mean.
+//! What the words of servers mean.
 
 use tonic::Code;
 
@@ -17,7 +17,7 @@ pub(super) fn state(word: &str) -> State {
 }
 
 /// What kept a load from ending well.
-pub(super) fn load_fault(code: Code, message: &str) -> LoadFault {
+pub(crate) fn load_fault(code: Code, message: &str) -> LoadFault {
     if is_out_of_memory(message) {
         return LoadFault::OutOfMemory;
     }
@@ -32,7 +32,7 @@ pub(super) fn load_fault(code: Code, message: &str) -> LoadFault {
 
 /// Whether a server's words say that memory ran out. A process of Triton's Python backend that is killed while it loads says
 /// only that it is not healthy: that is what the kernel's end of a process without memory looks like.
-fn is_out_of_memory(message: &str) -> bool {
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
     const WORDS: [&str; 9] = [
         "out of memory",
         "outofmemory",

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_adapters::Dialect;
 use berth_upstream::Target;
 use clap::Args;
 
@@ -21,26 +20,27 @@ pub(crate) struct AgentArgs {
     /// Work without a controller, on a folder of resources of its own
     #[arg(long)]
     pub(crate) standalone: bool,
-    /// Which inference server: triton or mlserver
+    /// Which inference server: triton, mlserver, ovms, torchserve, or modelruntime for one that speaks ModelMesh's runtime contract
     #[arg(long, env = "BERTH_RUNTIME", value_name = "SERVER")]
     runtime: Option<String>,
-    /// Where it takes orders over gRPC: HOST:PORT, port:PORT or unix:PATH [default: RUNTIME_PORT on this host, else port:8001]
+    /// Where it takes orders: HOST:PORT, port:PORT or unix:PATH [default: RUNTIME_PORT on this host, else the server's usual port]
     #[arg(long, env = "BERTH_RUNTIME_ENDPOINT", value_name = "ENDPOINT")]
     runtime_endpoint: Option<String>,
-    /// Where it takes requests, if elsewhere [default: RUNTIME_DATA_ENDPOINT, else where it takes orders]
+    /// Where it takes requests, if elsewhere [default: RUNTIME_DATA_ENDPOINT, else the server's usual port, else where it takes
+    /// orders]
     #[arg(long, env = "BERTH_RUNTIME_DATA_ENDPOINT", value_name = "ENDPOINT")]
     runtime_data_endpoint: Option<String>,
-    /// Name of the ServingRuntime that describes it [default: triton-2.x or mlserver-1.x]
+    /// Name of the ServingRuntime that describes it [default: triton-2.x, mlserver-1.x, ovms-1.x or torchserve-0.x]
     #[arg(long, env = "BERTH_SERVING_RUNTIME", value_name = "NAME")]
     serving_runtime: Option<String>,
-    /// The folder that it reads models from, emptied at start [default: _triton_models or _mlserver_models under ROOT_MODEL_DIR,
-    /// else under /models]
+    /// The folder that it reads models from, emptied at start [default: _triton_models and the like under ROOT_MODEL_DIR, else
+    /// under /models]
     #[arg(long, env = "BERTH_REPOSITORY", value_name = "DIR")]
     repository: Option<String>,
-    /// Loads at a time [default: LOADING_CONCURRENCY, else 1]
+    /// Loads at a time [default: LOADING_CONCURRENCY, else what the server says, else 1]
     #[arg(long, env = "BERTH_LOAD_CONCURRENCY", value_name = "N")]
     load_concurrency: Option<String>,
-    /// A load that takes longer has failed [default: LOADTIME_TIMEOUT in milliseconds, else 90s]
+    /// A load that takes longer has failed [default: LOADTIME_TIMEOUT in milliseconds, else what the server says, else 90s]
     #[arg(long, env = "BERTH_LOAD_TIMEOUT", value_name = "DURATION")]
     load_timeout: Option<String>,
     /// How long the server may take at start until it answers [default: 180s]
@@ -113,6 +113,16 @@ const UPSTREAM: [Upstream; 13] = [
     upstream("data", "ROOT_MODEL_DIR", |root| format!("{root}/_berth")),
 ];
 
+/// The same for a server that speaks the runtime contract, the first that is set counts.
+type Translation = (&'static str, &'static str, fn(&str) -> String);
+const CONTRACT: [Translation; 5] = [
+    ("runtime-endpoint", "MODEL_SERVER_ENDPOINT", str::to_owned),
+    ("runtime-endpoint", "INTERNAL_GRPC_SOCKET_PATH", |path| format!("unix:{path}")),
+    ("runtime-endpoint", "INTERNAL_GRPC_PORT", |port| format!("port:{port}")),
+    ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_SOCKET_PATH", |path| format!("unix:{path}")),
+    ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_PORT", |port| format!("port:{port}")),
+];
+
 /// Adds what ModelMesh's variables say where neither a flag nor one of our own variables did.
 pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) {
     let text = |name: &str| variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
@@ -140,11 +150,99 @@ pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Op
 /// `MEM_BUFFER_BYTES` where it is not given.
 const DEFAULT_BUFFER: u64 = 256 << 20;
 
+/// Which inference server stands beside this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerKind {
+    /// NVIDIA's Triton Inference Server.
+    Triton,
+    /// Seldon's MLServer.
+    MlServer,
+    /// OpenVINO Model Server.
+    Ovms,
+    /// TorchServe.
+    TorchServe,
+    /// Any server that speaks `mmesh.ModelRuntime`.
+    ModelRuntime,
+}
+
+/// What is usual for a kind of server.
+struct Usual {
+    kind: ServerKind,
+    /// What `--runtime` calls it.
+    word: &'static str,
+    /// Name of the ServingRuntime; `None`: only its user can describe it.
+    name: Option<&'static str>,
+    /// Its folder of models.
+    folder: &'static str,
+    /// Where it takes orders.
+    orders: &'static str,
+    /// Where it takes requests, if elsewhere.
+    requests: Option<&'static str>,
+    /// Why it cannot be used yet, if so.
+    missing: Option<&'static str>,
+}
+
+const USUAL: [Usual; 5] = [
+    Usual {
+        kind: ServerKind::Triton,
+        word: "triton",
+        name: Some("triton-2.x"),
+        folder: "_triton_models",
+        orders: "port:8001",
+        requests: None,
+        missing: None,
+    },
+    Usual {
+        kind: ServerKind::MlServer,
+        word: "mlserver",
+        name: Some("mlserver-1.x"),
+        folder: "_mlserver_models",
+        orders: "port:8001",
+        requests: None,
+        missing: None,
+    },
+    Usual {
+        kind: ServerKind::Ovms,
+        word: "ovms",
+        name: Some("ovms-1.x"),
+        folder: "_ovms_models",
+        // Its REST port.
+        orders: "port:8888",
+        requests: Some("port:8001"),
+        missing: Some("OpenVINO Model Server cannot be given orders yet"),
+    },
+    Usual {
+        kind: ServerKind::TorchServe,
+        word: "torchserve",
+        name: Some("torchserve-0.x"),
+        folder: "_torchserve_models",
+        orders: "port:7071",
+        requests: Some("port:7070"),
+        missing: Some("TorchServe cannot be given orders yet"),
+    },
+    Usual {
+        kind: ServerKind::ModelRuntime,
+        word: "modelruntime",
+        name: None,
+        folder: "_modelruntime_models",
+        orders: "port:8085",
+        requests: None,
+        missing: None,
+    },
+];
+
+/// The words of all kinds, for messages.
+fn words() -> String {
+    let words = USUAL.map(|usual| usual.word);
+    let (last, others) = words.split_last().map_or(("", &[][..]), |(last, others)| (*last, others));
+    format!("{} or {last}", others.join(", "))
+}
+
 /// The inference server beside this process.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Beside {
     /// Which one.
-    pub(crate) dialect: Dialect,
+    pub(crate) kind: ServerKind,
     /// Where it takes orders.
     pub(crate) orders: Target,
     /// Where it takes requests.
@@ -153,10 +251,10 @@ pub(crate) struct Beside {
     pub(crate) name: Arc<str>,
     /// The folder that it reads models from.
     pub(crate) repository: PathBuf,
-    /// Loads at a time.
-    pub(crate) load_concurrency: NonZeroU32,
-    /// A load that takes longer has failed.
-    pub(crate) load_timeout: Duration,
+    /// Loads at a time, where that was given.
+    pub(crate) load_concurrency: Option<NonZeroU32>,
+    /// A load that takes longer has failed, where that was given.
+    pub(crate) load_timeout: Option<Duration>,
     /// How long it may take at start until it answers.
     pub(crate) start_timeout: Duration,
     /// Bytes on disk to bytes in memory, in percent.
@@ -170,28 +268,35 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
     if !standalone {
         reading.faults.push("berth agent: there is no controller to join yet: give --standalone and a folder of resources".to_owned());
     }
-    let dialect = match reading.text("runtime") {
-        None => {
-            reading.faults.push("--runtime: which inference server is it? write triton or mlserver".to_owned());
-            return None;
-        }
-        Some("triton") => Dialect::Triton,
-        Some("mlserver") => Dialect::MlServer,
-        Some(other) => {
-            let problem = format!("{other:?} is no inference server that is known: write triton or mlserver");
-            reading.fault("runtime", problem);
-            return None;
-        }
+    let Some(word) = reading.text("runtime") else {
+        reading.faults.push(format!("--runtime: which inference server is it? write {}", words()));
+        return None;
     };
-    let (usual_name, usual_folder) = match dialect {
-        Dialect::Triton => ("triton-2.x", "_triton_models"),
-        Dialect::MlServer => ("mlserver-1.x", "_mlserver_models"),
+    let Some(usual) = USUAL.iter().find(|usual| usual.word == word) else {
+        let problem = format!("{word:?} is no inference server that is known: write {}", words());
+        reading.fault("runtime", problem);
+        return None;
     };
+    if let Some(missing) = usual.missing {
+        reading.fault("runtime", missing);
+    }
+    let name = reading.text("serving-runtime").or(usual.name).map(Arc::from);
+    if name.is_none() {
+        reading.faults.push("--serving-runtime: which ServingRuntime describes the server? write its name".to_owned());
+    }
+    if usual.kind == ServerKind::ModelRuntime {
+        // What ModelMesh's own container is told; elsewhere these lead to an adapter of its.
+        for (key, name, translate) in CONTRACT {
+            if let Some(said) = variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty()) {
+                reading.give(key, translate(&said), name);
+            }
+        }
+    }
     let target = |text: &str| text.parse::<Target>().map_err(|fault| fault.to_string());
-    let orders = reading.parsed("runtime-endpoint", target).or_else(|| "port:8001".parse().ok());
-    let requests = reading.parsed("runtime-data-endpoint", target).or_else(|| orders.clone());
+    let orders = reading.parsed("runtime-endpoint", target).or_else(|| usual.orders.parse().ok());
+    let requests = reading.parsed("runtime-data-endpoint", target).or_else(|| usual.requests?.parse().ok()).or_else(|| orders.clone());
     let root = variable("ROOT_MODEL_DIR").filter(|root| !root.is_empty()).map_or_else(|| PathBuf::from("/models"), PathBuf::from);
-    let repository = reading.text("repository").map_or_else(|| root.join(usual_folder), PathBuf::from);
+    let repository = reading.text("repository").map_or_else(|| root.join(usual.folder), PathBuf::from);
     let count = |text: &str| text.parse::<u32>().map_err(|_not_a_number| format!("{text:?} is not a whole number"));
     let above_zero = |text: &str| NonZeroU32::new(count(text)?).ok_or_else(|| "must be more than nothing".to_owned());
     let duration = |text: &str| match humantime::parse_duration(text) {
@@ -200,13 +305,13 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         Err(fault) => Err(format!("{text:?} is not a duration such as 30s or 2m: {fault}")),
     };
     Some(Beside {
-        dialect,
+        kind: usual.kind,
         orders: orders?,
         requests: requests?,
-        name: reading.text("serving-runtime").unwrap_or(usual_name).into(),
+        name: name?,
         repository,
-        load_concurrency: reading.parsed("load-concurrency", above_zero).unwrap_or(NonZeroU32::MIN),
-        load_timeout: reading.parsed("load-timeout", duration).unwrap_or(Duration::from_secs(90)),
+        load_concurrency: reading.parsed("load-concurrency", above_zero),
+        load_timeout: reading.parsed("load-timeout", duration),
         start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
         size_percent: reading.parsed("size-factor", percent).unwrap_or(125),
         max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
@@ -238,5 +343,22 @@ impl Beside {
     /// For the line that is printed.
     pub(crate) fn line(&self) -> String {
         format!("{} at {}, models in {}", self.name, self.orders, self.repository.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_word_a_folder_and_ports_of_its_own() {
+        for usual in USUAL {
+            let same = USUAL.iter().filter(|other| other.word == usual.word || other.kind == usual.kind || other.folder == usual.folder);
+            assert_eq!(same.count(), 1, "{}", usual.word);
+            for endpoint in [Some(usual.orders), usual.requests].into_iter().flatten() {
+                assert!(endpoint.parse::<Target>().is_ok(), "{endpoint}");
+            }
+        }
+        assert_eq!(words(), "triton, mlserver, ovms, torchserve or modelruntime");
     }
 }

@@ -847,7 +847,10 @@ mod tests {
         let beside = config.beside.expect("it is an agent");
         assert_eq!((beside.orders.to_string(), beside.requests.to_string()), ("localhost:9001".to_owned(), "localhost:9001".to_owned()));
         assert_eq!((beside.repository, config.data), (PathBuf::from("/m/_triton_models"), PathBuf::from("/m/_berth")));
-        assert_eq!((beside.load_timeout, beside.load_concurrency.get(), beside.max_concurrency), (Duration::from_millis(1500), 2, None));
+        assert_eq!(
+            (beside.load_timeout, beside.load_concurrency.map(std::num::NonZeroU32::get), beside.max_concurrency),
+            (Some(Duration::from_millis(1500)), Some(2), None)
+        );
         assert_eq!((beside.size_percent, config.host_memory), (135, Some(ByteSize(1_073_741_824 - 134_217_728))));
         assert_eq!((config.grpc.to_string().as_str(), config.probes.to_string().as_str()), ("0.0.0.0:8033", "127.0.0.1:8089"));
         for (variables, says) in [

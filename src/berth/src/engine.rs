@@ -1,17 +1,21 @@
 //! What computes: the engine inside this process, or an inference server beside it.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_adapters::{OnnxConfig, OnnxRuntime, OnnxStartError, RepositoryConfig, RepositoryServer, RepositoryStartError, Runtime, RuntimeInfo};
+use berth_adapters::{
+    Dialect, ModelRuntimeConfig, ModelRuntimeServer, OnnxConfig, OnnxRuntime, OnnxStartError, RepositoryConfig, RepositoryServer, Runtime,
+    RuntimeInfo, StartError,
+};
 use berth_proxy::methods::Methods;
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready, RuntimeServer};
 use berth_registry::EMBEDDED_RUNTIME;
 use berth_telemetry::{Clock, HostNet, Metrics};
-use berth_types::Footprint;
-use berth_upstream::Server;
+use berth_types::{ByteSize, Footprint};
+use berth_upstream::{Server, Target};
 
-use crate::beside::Beside;
+use crate::beside::{Beside, ServerKind};
 use crate::config::Config;
 
 /// A runtime, and how requests get to it.
@@ -19,7 +23,24 @@ pub(crate) enum Engine {
     /// In this process.
     Embedded(Arc<OnnxRuntime>),
     /// Beside it.
-    Beside(Arc<RepositoryServer>, Box<Beside>),
+    Beside(Arc<dyn Runtime>, Box<Requests>),
+}
+
+/// How requests get to a server beside this process.
+pub(crate) struct Requests {
+    /// Where it takes them.
+    target: Target,
+    /// The methods that clients may call.
+    methods: Methods,
+}
+
+/// What models may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Bytes of main memory.
+    pub(crate) bytes: ByteSize,
+    /// Somebody said so; else a server that knows its own limit is believed.
+    pub(crate) given: bool,
 }
 
 impl Engine {
@@ -39,7 +60,7 @@ impl Engine {
     ///
     /// # Errors
     /// It does not come, or cannot be used.
-    pub(crate) async fn beside(beside: &Beside, capacity: Footprint, clock: &Clock) -> Result<Self, RepositoryStartError> {
+    pub(crate) async fn beside(beside: &Beside, memory: Memory, clock: &Clock) -> Result<Self, StartError> {
         let connections = berth_upstream::Config {
             // Orders are few, and a server that computes may be slow to answer them.
             connections: 1,
@@ -47,26 +68,55 @@ impl Engine {
             ..berth_upstream::Config::default()
         };
         let server = Server::new(beside.orders.clone(), connections, clock.clone(), HostNet::shared());
-        let config = RepositoryConfig {
-            dialect: beside.dialect,
+        // Not the server's own orders: who may send requests may not load and unload.
+        let mut methods = Methods::inference();
+        let repository = |dialect| RepositoryConfig {
+            dialect,
             name: Arc::clone(&beside.name),
             repository: beside.repository.clone(),
-            capacity: Some(capacity),
-            load_concurrency: beside.load_concurrency,
-            load_timeout: beside.load_timeout,
+            capacity: Some(Footprint::host(memory.bytes)),
+            load_concurrency: beside.load_concurrency.unwrap_or(NonZeroU32::MIN),
+            load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
             start_timeout: beside.start_timeout,
             size_percent: beside.size_percent,
             max_concurrency: beside.max_concurrency,
         };
-        let runtime = RepositoryServer::start(config, server, clock.clone()).await?;
-        Ok(Engine::Beside(Arc::new(runtime), Box::new(beside.clone())))
+        let runtime: Arc<dyn Runtime> = match beside.kind {
+            ServerKind::Triton => Arc::new(RepositoryServer::start(repository(Dialect::Triton), server, clock.clone()).await?),
+            ServerKind::MlServer => Arc::new(RepositoryServer::start(repository(Dialect::MlServer), server, clock.clone()).await?),
+            // The configuration has told so already.
+            ServerKind::ModelRuntime => {
+                let config = ModelRuntimeConfig {
+                    name: Arc::clone(&beside.name),
+                    folder: beside.repository.clone(),
+                    capacity: memory.given.then_some(memory.bytes),
+                    load_concurrency: beside.load_concurrency,
+                    load_timeout: beside.load_timeout,
+                    start_timeout: beside.start_timeout,
+                    size_percent: beside.size_percent,
+                    max_concurrency: beside.max_concurrency,
+                };
+                let server = ModelRuntimeServer::start(config, server, clock.clone()).await?;
+                methods = Methods::of_runtime(server.methods(), server.any_method()).map_err(|why| StartError::Unfit {
+                    kind: "the model runtime",
+                    target: beside.orders.to_string(),
+                    why: format!("says of its methods what cannot be: {why}"),
+                })?;
+                Arc::new(server)
+            }
+            ServerKind::Ovms | ServerKind::TorchServe => {
+                let why = "cannot be given orders yet".to_owned();
+                return Err(StartError::Unfit { kind: "this server", target: beside.orders.to_string(), why });
+            }
+        };
+        Ok(Engine::Beside(runtime, Box::new(Requests { target: beside.requests.clone(), methods })))
     }
 
     /// What loads and unloads.
     pub(crate) fn runtime(&self) -> Arc<dyn Runtime> {
         match self {
             Engine::Embedded(engine) => Arc::clone(engine) as _,
-            Engine::Beside(server, _) => Arc::clone(server) as _,
+            Engine::Beside(server, _) => Arc::clone(server),
         }
     }
 
@@ -82,8 +132,7 @@ impl Engine {
     pub(crate) fn methods(&self) -> Methods {
         match self {
             Engine::Embedded(_) => Methods::default(),
-            // Not the server's own orders: who may send requests may not load and unload.
-            Engine::Beside(..) => Methods::inference(),
+            Engine::Beside(_, requests) => requests.methods.clone(),
         }
     }
 
@@ -91,9 +140,9 @@ impl Engine {
     pub(crate) fn frontend(&self, models: Here, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Frontend> {
         match self {
             Engine::Embedded(engine) => Frontend::new(models, Arc::clone(engine) as _, clock, metrics, config, ready),
-            Engine::Beside(_, beside) => {
+            Engine::Beside(_, requests) => {
                 let runtime = RuntimeServer {
-                    target: beside.requests.clone(),
+                    target: requests.target.clone(),
                     connections: berth_upstream::Config::default(),
                     net: HostNet::shared(),
                     methods: self.methods(),
@@ -103,6 +152,9 @@ impl Engine {
         }
     }
 }
+
+/// How long a load may take where nobody says.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How long a server may be deaf to a question whether it lives while it takes an order.
 const ORDERS_PING: Duration = Duration::from_secs(120);

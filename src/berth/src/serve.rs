@@ -15,7 +15,7 @@ use berth_puller::{Puller, PullerConfig};
 use berth_registry::{Folder, RedbStore, Store, Views, bundled, bundled_beside};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Listener, Metrics, log};
-use berth_types::{Footprint, Location, PodId};
+use berth_types::{Footprint, Location, PodId, Pool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigFaults};
-use crate::engine::Engine;
+use crate::engine::{Engine, Memory};
 use crate::fetching::Fetching;
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
@@ -159,13 +159,17 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         (Some(engine), _) => engine,
         (None, Some(beside)) => {
             info!(runtime = %beside.line(), "waiting for the inference server");
-            let started = Engine::beside(beside, Footprint::host(memory.bytes), &clock).await;
+            let started = Engine::beside(beside, Memory { bytes: memory.bytes, given: config.host_memory.is_some() }, &clock).await;
             started.map_err(|fault| ServeError::Failed(fault.into()))?
         }
         (None, None) => return Err(ServeError::Failed(anyhow::anyhow!("there is no engine: this is a bug"))),
     };
     let info = engine.info().clone();
     let location = Location::of_pod_name(&host_name());
+    let memory = match info.capacity.as_ref().map(|capacity| capacity.get(Pool::Host)) {
+        Some(bytes) if bytes != memory.bytes => Budget { bytes, origin: "as the inference server says" },
+        _ => memory,
+    };
     let budget = Footprint::host(memory.bytes);
     let (residency, owner) = Residency::start(berth_residency::Deps {
         runtime: engine.runtime(),

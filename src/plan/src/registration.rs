@@ -31,14 +31,10 @@ fn spec_hash(text: &str) -> String {
     })
 }
 
-/// The type string that runtimes and custom adapters read: `rt:<runtime>` or `mt:<format>[:<version>][|pv:<protocol>]`.
+/// [`Registration::type_string`].
 #[must_use]
 pub fn type_string(registration: &Registration) -> String {
-    match &registration.placement {
-        Placement::Runtime(runtime) => format!("rt:{runtime}"),
-        Placement::Format { protocol: None } => format!("mt:{}", registration.format),
-        Placement::Format { protocol: Some(protocol) } => format!("mt:{}|pv:{protocol}", registration.format),
-    }
+    registration.type_string()
 }
 
 /// The model key, a JSON text with `storage_key`, `storage_params`, `model_type` and `schema_path`, absent ones left out.

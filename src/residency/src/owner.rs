@@ -213,8 +213,7 @@ impl Owner {
             Msg::Retire { model } => self.retire(model),
             Msg::Suspect { model } => {
                 if self.entries.get(&model).is_some_and(|entry| entry.phase == Phase::Ready) {
-                    self.audit_due = true;
-                    self.work.look_now.notify_one();
+                    self.work.doubt(model, self.config.unload_timeout);
                 }
             }
             Msg::StorageChanged => self.storage_changed(),
@@ -274,6 +273,15 @@ impl Owner {
                     warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be written");
                     self.shared.history.lock().save_failed();
                 }
+            }
+            Done::Sized { model, life, size } => {
+                if let Some(size) = size.filter(|_| self.is_current(&model, life)) {
+                    self.on_sized(&model, size);
+                }
+            }
+            Done::Doubted => {
+                self.audit_due = true;
+                self.work.look_now.notify_one();
             }
             Done::FailuresKept { result } => self.on_failures_kept(result),
         }
@@ -618,20 +626,16 @@ impl Owner {
         match result {
             Ok(Loaded { measured, max_concurrency }) => {
                 entry.at_a_time = max_concurrency;
-                let own_word = measured.and_then(|measured| within_pools(&measured, self.ledger.budget())).map(|measured| (measured, true));
-                if let Some((measured, certain)) = own_word.or(learned) {
-                    if certain {
-                        let digest = entry.content.as_ref().map(|content| content.digest);
-                        self.shared.history.lock().note_size(model, digest, &measured, self.clock.wall());
-                    }
-                    let too_large = measured.exceeds(self.ledger.budget());
-                    if let Some(lease) = &mut entry.lease {
-                        lease.correct(measured);
-                    }
-                    if let Some((pool, need, budget)) = too_large {
-                        self.refuse_for_good(model, Refusal::NeverFits { pool, need, budget });
-                        return self.step(model, Event::Broke);
-                    }
+                let life = entry.life;
+                if measured.is_none() {
+                    self.work.size(model.clone(), life);
+                }
+                let own_word = measured.map(|measured| (measured, true));
+                if let Some((measured, certain)) = own_word.or(learned)
+                    && let Some(refusal) = self.charge(model, &measured, certain)
+                {
+                    self.refuse_for_good(model, refusal);
+                    return self.step(model, Event::Broke);
                 }
                 self.suspects.acquit(model);
                 self.clear_failure(model);
@@ -671,6 +675,33 @@ impl Owner {
     }
 
     // Sizes.
+
+    /// A copy was measured while it serves.
+    fn on_sized(&mut self, model: &ModelId, size: Footprint) {
+        if self.phase(model) != Some(Phase::Ready) {
+            return;
+        }
+        self.reconsider = true;
+        if let Some(refusal) = self.charge(model, &size, true) {
+            self.refuse_for_good(model, refusal);
+            self.step(model, Event::Evict);
+        }
+    }
+
+    /// Charges what a copy was measured to take, and remembers it for these files where that is `certain`. What it is refused
+    /// with when there will never be room for it.
+    fn charge(&mut self, model: &ModelId, measured: &Footprint, certain: bool) -> Option<Refusal> {
+        let measured = within_pools(measured, self.ledger.budget())?;
+        if certain {
+            let digest = self.entries.get(model).and_then(|entry| entry.content.as_ref()).map(|content| content.digest);
+            self.shared.history.lock().note_size(model, digest, &measured, self.clock.wall());
+        }
+        let too_large = measured.exceeds(self.ledger.budget());
+        if let Some(lease) = self.entries.get_mut(model).and_then(|entry| entry.lease.as_mut()) {
+            lease.correct(measured);
+        }
+        too_large.map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
+    }
 
     /// What the model takes as far as that is known without its files: declared, or as measured last time where that was
     /// more. A declaration that is too small would otherwise have a model that cannot fit loaded again and again.

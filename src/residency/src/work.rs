@@ -71,6 +71,12 @@ pub(crate) enum Done {
     Saved {
         result: std::io::Result<()>,
     },
+    Sized {
+        model: ModelId,
+        life: u64,
+        size: Option<Footprint>,
+    },
+    Doubted,
     FailuresKept {
         /// What the file holds now; `None` when it has to be written as a whole.
         result: std::io::Result<Option<Extent>>,
@@ -85,8 +91,8 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    fn of(files: Pinned, runtime: &dyn Runtime) -> Self {
-        let estimate = runtime.estimate(&artifacts_of(&files));
+    async fn of(model: &Registration, files: Pinned, runtime: &dyn Runtime) -> Self {
+        let estimate = runtime.predict(model, &artifacts_of(&files)).await;
         Fetched { files, estimate }
     }
 }
@@ -134,7 +140,10 @@ impl Work {
         let id = model.id.clone();
         let work = async move {
             let began = clock.now();
-            let found = fetch.reuse(&model).await.map(|files| Fetched::of(files, &*runtime));
+            let found = match fetch.reuse(&model).await {
+                Some(files) => Some(Fetched::of(&model, files, &*runtime).await),
+                None => None,
+            };
             if found.is_some() {
                 metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
             }
@@ -150,7 +159,10 @@ impl Work {
         let id = model.id.clone();
         let work = async move {
             let began = clock.now();
-            let result = fetch.fetch(&model, urgency).await.map(|files| Fetched::of(files, &*runtime));
+            let result = match fetch.fetch(&model, urgency).await {
+                Ok(files) => Ok(Fetched::of(&model, files, &*runtime).await),
+                Err(why) => Err(why),
+            };
             metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
             Done::Fetched { model: model.id.clone(), life, result }
         };
@@ -178,6 +190,26 @@ impl Work {
             let error = LoadError { fault: LoadFault::BadModel, message: format!("loading panicked: {panic}"), nothing_attempted: false };
             Done::LoadEnded { model: id, life, result: Err((Step::Load, error)), around: None }
         })
+    }
+
+    /// Asks what a copy takes whose load did not say.
+    pub(crate) fn size(&mut self, model: ModelId, life: u64) {
+        let (runtime, id) = (Arc::clone(&self.runtime), model.clone());
+        let work = async move {
+            let size = runtime.size(&model).await;
+            Done::Sized { model, life, size }
+        };
+        self.spawn(work, move |_| Done::Sized { model: id, life, size: None });
+    }
+
+    /// Tells the runtime that it was heard not to hold a model.
+    pub(crate) fn doubt(&mut self, model: ModelId, limit: Duration) {
+        let (runtime, clock) = (Arc::clone(&self.runtime), self.clock.clone());
+        let work = async move {
+            let _ = clock.until(clock.deadline_in(limit), runtime.doubt(&model)).await;
+            Done::Doubted
+        };
+        self.spawn(work, |_| Done::Doubted);
     }
 
     /// Waits until nobody uses the copy; past `cap` tells those who do, and gives them `grace` to end.

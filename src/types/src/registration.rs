@@ -107,6 +107,16 @@ impl Registration {
         Registration { id, class: Arc::new(Class { format, placement, key, parameters }), path, schema_path, declared_size }
     }
 
+    /// The type string that runtimes and custom adapters read: `rt:<runtime>` or `mt:<format>[:<version>][|pv:<protocol>]`.
+    #[must_use]
+    pub fn type_string(&self) -> String {
+        match &self.placement {
+            Placement::Runtime(runtime) => format!("rt:{runtime}"),
+            Placement::Format { protocol: None } => format!("mt:{}", self.format),
+            Placement::Format { protocol: Some(protocol) } => format!("mt:{}|pv:{protocol}", self.format),
+        }
+    }
+
     /// Where its bytes are.
     #[must_use]
     pub fn storage(&self) -> StorageRef {

@@ -116,6 +116,11 @@ impl Pool {
         self.settle(&mut inner, Fill::Whole);
     }
 
+    /// Attempts to connect so far.
+    pub(crate) fn begun(&self) -> u64 {
+        self.inner.lock().next
+    }
+
     pub(crate) fn state(&self) -> State {
         let inner = self.inner.lock();
         State {

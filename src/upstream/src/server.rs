@@ -60,6 +60,12 @@ impl Server {
         &self.pool.target
     }
 
+    /// How often it was connected to, or tried to be. While it stays the same, no connection was lost and replaced.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.pool.begun()
+    }
+
     /// How its connections stand now.
     #[must_use]
     pub fn state(&self) -> State {
