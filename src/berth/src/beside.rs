@@ -11,6 +11,7 @@ use berth_upstream::Target;
 use clap::Args;
 
 use crate::config::{Reading, ServeArgs};
+use crate::memory::{self, MemoryArgs};
 
 /// The flags of `berth agent`: those of `berth serve`, and what is to be known of the inference server.
 #[derive(Args, Clone, Debug, Default)]
@@ -52,6 +53,8 @@ pub(crate) struct AgentArgs {
     /// Requests that one copy of a model serves at a time; 0 is no limit [default: LIMIT_PER_MODEL_CONCURRENCY, else 0]
     #[arg(long, env = "BERTH_MODEL_CONCURRENCY", value_name = "N")]
     model_concurrency: Option<String>,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 /// The keys, as flags and as keys of the file.
@@ -81,7 +84,7 @@ impl AgentArgs {
             "start-timeout" => self.start_timeout.as_ref(),
             "size-factor" => self.size_factor.as_ref(),
             "model-concurrency" => self.model_concurrency.as_ref(),
-            _ => None,
+            _ => self.memory.get(key),
         }
     }
 }
@@ -255,6 +258,8 @@ pub(crate) struct Beside {
     pub(crate) load_concurrency: Option<NonZeroU32>,
     /// A load that takes longer has failed, where that was given.
     pub(crate) load_timeout: Option<Duration>,
+    /// What is really in use of its memory.
+    pub(crate) memory: memory::Settings,
     /// How long it may take at start until it answers.
     pub(crate) start_timeout: Duration,
     /// Bytes on disk to bytes in memory, in percent.
@@ -304,8 +309,10 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         Ok(duration) => Ok(duration),
         Err(fault) => Err(format!("{text:?} is not a duration such as 30s or 2m: {fault}")),
     };
+    let memory = orders.as_ref().map(|orders| memory::check(reading, orders));
     Some(Beside {
         kind: usual.kind,
+        memory: memory?,
         orders: orders?,
         requests: requests?,
         name: name?,

@@ -55,6 +55,10 @@ impl Agents for LocalAgent {
         self.residency.retire(model).await;
     }
 
+    async fn amend(&self, _pod: &PodId, model: Arc<Registration>) {
+        self.residency.amend(model).await;
+    }
+
     async fn touch(&self, _pod: &PodId, model: &ModelId, at: UnixMillis) {
         self.residency.touch(model, at);
     }

@@ -47,7 +47,7 @@ pub(crate) fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId
             held_for: now.saturating_duration_since(slot.loaded_at),
             used_since_load: slot.used_since_load(),
             in_flight: slot.in_flight(),
-            pinned: false,
+            pinned: entry.registration.as_ref().is_some_and(|registration| registration.keep.is_fixed()),
             model,
         })
     })
@@ -176,7 +176,7 @@ impl Owner {
             return Turn::Blocks;
         }
         // What is learned while one loads alone must not be disturbed by copies that go.
-        if self.truth.is_recycling() || self.loading.iter().any(|loading| self.truth.loads_alone(loading)) || !self.sees_clearly() {
+        if self.truth.is_recycling() || self.must_not_be_disturbed() || !self.sees_clearly() {
             return Turn::Blocks;
         }
         let Some(entry) = self.entries.get(model) else { return Turn::PassedOver };

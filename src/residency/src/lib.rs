@@ -214,6 +214,11 @@ impl Residency {
         let _ = self.inbox.send(Msg::Retire { model }).await;
     }
 
+    /// The registration says something else of how the model is kept, or of its size; its id and its files are the same.
+    pub async fn amend(&self, model: Arc<Registration>) {
+        let _ = self.inbox.send(Msg::Amend { model }).await;
+    }
+
     /// The runtime said that it does not hold `model`, which we serve: its index is looked at now, and the copy
     /// withdrawn if that is so.
     pub async fn suspect(&self, model: &ModelId) {

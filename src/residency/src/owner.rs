@@ -44,6 +44,7 @@ pub(crate) enum Msg {
     Ensure { model: Arc<Registration>, reply: Waiter },
     Load { model: Arc<Registration>, may: MayEvict },
     Retire { model: Arc<Registration> },
+    Amend { model: Arc<Registration> },
     Suspect { model: ModelId },
     StorageChanged,
     Snapshot { reply: oneshot::Sender<Snapshot> },
@@ -211,6 +212,12 @@ impl Owner {
             Msg::Ensure { model, reply } => self.ensure(model, reply),
             Msg::Load { model, may } => self.load(model, may),
             Msg::Retire { model } => self.retire(model),
+            Msg::Amend { model } => {
+                if let Some(entry) = self.entries.get_mut(&model.id).filter(|entry| entry.registration.is_some()) {
+                    entry.registration = Some(model);
+                    self.reconsider = true;
+                }
+            }
             Msg::Suspect { model } => {
                 if self.entries.get(&model).is_some_and(|entry| entry.phase == Phase::Ready) {
                     self.work.doubt(model, self.config.unload_timeout);
@@ -316,6 +323,7 @@ impl Owner {
             for (failure, times) in self.failures.take_unlogged(now) {
                 log_failure(&failure, times);
             }
+            self.unload_what_is_idle();
             self.show_lru_age();
             self.save_if_due();
         }
@@ -720,6 +728,19 @@ impl Owner {
     fn never_fits(&self, model: &Registration) -> Option<Refusal> {
         let need = self.known_need(model, None, None)?;
         need.exceeds(self.ledger.budget()).map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
+    }
+
+    /// Copies go that were not used for as long as their users want them kept.
+    fn unload_what_is_idle(&mut self) {
+        let now = self.clock.wall();
+        let idle = |(model, entry): &(&ModelId, &Entry)| {
+            let ttl = entry.registration.as_ref().and_then(|registration| registration.keep.idle_for());
+            entry.phase == Phase::Ready && ttl.is_some_and(|ttl| now.since(last_used_of(&self.entries, model)) >= ttl)
+        };
+        let idle: Vec<ModelId> = self.entries.iter().filter(idle).map(|(model, _)| model.clone()).collect();
+        for model in idle {
+            self.evict_idle(&model, "not used for as long as it is to be kept");
+        }
     }
 
     // Failures.

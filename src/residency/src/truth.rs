@@ -271,9 +271,22 @@ impl Owner {
         self.entries.get(model)?.content.as_ref().map(|content| content.digest)
     }
 
-    /// Whether it must wait for the server to have nothing else to do.
+    /// Whether it must wait for the server to have nothing else to do. A server that loads one model at a time loses nothing
+    /// by learning of each: there only what is being unloaded is waited for.
     pub(crate) fn must_wait_to_learn(&self, model: &ModelId) -> bool {
-        self.would_learn_alone(model) && (!self.loading.is_empty() || self.is_unloading())
+        let learns = self.would_learn_alone(model) || self.loads_one_at_a_time() && self.truth.tells_held() && !self.knows_size_of(model);
+        learns && (!self.loading.is_empty() || self.is_unloading())
+    }
+
+    /// Whether copies that go now would disturb what is being learned, and may wait.
+    pub(crate) fn must_not_be_disturbed(&self) -> bool {
+        let measured =
+            |model: &ModelId| self.loads_one_at_a_time() && self.truth.learning.get(model).is_some_and(|learning| learning.stirred.is_some());
+        self.loading.iter().any(|model| self.truth.loads_alone(model) || measured(model))
+    }
+
+    fn loads_one_at_a_time(&self) -> bool {
+        self.work.runtime.info().load_concurrency.get() == 1
     }
 
     /// The load of `model` begins. Who is asked around it, where that may tell something.

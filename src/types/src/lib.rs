@@ -21,6 +21,6 @@ pub use id::{InvalidId, ModelId, Name, Namespace, Owner, PodId};
 pub use managed::{ManagedModel, ManagedName, ManagedPut, ManagedRecords};
 pub use memory::{Footprint, Pool};
 pub use real::{Reading, Real, Usage};
-pub use registration::{Class, ModelFormat, Parameters, Placement, Registration, StorageRef};
+pub use registration::{Class, Keep, ModelFormat, Parameters, Placement, Registration, StorageRef};
 pub use size::{ByteSize, ParseByteSizeError};
 pub use time::{Deadline, UnixMillis};

@@ -8,9 +8,9 @@ use berth_adapters::{FakeRuntime, LoadFault};
 use berth_puller::fake::Scripted;
 use berth_residency::{Recycle, WaitError};
 use berth_telemetry::Counter;
-use berth_types::{ByteSize, ContentDigest, Pool, Reading, Real, Usage};
+use berth_types::{ByteSize, ContentDigest, Keep, Pool, Reading, Real, Usage};
 
-use crate::rig::{Parts, Pod, kib, millis, secs};
+use crate::rig::{Parts, Pod, kept, kib, millis, secs};
 
 /// What the server holds without a model.
 const BASE: u64 = 100 << 10;
@@ -251,4 +251,53 @@ async fn a_source_that_tells_nothing_or_never_answers_keeps_no_model_from_loadin
     let mut parts = Parts::with_memory(kib(8));
     parts.memory = Some(Arc::new(Silent));
     parts.start().use_once("a").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_model_never_makes_room_and_does_when_it_is_pinned_no_longer() {
+    for keep in [Keep { pinned: true, ..Keep::default() }, Keep { min_copies: 1, ..Keep::default() }] {
+        let pod = Pod::with_memory(kib(8));
+        drop(pod.residency.ensure_loaded(&kept("pinned", keep), pod.clock.deadline_in(secs(5))).await.expect("room"));
+        pod.pass(millis(2)).await;
+        for name in ["a", "b"] {
+            pod.use_once(name).await;
+        }
+        assert_eq!(pod.held(), ["b", "pinned"], "though it was used before the others");
+        pod.fetch.always("large", Scripted::arrives(kib(8)));
+        let waits = pod.ensure("large", secs(5)).await;
+        assert!(matches!(waits, Err(WaitError::Deadline)), "{waits:?}");
+        pod.residency.amend(crate::rig::model("pinned")).await;
+        pod.use_once("large").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_model_stays_when_memory_is_nearly_full_and_when_a_load_ran_out_of_it() {
+    let world = World::limited_to(kib(1000));
+    let pod = world.pod(kib(800), |_| {});
+    let keep = Keep { pinned: true, ..Keep::default() };
+    drop(pod.residency.ensure_loaded(&kept("pinned", keep), pod.clock.deadline_in(secs(5))).await.expect("room"));
+    pod.runtime.script("b", Script::default().failing(2, LoadFault::OutOfMemory));
+    pod.failure("b").await;
+    assert_eq!(pod.runtime.unloads(), ["b"], "nothing else could go");
+    World::set(&world.others, kib(890));
+    pod.pass(secs(5)).await;
+    assert_eq!(pod.held(), ["pinned"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_goes_when_nobody_used_it_for_as_long_as_it_is_to_be_kept() {
+    let pod = Pod::with_memory(kib(80));
+    let keep = Keep { idle_ttl: std::num::NonZeroU32::new(600), ..Keep::default() };
+    let short = kept("short", keep);
+    let busy = pod.residency.ensure_loaded(&short, pod.clock.deadline_in(secs(5))).await.expect("room");
+    pod.use_once("usual").await;
+    pod.pass(secs(1000)).await;
+    assert_eq!(pod.held(), ["short", "usual"], "a request takes longer than that");
+    drop(busy);
+    pod.pass(secs(590)).await;
+    assert_eq!(pod.held(), ["short", "usual"]);
+    pod.pass(secs(20)).await;
+    assert_eq!(pod.held(), ["usual"]);
+    drop(pod.residency.ensure_loaded(&short, pod.clock.deadline_in(secs(5))).await.expect("it is loaded by use"));
 }

@@ -9,7 +9,8 @@ use berth_puller::fake::{FakeFetch, Scripted};
 use berth_residency::{Config, Deps, Guard, Reports, Residency, Snapshot, WaitError};
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{
-    ByteSize, CopyReport, CopyState, Failure, Footprint, Location, ModelFormat, ModelId, Placement, Reading, Registration, StorageRef, UnixMillis,
+    ByteSize, CopyReport, CopyState, Failure, Footprint, Keep, Location, ModelFormat, ModelId, Placement, Reading, Registration, StorageRef,
+    UnixMillis,
 };
 use tokio::task::JoinHandle;
 
@@ -39,6 +40,10 @@ pub(crate) fn model(name: &str) -> Arc<Registration> {
         StorageRef { key: None, parameters: Arc::default(), path: name.into(), schema_path: None },
         None,
     ))
+}
+
+pub(crate) fn kept(name: &str, keep: Keep) -> Arc<Registration> {
+    Arc::new((*model(name)).clone().kept(keep))
 }
 
 pub(crate) fn declaring(name: &str, size: ByteSize) -> Arc<Registration> {
