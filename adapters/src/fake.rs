@@ -42,6 +42,8 @@ pub struct Script {
     load_takes: Duration,
     hangs: bool,
     measured: Option<Option<Footprint>>,
+    /// What it takes where it does not say so.
+    takes: Option<Footprint>,
     load_failures: Vec<LoadFault>,
     max_concurrency: Option<NonZeroU32>,
     unload_refusals: u32,
@@ -57,6 +59,7 @@ impl Default for Script {
             load_takes: Duration::ZERO,
             hangs: false,
             measured: None,
+            takes: None,
             load_failures: Vec::new(),
             max_concurrency: None,
             unload_refusals: 0,
@@ -108,6 +111,13 @@ impl Script {
     pub fn unmeasured(mut self) -> Self {
         self.measured = Some(None);
         self
+    }
+
+    /// A copy takes these bytes of host memory, and the runtime cannot measure it.
+    #[must_use]
+    pub fn taking(mut self, bytes: ByteSize) -> Self {
+        self.takes = Some(Footprint::host(bytes));
+        self.unmeasured()
     }
 
     /// The next `times` loads fail. After [`LoadFault::TimedOut`] the server goes on and ends ready, `loading_for`
@@ -303,6 +313,12 @@ impl FakeRuntime {
         self.0.state.lock().peak_held.clone()
     }
 
+    /// What all that it holds takes now.
+    #[must_use]
+    pub fn takes(&self) -> Footprint {
+        self.0.state.lock().held.values().fold(Footprint::default(), |sum, held| sum.plus(&held.takes))
+    }
+
     /// What it holds now, also while its index is out.
     #[must_use]
     pub fn held(&self) -> Vec<(String, IndexEntry)> {
@@ -477,7 +493,7 @@ impl Shared {
         }
         let files = state.laid_out.get(model).copied().unwrap_or_default();
         let script = state.script(model).clone();
-        let takes = script.measured.clone().flatten().unwrap_or_else(|| Footprint::host(files));
+        let takes = script.measured.clone().flatten().or(script.takes.clone()).unwrap_or_else(|| Footprint::host(files));
         state.copies += 1;
         let copy = state.copies;
         let (outcome, receiver) = watch::channel(None);

@@ -45,7 +45,7 @@ pub(crate) fn run(blocks: usize) {
     let (few, many) = (residents(1_000), residents(10_000));
     let evict = |residents: &[Resident]| {
         let charged = Footprint::host(residents.iter().map(|copy| copy.footprint.total()).sum());
-        let memory = Memory { budget: charged.clone(), charged, returning: Footprint::default() };
+        let memory = Memory { budget: charged.clone(), charged, ..Memory::default() };
         let need = Footprint::host(ByteSize::mib(40));
         let meter = stage::Meter::start(&clock);
         for _ in 0..500 {

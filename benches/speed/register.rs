@@ -140,6 +140,7 @@ impl World {
             metrics: metrics.clone(),
             location: Location::of_pod_name("bench"),
             budget: Footprint::host(ByteSize::mib(1 << 30)),
+            memory: None,
             config: berth_residency::Config::default(),
         });
         let (views, agents) = (Views::in_epoch(store.epoch()), Arc::new(Idle(residency.clone())));

@@ -54,6 +54,7 @@ pub(crate) async fn residency(engine: &Arc<OnnxRuntime>, memory: ByteSize, scrat
         metrics,
         location: Location::of_pod_name("bench"),
         budget: Footprint::host(memory),
+        memory: None,
         config: Config::default(),
     });
     Ok(residency)

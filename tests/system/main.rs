@@ -15,6 +15,7 @@ mod front;
 mod interop;
 mod lifecycle;
 mod logs;
+mod memory;
 mod mesh;
 mod orders;
 mod ovms;

@@ -12,7 +12,7 @@ use crate::workspace::{Member, members};
 
 /// Which of our crates each of our crates may name in `[dependencies]`. Tests and benches may name all; so may the
 /// binary, which wires them together. A crate that is not listed here is a fault: decide first where it stands.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("types", &[]),
     ("plan", &["types"]),
     ("proto", &[]),
@@ -22,8 +22,9 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("stores", &["types", "telemetry"]),
     ("disk", &["types", "telemetry"]),
     ("puller", &["types", "telemetry", "stores", "disk"]),
+    ("memory", &["types", "telemetry"]),
     ("adapters", &["types", "proto", "telemetry", "upstream"]),
-    ("residency", &["types", "plan", "puller", "adapters", "telemetry"]),
+    ("residency", &["types", "plan", "puller", "adapters", "memory", "telemetry"]),
     ("registry", &["types", "plan", "proto", "telemetry"]),
     ("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry", "upstream"]),
     ("api", &["types", "plan", "registry", "telemetry"]),

@@ -73,6 +73,7 @@ fn residency(clock: &Clock, metrics: &Metrics) -> Residency {
         metrics: metrics.clone(),
         location: Location::of_pod_name("bench"),
         budget: Footprint::host(ByteSize::mib(1024)),
+        memory: None,
         config: Config::default(),
     });
     residency

@@ -11,6 +11,7 @@ use berth_upstream::Target;
 use clap::Args;
 
 use crate::config::{Reading, ServeArgs};
+use crate::memory::{self, MemoryArgs};
 
 /// The flags of `berth agent`: those of `berth serve`, and what is to be known of the inference server.
 #[derive(Args, Clone, Debug, Default)]
@@ -67,6 +68,8 @@ pub(crate) struct AgentArgs {
     /// TorchServe: how long a worker may take for an answer; 0s is the server's own [default: 0s]
     #[arg(long, env = "BERTH_RESPONSE_TIMEOUT", value_name = "DURATION")]
     response_timeout: Option<String>,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 /// The keys, as flags and as keys of the file.
@@ -104,7 +107,7 @@ impl AgentArgs {
             "batch-size" => self.batch_size.as_ref(),
             "batch-delay" => self.batch_delay.as_ref(),
             "response-timeout" => self.response_timeout.as_ref(),
-            _ => None,
+            _ => self.memory.get(key),
         }
     }
 }
@@ -283,6 +286,8 @@ pub(crate) struct Beside {
     pub(crate) load_concurrency: Option<NonZeroU32>,
     /// A load that takes longer has failed, where that was given.
     pub(crate) load_timeout: Option<Duration>,
+    /// What is really in use of its memory.
+    pub(crate) memory: memory::Settings,
     /// How long it may take at start until it answers.
     pub(crate) start_timeout: Duration,
     /// Bytes on disk to bytes in memory, in percent.
@@ -344,8 +349,10 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         Duration::ZERO => Err("must be more than nothing".to_owned()),
         duration => Ok(duration),
     };
+    let memory = orders.as_ref().map(|orders| memory::check(reading, orders));
     Some(Beside {
         kind: usual.kind,
+        memory: memory?,
         orders: orders?,
         requests: requests?,
         name: name?,

@@ -20,7 +20,7 @@ use clap::{ArgMatches, Args, FromArgMatches};
 
 use crate::beside::{self, AgentArgs, Beside};
 use crate::token::{self, ApiToken};
-use crate::{data_plane, payloads, tls};
+use crate::{data_plane, memory, payloads, tls};
 
 /// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
 #[derive(Args, Clone, Debug, Default)]
@@ -394,7 +394,7 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
         }
     };
     let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
-    let keys: Vec<&'static str> = KEYS.into_iter().chain(beside::KEYS.into_iter().filter(|_| agent.is_some())).collect();
+    let keys: Vec<&'static str> = KEYS.into_iter().chain(beside::KEYS.into_iter().chain(memory::KEYS).filter(|_| agent.is_some())).collect();
     for &key in &keys {
         if let Some(text) = args.get(key).or_else(|| agent.as_ref()?.get(key)) {
             let origin = match matches.value_source(&key.replace('-', "_")) {

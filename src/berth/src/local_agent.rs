@@ -55,6 +55,10 @@ impl Agents for LocalAgent {
         self.residency.retire(model).await;
     }
 
+    async fn amend(&self, _pod: &PodId, model: Arc<Registration>) {
+        self.residency.amend(model).await;
+    }
+
     async fn touch(&self, _pod: &PodId, model: &ModelId, at: UnixMillis) {
         self.residency.touch(model, at);
     }
@@ -121,6 +125,7 @@ mod tests {
                 metrics: Metrics::default(),
                 location: Location::of_pod_name("local"),
                 budget: budget.clone(),
+                memory: None,
                 config: berth_residency::Config { state: Some(state.to_owned()), ..berth_residency::Config::default() },
             });
             let pod = PodId::new("local").expect("valid");

@@ -11,6 +11,7 @@ mod following;
 mod local_agent;
 mod machine;
 mod management;
+mod memory;
 mod narrator;
 mod payloads;
 mod ports;

@@ -32,7 +32,7 @@ use crate::ports::{Port, Ports};
 use crate::tls::Reached;
 use crate::token;
 use crate::ui::Ui;
-use crate::{data_plane, management, payloads};
+use crate::{data_plane, management, memory as real_memory, payloads};
 
 /// Why `serve` ended otherwise than by a signal.
 #[derive(Debug)]
@@ -130,10 +130,15 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
             (false, Some(_)) => Ok(()),
         })
     };
+    let bloat: Arc<OnceLock<watch::Receiver<Option<Arc<str>>>>> = Arc::default();
+    let runtime: Ready = {
+        let bloat = Arc::clone(&bloat);
+        Arc::new(move || bloat.get().and_then(|bloat| bloat.borrow().clone()).map_or(Ok(()), |why| Err(why.to_string())))
+    };
     let stop = stop_operations.clone();
     let asked = berth_proxy::serve_metrics(ports.metrics.listener, metrics.clone(), || {}, clock.clone(), stop.clone());
     spawn(&mut operations, "the metrics port", asked);
-    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, Arc::clone(&ready), clock.clone(), stop));
+    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, Arc::clone(&ready), runtime, clock.clone(), stop));
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },
         None => machine::host_memory().map_err(anyhow::Error::msg)?,
@@ -170,7 +175,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         Some(bytes) if bytes != memory.bytes => Budget { bytes, origin: "as the inference server says" },
         _ => memory,
     };
-    let budget = Footprint::host(memory.bytes);
+    let (source, devices) = real_memory::source(config, &clock).await;
+    let budget = Footprint::host(memory.bytes).plus(&devices);
     let (residency, owner) = Residency::start(berth_residency::Deps {
         runtime: engine.runtime(),
         fetch: puller.clone(),
@@ -178,8 +184,15 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         metrics: metrics.clone(),
         location: location.clone(),
         budget: budget.clone(),
-        config: berth_residency::Config { state: Some(config.data.join("agent")), ..berth_residency::Config::default() },
+        memory: source,
+        config: berth_residency::Config {
+            state: Some(config.data.join("agent")),
+            marks: config.beside.as_ref().map(|beside| beside.memory.marks).unwrap_or_default(),
+            recycle: config.beside.as_ref().map(|beside| beside.memory.recycle).unwrap_or_default(),
+            ..berth_residency::Config::default()
+        },
     });
+    let _ = bloat.set(residency.must_restart_runtime());
 
     let mut folder = Folder::open(&config.manifests, store.clone(), clock.clone()).context("cannot watch the manifests")?;
     let faults = folder.faults();

@@ -89,6 +89,8 @@ pub struct Leader {
 
     names_to_show: Vec<(Name, Option<NameEntry>)>,
     to_retire: Vec<Arc<Registration>>,
+    /// Versions of which pods have to know that they are kept otherwise.
+    to_amend: Vec<Arc<Registration>>,
     to_load: Vec<LoadCommand>,
     retired: VecDeque<Arc<Registration>>,
 
@@ -151,6 +153,7 @@ impl Leader {
             paused: HashMap::new(),
             names_to_show: Vec::new(),
             to_retire: Vec::new(),
+            to_amend: Vec::new(),
             to_load: Vec::new(),
             retired: VecDeque::new(),
             remembered: HashMap::new(),
@@ -259,6 +262,11 @@ impl Leader {
         self.views.cover(self.taken_in);
         let registered = u64::try_from(self.views.current().model_count()).unwrap_or(u64::MAX);
         self.metrics.set(Gauge::RegisteredModels, &[], registered);
+        for registration in std::mem::take(&mut self.to_amend) {
+            for pod in &self.pods {
+                self.agents.amend(&pod.id, Arc::clone(&registration)).await;
+            }
+        }
         for registration in std::mem::take(&mut self.to_retire) {
             if self.views.current().is_managed_model(registration.id.as_str()) {
                 continue; // A call stands for the same version.
@@ -608,7 +616,8 @@ impl Leader {
                 Effect::Amend(registration) => {
                     if let Some(model) = self.models.get_mut(&registration.id) {
                         model.size = registration.declared_size.map(Footprint::host).or(model.size.take());
-                        model.registration = registration;
+                        model.registration = Arc::clone(&registration);
+                        self.to_amend.push(registration);
                     }
                 }
                 Effect::Retire(id) => {

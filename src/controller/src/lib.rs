@@ -91,6 +91,9 @@ pub trait Agents: Send + Sync + 'static {
     /// No name refers to this version any more: drain, unload and forget it. A pod that never had it ignores this.
     async fn retire(&self, pod: &PodId, model: Arc<Registration>);
 
+    /// What is registered says something else of how this version is kept in memory. A pod that does not have it ignores this.
+    async fn amend(&self, _pod: &PodId, _model: Arc<Registration>) {}
+
     /// The model counts as used on this pod at this time. A pod that keeps no such account ignores this.
     async fn touch(&self, _pod: &PodId, _model: &ModelId, _at: UnixMillis) {}
 

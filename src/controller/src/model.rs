@@ -141,7 +141,9 @@ impl Model {
 
     /// From when it may be warmed, and its place then; `None` while it is not on standby.
     pub(crate) fn warm_from(&self, copies: &Copies, pods: &[Pod], hosts: &Hosts<'_>, now: UnixMillis) -> Option<(UnixMillis, Warmth)> {
-        let standby = self.loaded_once && !hosts.pods.is_empty() && self.asked == Asked::No && self.at_rest(copies, pods, now);
+        // What was unloaded because nobody used it waits for somebody who does.
+        let forgotten = self.registration.keep.idle_for().is_some_and(|ttl| self.last_used.is_none_or(|used| now.since(used) >= ttl));
+        let standby = self.loaded_once && !forgotten && !hosts.pods.is_empty() && self.asked == Asked::No && self.at_rest(copies, pods, now);
         let from = background::warm_from(self.lost, self.refused.as_deref().copied()).unwrap_or(now);
         standby.then_some((from, Reverse(self.last_used)))
     }

@@ -6,7 +6,7 @@ mod world;
 
 use std::time::Duration;
 
-use berth_registry::{Json, Resolved, Store};
+use berth_registry::{Desired, Json, Resolved, Store};
 use berth_types::{ByteSize, CopyState, UnixMillis};
 use serde_json::json;
 
@@ -634,6 +634,38 @@ async fn a_declared_size_is_passed_on_without_a_new_version() {
     let resolved = world.resolve("digits");
     assert!(matches!(resolved, Resolved::Model(model) if model.id == id && model.declared_size == Some(ByteSize::mib(64))));
     assert_eq!((world.loads().len(), world.retired().len()), (1, 0));
+}
+
+/// With one more annotation.
+fn annotated(mut object: Desired, name: &str, value: &str) -> Desired {
+    let mut annotations = object.annotations.members();
+    annotations.insert(name.to_owned(), json!(value));
+    object.annotations = annotations.into();
+    object
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_hear_at_once_that_a_model_is_pinned() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!(world.amended(), Vec::<String>::new());
+    world.apply(annotated(isvc("digits", onnx("1")), "berth/pin", "true")).await;
+    assert_eq!(world.amended(), ["digits Keep { pinned: true, min_copies: 0, idle_ttl: None }"]);
+    assert_eq!((world.loads().len(), world.retired().len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_went_because_nobody_used_it_is_not_warmed() {
+    let world = World::start().await;
+    world.apply(annotated(isvc("short", onnx("1")), "berth/idle-ttl", "60s")).await;
+    world.apply(isvc("usual", onnx("2"))).await;
+    for name in ["short", "usual"] {
+        world.report(name, CopyState::Absent).await;
+    }
+    world.pass(secs(600)).await;
+    let mut loads = world.loads();
+    loads.sort();
+    assert_eq!(loads, ["short", "usual", "usual"]);
 }
 
 #[tokio::test(start_paused = true)]

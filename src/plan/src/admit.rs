@@ -78,13 +78,15 @@ pub struct Memory {
     pub charged: Footprint,
     /// The part of `charged` whose unload has begun and is expected to be confirmed.
     pub returning: Footprint,
+    /// The part of `budget` that is not there in truth: others use it, or the server kept it ([`crate::pressure`]).
+    pub withheld: Footprint,
 }
 
 impl Memory {
     /// What is neither charged nor promised.
     #[must_use]
     pub fn free(&self) -> Footprint {
-        self.budget.minus(&self.charged)
+        self.budget.minus(&self.charged).minus(&self.withheld)
     }
 
     /// How much is missing, pool by pool, before `need` fits. A pool of which nothing is needed is not short,
@@ -94,7 +96,7 @@ impl Memory {
     }
 
     fn missing_in(&self, pool: Pool, bytes: ByteSize) -> ByteSize {
-        (bytes + self.charged.get(pool)).saturating_sub(self.budget.get(pool))
+        (bytes + self.charged.get(pool) + self.withheld.get(pool)).saturating_sub(self.budget.get(pool))
     }
 }
 
@@ -134,10 +136,16 @@ pub fn drain_for(need: &Footprint, memory: &Memory, residents: impl IntoIterator
 #[must_use]
 pub fn relieve(memory: &Memory, residents: impl IntoIterator<Item = Resident>) -> Vec<ModelId> {
     let excess = memory.charged.minus(&memory.budget).minus(&memory.returning);
+    free_up(&excess, residents)
+}
+
+/// The idle copies that must go so that this much comes free, or as much of it as they have.
+#[must_use]
+pub fn free_up(excess: &Footprint, residents: impl IntoIterator<Item = Resident>) -> Vec<ModelId> {
     if excess.total() == ByteSize::ZERO {
         return Vec::new();
     }
-    match choose(&excess, residents, |copy| copy.in_flight == 0) {
+    match choose(excess, residents, |copy| copy.in_flight == 0) {
         Choice::Suffices(victims) => victims.into_iter().map(|victim| victim.model).collect(),
         // Some help is better than none: memory that is not there is in use.
         Choice::TooLittle { able, .. } => able.into_iter().map(|victim| victim.model).collect(),
@@ -241,7 +249,7 @@ mod tests {
     }
 
     fn memory(budget: Footprint, charged: Footprint) -> Memory {
-        Memory { budget, charged, returning: Footprint::default() }
+        Memory { budget, charged, ..Memory::default() }
     }
 
     /// An idle copy, used `age` ms ago.
@@ -400,7 +408,7 @@ mod tests {
     fn books(residents: &[Resident], beside: (u64, u64), returning: bool, room: (u64, u64)) -> Memory {
         let beside = both(beside.0, beside.1);
         let charged = residents.iter().fold(beside.clone(), |sum, copy| sum.plus(&copy.footprint));
-        Memory { budget: both(room.0, room.1), charged, returning: if returning { beside } else { Footprint::default() } }
+        Memory { budget: both(room.0, room.1), charged, returning: if returning { beside } else { Footprint::default() }, ..Memory::default() }
     }
 
     fn sum_of<'a>(residents: &'a [Resident], victims: &[ModelId], except: Option<&ModelId>) -> Footprint {

@@ -7,6 +7,7 @@ pub mod background;
 pub mod drift;
 mod life;
 pub mod managed;
+pub mod pressure;
 pub mod registration;
 pub mod resource;
 pub mod runtime;
@@ -14,6 +15,6 @@ pub mod status;
 mod suspects;
 mod uri;
 
-pub use admit::{Admission, MayEvict, Memory, Resident, admit, drain_for, relieve};
+pub use admit::{Admission, MayEvict, Memory, Resident, admit, drain_for, free_up, relieve};
 pub use life::{Effect, Event, Phase, Unexpected};
 pub use suspects::Suspects;

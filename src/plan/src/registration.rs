@@ -21,7 +21,7 @@ pub fn registration(name: &Name, owner: Owner, spec: &ServingSpec) -> Registrati
         Some(runtime) => Placement::Runtime(runtime.clone()),
         None => Placement::Format { protocol: spec.protocol.clone() },
     };
-    Registration::new(id, spec.format.clone(), placement, spec.storage.clone(), spec.declared_size)
+    Registration::new(id, spec.format.clone(), placement, spec.storage.clone(), spec.declared_size).kept(spec.keep)
 }
 
 fn spec_hash(text: &str) -> String {

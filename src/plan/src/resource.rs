@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use berth_types::{ByteSize, ModelFormat, Owner, StorageRef};
+use berth_types::{ByteSize, Keep, ModelFormat, Owner, StorageRef};
 use serde_json::{Map, Value};
 
 use crate::registration::go_json_string;
@@ -21,6 +22,12 @@ pub const DEPLOYMENT_MODE: &str = "serving.kserve.io/deploymentMode";
 pub const MODEL_MESH: &str = "ModelMesh";
 /// Bytes in memory as the user declares them, such as `512Mi`; beats every estimate.
 pub const MODEL_SIZE: &str = "berth/model-size";
+/// How many copies of the model are never evicted.
+pub const MIN_COPIES: &str = "berth/min-copies";
+/// How long the model stays loaded without being used, such as `30m`.
+pub const IDLE_TTL: &str = "berth/idle-ttl";
+/// `true`: the model is never evicted.
+pub const PIN: &str = "berth/pin";
 
 const SECRET_KEY: &str = "serving.kserve.io/secretKey";
 const SCHEMA_PATH: &str = "serving.kserve.io/schemaPath";
@@ -42,6 +49,8 @@ pub struct ServingSpec {
     pub storage: StorageRef,
     /// [`MODEL_SIZE`].
     pub declared_size: Option<ByteSize>,
+    /// [`PIN`], [`MIN_COPIES`] and [`IDLE_TTL`].
+    pub keep: Keep,
     /// The text that the id's hash is made of; see [`crate::registration`].
     pub(crate) hashed: String,
 }
@@ -89,7 +98,64 @@ pub fn parse(owner: Owner, annotations: &Map<String, Value>, spec: &Value) -> Re
         Owner::Isvc => inference_service(annotations, &spec)?,
         Owner::Ksp => predictor(&spec)?,
     };
-    Ok(written.into_spec(declared_size))
+    Ok(written.into_spec(declared_size, keep(annotations)?))
+}
+
+/// How the annotations ask that the model be kept in memory.
+fn keep(annotations: &Map<String, Value>) -> Result<Keep, InvalidSpec> {
+    let pinned = match annotation(annotations, PIN)? {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => return Err(invalid(format!("annotation {PIN} is {other:?}: write \"true\" or \"false\", or leave it out"))),
+    };
+    let min_copies = match annotation(annotations, MIN_COPIES)? {
+        None => 0,
+        Some(text) => match text.parse::<u32>() {
+            Ok(copies) if copies <= MOST_COPIES => copies,
+            _ => return Err(invalid(format!("annotation {MIN_COPIES} is {text:?}: write a whole number from 0 to {MOST_COPIES}"))),
+        },
+    };
+    let idle_ttl = match annotation(annotations, IDLE_TTL)? {
+        None => None,
+        Some(text) => match seconds(text) {
+            Some(seconds) => Some(seconds),
+            None => {
+                return Err(invalid(format!(
+                    "annotation {IDLE_TTL} is {text:?}: write a time above zero with its unit, such as 90s, 30m, 1h30m or 7d"
+                )));
+            }
+        },
+    };
+    let keep = Keep { pinned, min_copies, idle_ttl };
+    if keep.is_fixed() && idle_ttl.is_some() {
+        let other = if pinned { PIN } else { MIN_COPIES };
+        return Err(invalid(format!("annotations {other} and {IDLE_TTL} are both set, and a model cannot stay and go: keep one")));
+    }
+    Ok(keep)
+}
+
+/// More copies than this nobody means.
+const MOST_COPIES: u32 = 1000;
+
+/// A time such as `90s` or `1h30m`, in seconds; `None` when it is none, is zero, or is longer than a hundred years.
+fn seconds(text: &str) -> Option<NonZeroU32> {
+    const LONGEST: u64 = 100 * 366 * 86_400;
+    let (mut sum, mut rest) = (0_u64, text);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|digits| *digits > 0)?;
+        let (number, tail) = rest.split_at(digits);
+        let mut unit = tail.chars();
+        let each = match unit.next()? {
+            's' => 1,
+            'm' => 60,
+            'h' => 3_600,
+            'd' => 86_400,
+            _ => return None,
+        };
+        sum = number.parse::<u64>().ok()?.checked_mul(each)?.checked_add(sum).filter(|sum| *sum <= LONGEST)?;
+        rest = unit.as_str();
+    }
+    NonZeroU32::new(u32::try_from(sum).ok()?)
 }
 
 /// The parts of an InferenceService, besides its predictor, that its spec asks for. Nobody here runs them.
@@ -134,7 +200,7 @@ struct WrittenStorage<'a> {
 }
 
 impl Written<'_> {
-    fn into_spec(self, declared_size: Option<ByteSize>) -> ServingSpec {
+    fn into_spec(self, declared_size: Option<ByteSize>, keep: Keep) -> ServingSpec {
         let hashed = self.hashed();
         // Without `storage` the path counts for nothing: the fetch then says that the storage is missing.
         let (path, schema_path) = match &self.storage {
@@ -154,6 +220,7 @@ impl Written<'_> {
             protocol: self.protocol.map(Arc::from),
             storage: StorageRef { key: key.map(Arc::from), parameters: Arc::new(parameters), path, schema_path },
             declared_size,
+            keep,
             hashed,
         }
     }
@@ -491,6 +558,22 @@ mod tests {
     }
 
     #[test]
+    fn how_a_model_is_kept_is_read_from_annotations() {
+        let ttl = NonZeroU32::new;
+        for (annotations, expected) in [
+            (json!({}), Keep::default()),
+            (json!({ PIN: "true", MIN_COPIES: "2" }), Keep { pinned: true, min_copies: 2, idle_ttl: None }),
+            (json!({ PIN: "false", MIN_COPIES: "0", IDLE_TTL: "1h30m" }), Keep { pinned: false, min_copies: 0, idle_ttl: ttl(5400) }),
+            (json!({ IDLE_TTL: "7d" }), Keep { idle_ttl: ttl(604_800), ..Keep::default() }),
+        ] {
+            assert_eq!(keep(annotations.as_object().expect("an object")), Ok(expected), "{annotations}");
+        }
+        for text in ["", "0s", "m", "5", "5x", "-5s", "1.5h", "99999999999999999999s", "4000000000d"] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn other_parts_are_those_of_an_inference_service_that_its_spec_names() {
         let parts = |transformer, explainer| OtherParts { transformer, explainer };
         for (owner, spec, expected) in [
@@ -632,6 +715,14 @@ mod tests {
                 "spec.predictor.model.storage.parameters.port must be a text",
             ),
             (json!({ MODEL_SIZE: "big" }), json!({ "onnx": { "storageUri": "s3://b" } }), "annotation berth/model-size: \"big\" is not a size"),
+            (json!({ PIN: "yes" }), json!({ "onnx": { "storageUri": "s3://b" } }), "annotation berth/pin is \"yes\": write \"true\""),
+            (json!({ MIN_COPIES: "-1" }), json!({ "onnx": { "storageUri": "s3://b" } }), "annotation berth/min-copies is \"-1\""),
+            (json!({ IDLE_TTL: "30" }), json!({ "onnx": { "storageUri": "s3://b" } }), "annotation berth/idle-ttl is \"30\": write a time"),
+            (
+                json!({ PIN: "true", IDLE_TTL: "30m" }),
+                json!({ "onnx": { "storageUri": "s3://b" } }),
+                "annotations berth/pin and berth/idle-ttl are both set",
+            ),
             (json!({ MODEL_SIZE: "0" }), json!({ "onnx": { "storageUri": "s3://b" } }), "annotation berth/model-size is zero"),
             (
                 json!({ MODEL_SIZE: 5 }),

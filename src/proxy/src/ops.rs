@@ -30,15 +30,15 @@ pub async fn serve_metrics(
 }
 
 /// Serves `GET /live` (200 while this process answers at all) and `GET /ready` (503 with the reason while `ready` has
-/// one).
-pub async fn serve_probes(listener: Listener, ready: Ready, clock: Clock, shutdown: CancellationToken) {
+/// one), and `GET /runtime` in the same way for whether the inference server may go on as it is.
+pub async fn serve_probes(listener: Listener, ready: Ready, runtime: Ready, clock: Clock, shutdown: CancellationToken) {
     let stopping = shutdown.clone();
     let page: Pages = Arc::new(move |path| {
         let plain = "text/plain; charset=utf-8";
         match path {
             "/live" => Some((StatusCode::OK, plain, "ok\n".to_owned())),
             "/ready" if stopping.is_cancelled() => Some((StatusCode::SERVICE_UNAVAILABLE, plain, "shutting down\n".to_owned())),
-            "/ready" => Some(match ready() {
+            "/ready" | "/runtime" => Some(match if path == "/ready" { ready() } else { runtime() } {
                 Ok(()) => (StatusCode::OK, plain, "ok\n".to_owned()),
                 Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, plain, format!("{reason}\n")),
             }),
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_readiness_probe_says_why_not() {
+    async fn the_probes_of_readiness_and_of_the_runtime_say_why_not() {
         let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
         let state = Arc::new(Mutex::new(Err("resources are being read".to_owned())));
@@ -126,10 +126,13 @@ mod tests {
             let state = Arc::clone(&state);
             move || state.lock().clone()
         });
-        let server = tokio::spawn(serve_probes(listener, ready, Clock::system(), shutdown.clone()));
+        let bloated: Ready = Arc::new(|| Err("it keeps 5 GiB".to_owned()));
+        let server = tokio::spawn(serve_probes(listener, ready, bloated, Clock::system(), shutdown.clone()));
         assert!(get(addr, "GET /live").await.starts_with("HTTP/1.1 200"));
         let answer = get(addr, "GET /ready").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("resources are being read\n"), "{answer}");
+        let answer = get(addr, "GET /runtime").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("it keeps 5 GiB\n"), "{answer}");
         *state.lock() = Ok(());
         assert!(get(addr, "HEAD /ready").await.starts_with("HTTP/1.1 200"));
         shutdown.cancel();

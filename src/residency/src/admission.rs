@@ -37,7 +37,7 @@ enum Turn {
 }
 
 /// The loaded copies as eviction sees them, least recently used first.
-fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>, now: Instant) -> impl Iterator<Item = Resident> + 'a {
+pub(crate) fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>, now: Instant) -> impl Iterator<Item = Resident> + 'a {
     lru.walk(move |model| last_used_of(entries, model)).filter_map(move |model| {
         let entry = entries.get(&model)?;
         let (slot, lease) = (entry.slot.as_ref()?, entry.lease.as_ref()?);
@@ -47,7 +47,7 @@ fn residents<'a>(lru: &'a mut ByLastUse, entries: &'a HashMap<ModelId, Entry>, n
             held_for: now.saturating_duration_since(slot.loaded_at),
             used_since_load: slot.used_since_load(),
             in_flight: slot.in_flight(),
-            pinned: false,
+            pinned: entry.registration.as_ref().is_some_and(|registration| registration.keep.is_fixed()),
             model,
         })
     })
@@ -120,15 +120,20 @@ impl Owner {
         while self.loading.len() < limit && !self.is_away() {
             let Some(Ticket { model, .. }) = self.to_load.first().cloned() else { break };
             // A model that may have ended the runtime shares it with no other load.
-            let suspect_loads = self.loading.iter().any(|loading| self.suspects.loads_alone(loading));
-            if suspect_loads || (self.suspects.loads_alone(&model) && !self.loading.is_empty()) {
+            let suspect_loads = self.loading.iter().any(|loading| self.suspects.loads_alone(loading) || self.truth.loads_alone(loading));
+            let must_wait = self.must_wait_to_learn(&model) || self.truth.is_recycling();
+            if suspect_loads || must_wait || (self.suspects.loads_alone(&model) && !self.loading.is_empty()) {
                 break;
             }
             self.to_load.pop_first();
             let Some(entry) = self.entries.get_mut(&model) else { continue };
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
-            let artifacts = artifacts_of(files);
-            entry.task = Some(self.work.load(registration, artifacts, entry.life));
+            let (artifacts, life) = (artifacts_of(files), entry.life);
+            let watched = self.begin_learning(&model);
+            let task = self.work.load(registration, artifacts, watched, life);
+            if let Some(entry) = self.entries.get_mut(&model) {
+                entry.task = Some(task);
+            }
             self.loading.insert(model);
         }
     }
@@ -170,6 +175,10 @@ impl Owner {
         if ahead > self.work.runtime.info().load_concurrency.get() as usize {
             return Turn::Blocks;
         }
+        // What is learned while one loads alone must not be disturbed by copies that go.
+        if self.truth.is_recycling() || self.must_not_be_disturbed() || !self.sees_clearly() {
+            return Turn::Blocks;
+        }
         let Some(entry) = self.entries.get(model) else { return Turn::PassedOver };
         if let Some(victim) = &entry.after_out_of_memory
             && matches!(self.phase(victim), Some(Phase::Draining | Phase::Unloading))
@@ -178,7 +187,7 @@ impl Owner {
         }
         let (may, need, waited_for) = (entry.may_evict(), entry.need.clone().unwrap_or_default(), !entry.waiters.is_empty());
         loop {
-            let memory = self.ledger.sums().memory;
+            let memory = self.memory();
             match admit(&need, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall()) {
                 Admission::Fits => {
                     // The ledger asks the same question again; both must say yes.
@@ -228,7 +237,7 @@ impl Owner {
 
     /// Idle copies do not suffice for a load that somebody waits for.
     fn take_turns(&mut self, model: &ModelId, need: &berth_types::Footprint) -> Turn {
-        let memory = self.ledger.sums().memory;
+        let memory = self.memory();
         let now = self.clock.now();
         match drain_for(need, &memory, residents(&mut self.lru, &self.entries, now), self.config.turn) {
             Admission::Evict(victims) => {
@@ -271,6 +280,16 @@ impl Owner {
         true
     }
 
+    /// Evicts one copy, unless it came into use. True when it goes.
+    pub(crate) fn evict_idle(&mut self, victim: &ModelId, reason: &str) -> bool {
+        let closed = self.entries.get(victim).and_then(|entry| entry.slot.as_ref()).is_some_and(|slot| slot.gate.close_if_idle());
+        if closed {
+            self.log_eviction(victim, victim, reason);
+            self.step(victim, Event::Evict);
+        }
+        closed
+    }
+
     fn log_eviction(&self, victim: &ModelId, for_model: &ModelId, reason: &str) {
         let size = self.entries.get(victim).and_then(|entry| entry.lease.as_ref()).map(|lease| lease.bytes().clone()).unwrap_or_default();
         self.metrics.add(Counter::Evictions, &[], 1);
@@ -295,7 +314,8 @@ impl Owner {
     /// Evicts the least recently used idle copy, so that `model` can be tried once more. False when there is none.
     pub(crate) fn evict_one_for(&mut self, model: &ModelId) -> bool {
         loop {
-            let victim = residents(&mut self.lru, &self.entries, self.clock.now()).find(|copy| copy.in_flight == 0).map(|copy| copy.model);
+            let victim =
+                residents(&mut self.lru, &self.entries, self.clock.now()).find(|copy| copy.in_flight == 0 && !copy.pinned).map(|copy| copy.model);
             let Some(victim) = victim else { return false };
             if self.evict(std::slice::from_ref(&victim), model) {
                 if let Some(entry) = self.entries.get_mut(model) {

@@ -102,6 +102,7 @@ impl Owner {
         let loading: Vec<ModelId> = self.loading.iter().cloned().collect();
         warn!(error = %why, models = held.len(), loading = loading.len(), computing = computing.len(), "the runtime has gone away");
         self.metrics.set(Gauge::RuntimeUp, &[], 0);
+        self.another_server(false);
         let grace = self.config.runtime_grace;
         self.watch.away = Some(Away { since: now, at: self.work.sequence.next(), why: Arc::clone(&why), refuse_at: now + grace, refused: false });
         for model in held {

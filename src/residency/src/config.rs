@@ -3,6 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use berth_plan::pressure::Marks;
+
+/// What is done about a runtime that keeps so much memory that no model has that it had better be started anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recycle {
+    /// It is said in the log and in the metrics.
+    #[default]
+    Off,
+    /// It is drained, and then [`crate::Residency::must_restart_runtime`] says so to whoever can start it anew.
+    Drain,
+    /// It is drained, and then its process is told to end.
+    End,
+}
+
 /// Limits and waiting times of one pod's residency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -46,6 +60,12 @@ pub struct Config {
     pub save_every: Duration,
     /// Models whose last use and size are remembered; the longest unused are forgotten first.
     pub remembered: usize,
+    /// When a memory counts as nearly full.
+    pub marks: Marks,
+    /// What is done about a runtime that keeps memory.
+    pub recycle: Recycle,
+    /// How much of a memory it may keep, in percent.
+    pub bloated_percent: u32,
 }
 
 impl Default for Config {
@@ -69,6 +89,9 @@ impl Default for Config {
             state: None,
             save_every: Duration::from_secs(30),
             remembered: 50_000,
+            marks: Marks::default(),
+            recycle: Recycle::Off,
+            bloated_percent: 50,
         }
     }
 }

@@ -79,7 +79,7 @@ impl Owner {
                         ending.done.push(done);
                     }
                 }
-                Msg::Load { .. } | Msg::Retire { .. } | Msg::Suspect { .. } | Msg::StorageChanged | Msg::Snapshot { .. } => {}
+                Msg::Load { .. } | Msg::Retire { .. } | Msg::Amend { .. } | Msg::Suspect { .. } | Msg::StorageChanged | Msg::Snapshot { .. } => {}
             }
         }
         let bytes = self.bring_history_up_to_date();

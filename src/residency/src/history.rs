@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use berth_types::{Footprint, ModelId, UnixMillis};
+use berth_types::{ContentDigest, Footprint, ModelId, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -21,10 +21,19 @@ struct Known {
     measured: Option<Footprint>,
 }
 
-/// Last use and measured size of the models that were used or loaded here.
+/// What files took when they were loaded, under whatever name.
+#[derive(Clone, Debug, PartialEq)]
+struct Learned {
+    size: Footprint,
+    /// When that was.
+    at: UnixMillis,
+}
+
+/// Last use and measured size of the models that were used or loaded here, and what was learned of their files.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     models: HashMap<ModelId, Known>,
+    contents: HashMap<ContentDigest, Learned>,
     changed: bool,
 }
 
@@ -32,6 +41,16 @@ pub(crate) struct History {
 struct Stored {
     version: u32,
     models: Vec<StoredModel>,
+    /// Files of before this was kept have none.
+    #[serde(default)]
+    contents: Vec<StoredContent>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredContent {
+    digest: ContentDigest,
+    size: Footprint,
+    at: UnixMillis,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,7 +76,7 @@ impl History {
     pub(crate) fn read(folder: &Path) -> Self {
         let path = file_in(folder);
         match read_file(&path) {
-            Ok(models) => History { models, changed: false },
+            Ok((models, contents)) => History { models, contents, changed: false },
             Err(fault) => {
                 warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be read, starting without");
                 History::default()
@@ -73,7 +92,14 @@ impl History {
         }
     }
 
-    pub(crate) fn note_size(&mut self, model: &ModelId, measured: &Footprint) {
+    /// What a copy takes, and with it every copy of the same files.
+    pub(crate) fn note_size(&mut self, model: &ModelId, digest: Option<ContentDigest>, measured: &Footprint, at: UnixMillis) {
+        if let Some(digest) = digest
+            && self.contents.get(&digest).is_none_or(|learned| learned.size != *measured)
+        {
+            self.contents.insert(digest, Learned { size: measured.clone(), at });
+            self.changed = true;
+        }
         let known = self.models.entry(model.clone()).or_default();
         if known.measured.as_ref() != Some(measured) {
             known.measured = Some(measured.clone());
@@ -93,6 +119,11 @@ impl History {
         self.models.get(model)?.measured.clone()
     }
 
+    /// What these files took when they were last loaded.
+    pub(crate) fn learned(&self, digest: ContentDigest) -> Option<Footprint> {
+        self.contents.get(&digest).map(|learned| learned.size.clone())
+    }
+
     /// Every model that was ever used, with its last use.
     pub(crate) fn used(&self) -> impl Iterator<Item = (&ModelId, UnixMillis)> {
         self.models.iter().filter_map(|(model, known)| Some((model, known.last_used?)))
@@ -101,6 +132,14 @@ impl History {
     /// Forgets the longest unused models down to `limit`, once it is exceeded by a tenth: so that it costs little per
     /// model.
     pub(crate) fn keep_within(&mut self, limit: usize) {
+        if self.contents.len() > limit + limit / 10 {
+            let mut times: Vec<UnixMillis> = self.contents.values().map(|learned| learned.at).collect();
+            let surplus = times.len() - limit;
+            let (_, oldest_kept, _) = times.select_nth_unstable(surplus);
+            let oldest_kept = *oldest_kept;
+            self.contents.retain(|_, learned| learned.at >= oldest_kept);
+            self.changed = true;
+        }
         if self.models.len() <= limit + limit / 10 {
             return;
         }
@@ -126,8 +165,11 @@ impl History {
         let stored = |(id, known): (&ModelId, &Known)| StoredModel { id: id.clone(), last_used: known.last_used, measured: known.measured.clone() };
         let mut models: Vec<_> = self.models.iter().map(stored).collect();
         models.sort_by(|a, b| a.id.cmp(&b.id));
+        let stored = |(digest, learned): (&ContentDigest, &Learned)| StoredContent { digest: *digest, size: learned.size.clone(), at: learned.at };
+        let mut contents: Vec<_> = self.contents.iter().map(stored).collect();
+        contents.sort_by_key(|content| content.digest);
         // Plain values with text keys: there is nothing in them that JSON cannot say.
-        serde_json::to_vec(&Stored { version: VERSION, models }).ok()
+        serde_json::to_vec(&Stored { version: VERSION, models, contents }).ok()
     }
 
     /// The last write did not succeed: the next save tries again.
@@ -136,10 +178,10 @@ impl History {
     }
 }
 
-fn read_file(path: &Path) -> Result<HashMap<ModelId, Known>, String> {
+fn read_file(path: &Path) -> Result<(HashMap<ModelId, Known>, HashMap<ContentDigest, Learned>), String> {
     let size = match std::fs::metadata(path) {
         Ok(meta) => meta.len(),
-        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(HashMap::new()),
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
         Err(fault) => return Err(fault.to_string()),
     };
     if size > LARGEST_FILE {
@@ -150,7 +192,9 @@ fn read_file(path: &Path) -> Result<HashMap<ModelId, Known>, String> {
     if stored.version != VERSION {
         return Err(format!("it has version {}, this program reads {VERSION}", stored.version));
     }
-    Ok(stored.models.into_iter().map(|model| (model.id, Known { last_used: model.last_used, measured: model.measured })).collect())
+    let models = stored.models.into_iter().map(|model| (model.id, Known { last_used: model.last_used, measured: model.measured }));
+    let contents = stored.contents.into_iter().map(|content| (content.digest, Learned { size: content.size, at: content.at }));
+    Ok((models.collect(), contents.collect()))
 }
 
 /// Writes the file. Blocking: for a blocking thread.
@@ -176,13 +220,14 @@ mod tests {
         assert!(history.take_unsaved().is_none(), "nothing changed");
         history.note_use(&id("a"), UnixMillis(7));
         history.note_use(&id("a"), UnixMillis(5));
-        history.note_size(&id("b"), &Footprint::host(ByteSize(9)));
+        history.note_size(&id("b"), Some(ContentDigest([7; 32])), &Footprint::host(ByteSize(9)), UnixMillis(3));
         write(folder.path(), &history.take_unsaved().expect("changed")).expect("the folder is writable");
         assert!(history.take_unsaved().is_none());
         let back = History::read(folder.path());
         assert_eq!(back.last_used("a"), Some(UnixMillis(7)), "the last use never moves back");
         assert_eq!(back.measured(&id("b")), Some(Footprint::host(ByteSize(9))));
-        assert_eq!(back.models, history.models);
+        assert_eq!(back.learned(ContentDigest([7; 32])), Some(Footprint::host(ByteSize(9))));
+        assert_eq!((back.models, back.contents), (history.models, history.contents));
     }
 
     #[test]
@@ -200,13 +245,17 @@ mod tests {
         for n in 0..111 {
             history.note_use(&id(&format!("m{n}")), UnixMillis(1_000 + n));
         }
-        history.note_size(&id("never-used"), &Footprint::default());
+        for n in 0..111 {
+            history.note_size(&id("never-used"), Some(ContentDigest([n; 32])), &Footprint::default(), UnixMillis(n.into()));
+        }
         history.keep_within(100);
         assert_eq!(history.models.len(), 100);
         assert_eq!(history.last_used("m110"), Some(UnixMillis(1_110)));
         assert_eq!(history.last_used("m10"), None);
         assert!(history.measured(&id("never-used")).is_none());
         assert_eq!(history.last_used("m11"), Some(UnixMillis(1_011)));
+        let knows = |n| history.learned(ContentDigest([n; 32])).is_some();
+        assert_eq!((knows(10), knows(11), knows(110)), (false, true, true));
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl Owner {
 
     pub(crate) fn begin_unload(&mut self, model: &ModelId) {
         self.leaving.insert(model.clone());
+        self.stir();
         let Some(entry) = self.entries.get_mut(model) else { return };
         entry.slot = None;
         if let Some(lease) = &mut entry.lease {
@@ -219,6 +220,7 @@ impl Owner {
 
     /// The runtime confirmed.
     pub(crate) fn release(&mut self, model: &ModelId) {
+        self.stir();
         if let Some(entry) = self.entries.get_mut(model) {
             if let Some(began) = entry.leaving.began {
                 self.metrics.observe(Histogram::StepSeconds, &[("step", Step::Unload.as_str())], self.clock.now() - began);

@@ -79,7 +79,7 @@ impl Ledger {
 
     pub(crate) fn sums(&self) -> Sums {
         let books = self.books.lock();
-        let memory = Memory { budget: self.budget.clone(), charged: books.charged.clone(), returning: books.returning.clone() };
+        let memory = Memory { budget: self.budget.clone(), charged: books.charged.clone(), returning: books.returning.clone(), ..Memory::default() };
         Sums { memory, unconfirmed: books.unconfirmed.clone() }
     }
 

@@ -14,6 +14,7 @@
 //! | `admission` | what starts next and what must go for it |
 //! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
 //! | `away` | the runtime goes away and comes back |
+//! | `truth` | what is really in use, and what follows: measured sizes, pressure, a server that keeps memory |
 //! | `telling`, `ending` | reports, gauges and the history's file; shutting down |
 //! | `keeping`, `failure_file`, `file` | failures on their way to the disk, before they are told; their file; replacing one |
 //! | `work` | everything that leaves the process, each in a task with a deadline |
@@ -49,10 +50,11 @@ mod slot;
 mod snapshot;
 mod sync;
 mod telling;
+mod truth;
 mod work;
 
 pub use berth_plan::{MayEvict, Phase};
-pub use config::Config;
+pub use config::{Config, Recycle};
 pub use error::WaitError;
 pub use reports::Reports;
 pub use slot::Guard;
@@ -62,6 +64,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use berth_adapters::Runtime;
+use berth_memory::Source;
 use berth_puller::Fetch;
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{Deadline, Footprint, Location, ModelId, Registration, UnixMillis};
@@ -94,6 +97,8 @@ pub struct Deps {
     pub location: Location,
     /// Bytes per pool.
     pub budget: Footprint,
+    /// Who can tell what is really in use; `None` leaves it at the ledger.
+    pub memory: Option<Arc<dyn Source>>,
     /// Limits and waiting times.
     pub config: Config,
 }
@@ -107,6 +112,8 @@ struct Shared {
     board: Board,
     bell: Arc<Bell>,
     room: watch::Sender<Footprint>,
+    /// Why the runtime has to be started anew, while that is so.
+    bloated: watch::Sender<Option<Arc<str>>>,
 }
 
 impl Shared {
@@ -144,7 +151,7 @@ impl Residency {
     /// else. The task ends after [`Residency::drain`], or when every handle is gone.
     #[must_use]
     pub fn start(deps: Deps) -> (Residency, JoinHandle<()>) {
-        let Deps { runtime, fetch, clock, metrics, location, budget, config } = deps;
+        let Deps { runtime, fetch, clock, metrics, location, budget, memory, config } = deps;
         let history = config.state.as_deref().map(History::read).unwrap_or_default();
         let shared = Arc::new(Shared {
             copies: DashMap::default(),
@@ -152,10 +159,11 @@ impl Residency {
             board: Board::default(),
             bell: Bell::new(clock.clone()),
             room: watch::Sender::new(budget.clone()),
+            bloated: watch::Sender::new(None),
         });
         let (inbox, messages) = mpsc::channel(INBOX);
         let work = Work { tasks: JoinSet::new(), runtime, fetch, clock, metrics, sequence: Sequence::default(), look_now: Arc::new(Notify::new()) };
-        let mut owner = Owner::new(Arc::clone(&shared), config, location, budget, messages, work);
+        let mut owner = Owner::new(Arc::clone(&shared), config, location, (budget, memory), messages, work);
         owner.restore_failures();
         (Residency { inbox, shared }, tokio::spawn(Box::pin(owner.run())))
     }
@@ -206,6 +214,11 @@ impl Residency {
         let _ = self.inbox.send(Msg::Retire { model }).await;
     }
 
+    /// The registration says something else of how the model is kept, or of its size; its id and its files are the same.
+    pub async fn amend(&self, model: Arc<Registration>) {
+        let _ = self.inbox.send(Msg::Amend { model }).await;
+    }
+
     /// The runtime said that it does not hold `model`, which we serve: its index is looked at now, and the copy
     /// withdrawn if that is so.
     pub async fn suspect(&self, model: &ModelId) {
@@ -246,6 +259,13 @@ impl Residency {
     #[must_use]
     pub fn room(&self) -> watch::Receiver<Footprint> {
         self.shared.room.subscribe()
+    }
+
+    /// Why the runtime has to be started anew by whoever keeps it running: it has been drained, and keeps memory that no model
+    /// has. `None` while it has not, and always unless [`Config::recycle`] says more than "off".
+    #[must_use]
+    pub fn must_restart_runtime(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.shared.bloated.subscribe()
     }
 
     /// The books at this moment; `None` when the owner task has ended.

@@ -15,10 +15,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use berth_adapters::{LoadError, LoadFault, Loaded};
+use berth_memory::Source;
 use berth_plan::{Effect, Event, MayEvict, Phase, Suspects};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
-use berth_types::{ByteSize, Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
+use berth_types::{ByteSize, ContentDigest, Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
@@ -32,6 +33,8 @@ use crate::lru::ByLastUse;
 use crate::slot::Slot;
 use crate::snapshot::Snapshot;
 use crate::telling::Shown;
+use crate::truth::Around;
+use crate::truth::Truth;
 use crate::work::{Done, Fetched, Work};
 use crate::{Config, Shared, WaitError};
 
@@ -41,6 +44,7 @@ pub(crate) enum Msg {
     Ensure { model: Arc<Registration>, reply: Waiter },
     Load { model: Arc<Registration>, may: MayEvict },
     Retire { model: Arc<Registration> },
+    Amend { model: Arc<Registration> },
     Suspect { model: ModelId },
     StorageChanged,
     Snapshot { reply: oneshot::Sender<Snapshot> },
@@ -98,6 +102,7 @@ pub(crate) struct Owner {
     pub(crate) runtime_down: bool,
     pub(crate) watch: Watch,
     pub(crate) suspects: Suspects,
+    pub(crate) truth: Truth,
 
     /// Entries by phase.
     pub(crate) counts: [u64; Phase::ALL.len()],
@@ -110,7 +115,14 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    pub(crate) fn new(shared: Arc<Shared>, config: Config, location: Location, budget: Footprint, inbox: mpsc::Receiver<Msg>, work: Work) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        config: Config,
+        location: Location,
+        (budget, source): (Footprint, Option<Arc<dyn Source>>),
+        inbox: mpsc::Receiver<Msg>,
+        work: Work,
+    ) -> Self {
         let (clock, metrics) = (work.clock.clone(), work.metrics.clone());
         let now = clock.now();
         for (pool, bytes) in budget.iter() {
@@ -122,6 +134,7 @@ impl Owner {
             next_tick: now + config.audit,
             watch: Watch::new(work.runtime.health()),
             suspects: Suspects::default(),
+            truth: Truth::new(source, now),
             shared,
             config,
             clock,
@@ -165,6 +178,7 @@ impl Owner {
         loop {
             self.start_what_can_start();
             self.look_if_needed();
+            self.read_if_due();
             self.keep_failures();
             self.show();
             if self.ended() {
@@ -198,6 +212,12 @@ impl Owner {
             Msg::Ensure { model, reply } => self.ensure(model, reply),
             Msg::Load { model, may } => self.load(model, may),
             Msg::Retire { model } => self.retire(model),
+            Msg::Amend { model } => {
+                if let Some(entry) = self.entries.get_mut(&model.id).filter(|entry| entry.registration.is_some()) {
+                    entry.registration = Some(model);
+                    self.reconsider = true;
+                }
+            }
             Msg::Suspect { model } => {
                 if self.entries.get(&model).is_some_and(|entry| entry.phase == Phase::Ready) {
                     self.work.doubt(model, self.config.unload_timeout);
@@ -223,9 +243,9 @@ impl Owner {
                     self.on_fetched(&model, result);
                 }
             }
-            Done::LoadEnded { model, life, result } => {
+            Done::LoadEnded { model, life, result, around } => {
                 if self.is_current(&model, life) {
-                    self.on_load_ended(&model, result);
+                    self.on_load_ended(&model, result, around.as_deref());
                 }
             }
             Done::Drained { model, life } => {
@@ -247,6 +267,12 @@ impl Owner {
                 }
             }
             Done::Looked { began, result } => self.on_looked(began, result),
+            Done::MemoryRead { began, reading } => self.on_memory_read(began, *reading),
+            Done::ServerTold { ended } => {
+                if !ended {
+                    warn!("the runtime's process cannot be ended from here");
+                }
+            }
             Done::Saved { result } => {
                 self.saving = false;
                 if let Err(fault) = result {
@@ -297,6 +323,7 @@ impl Owner {
             for (failure, times) in self.failures.take_unlogged(now) {
                 log_failure(&failure, times);
             }
+            self.unload_what_is_idle();
             self.show_lru_age();
             self.save_if_due();
         }
@@ -304,7 +331,7 @@ impl Owner {
 
     fn wake_at(&self) -> Instant {
         let mut at = self.next_tick;
-        if let Some(sooner) = self.turn_ends.into_iter().chain(self.keeping.wake_at()).chain(self.grace_ends()).min() {
+        if let Some(sooner) = self.turn_ends.into_iter().chain(self.keeping.wake_at()).chain(self.grace_ends()).chain(self.truth.wake_at()).min() {
             at = at.min(sooner);
         }
         if let Some(ending) = &self.ending {
@@ -545,7 +572,8 @@ impl Owner {
     fn arrived(&mut self, model: &ModelId, Fetched { files, estimate }: Fetched) {
         let registration = self.entries.get(model).and_then(|entry| entry.registration.clone());
         let on_disk = Footprint::host(files.size.percent(self.config.disk_factor_percent));
-        let known = registration.and_then(|registration| self.known_need(&registration, estimate.as_ref()));
+        let digest = files.content().map(|content| content.digest);
+        let known = registration.and_then(|registration| self.known_need(&registration, digest, estimate.as_ref()));
         if let Some(entry) = self.entries.get_mut(model) {
             entry.need = Some(known.or(estimate).unwrap_or(on_disk));
             entry.content = files.content().map(Arc::new);
@@ -594,10 +622,12 @@ impl Owner {
         }
     }
 
-    fn on_load_ended(&mut self, model: &ModelId, result: Result<Loaded, (Step, LoadError)>) {
+    fn on_load_ended(&mut self, model: &ModelId, result: Result<Loaded, (Step, LoadError)>, around: Option<&Around>) {
         if !self.loading.remove(model) {
             return;
         }
+        let learned = self.learned(model, around);
+        let killed = self.end_learning(model, around);
         self.reconsider = true;
         let Some(entry) = self.entries.get_mut(model) else { return };
         entry.task = None;
@@ -605,14 +635,15 @@ impl Owner {
             Ok(Loaded { measured, max_concurrency }) => {
                 entry.at_a_time = max_concurrency;
                 let life = entry.life;
-                match measured {
-                    Some(measured) => {
-                        if let Some(refusal) = self.charge(model, &measured) {
-                            self.refuse_for_good(model, refusal);
-                            return self.step(model, Event::Broke);
-                        }
-                    }
-                    None => self.work.size(model.clone(), life),
+                if measured.is_none() {
+                    self.work.size(model.clone(), life);
+                }
+                let own_word = measured.map(|measured| (measured, true));
+                if let Some((measured, certain)) = own_word.or(learned)
+                    && let Some(refusal) = self.charge(model, &measured, certain)
+                {
+                    self.refuse_for_good(model, refusal);
+                    return self.step(model, Event::Broke);
                 }
                 self.suspects.acquit(model);
                 self.clear_failure(model);
@@ -620,6 +651,10 @@ impl Owner {
             }
             Err((step, error)) => {
                 entry.leaving.nothing_attempted = error.nothing_attempted;
+                // A process that was killed did not have the time to say of what it died.
+                let fault = if killed && error.fault == LoadFault::BadModel { LoadFault::OutOfMemory } else { error.fault };
+                let error = self.with_numbers(model, LoadError { fault, ..error });
+                let Some(entry) = self.entries.get_mut(model) else { return };
                 let out_of_memory = error.fault == LoadFault::OutOfMemory;
                 let after_eviction = entry.after_out_of_memory.is_some();
                 if out_of_memory && !after_eviction && !self.failures.eviction_was_no_help(model) && self.evict_one_for(model) {
@@ -655,16 +690,20 @@ impl Owner {
             return;
         }
         self.reconsider = true;
-        if let Some(refusal) = self.charge(model, &size) {
+        if let Some(refusal) = self.charge(model, &size, true) {
             self.refuse_for_good(model, refusal);
             self.step(model, Event::Evict);
         }
     }
 
-    /// Charges what a copy was measured to take, and remembers it. What it is refused with when there will never be room for it.
-    fn charge(&mut self, model: &ModelId, measured: &Footprint) -> Option<Refusal> {
+    /// Charges what a copy was measured to take, and remembers it for these files where that is `certain`. What it is refused
+    /// with when there will never be room for it.
+    fn charge(&mut self, model: &ModelId, measured: &Footprint, certain: bool) -> Option<Refusal> {
         let measured = within_pools(measured, self.ledger.budget())?;
-        self.shared.history.lock().note_size(model, &measured);
+        if certain {
+            let digest = self.entries.get(model).and_then(|entry| entry.content.as_ref()).map(|content| content.digest);
+            self.shared.history.lock().note_size(model, digest, &measured, self.clock.wall());
+        }
         let too_large = measured.exceeds(self.ledger.budget());
         if let Some(lease) = self.entries.get_mut(model).and_then(|entry| entry.lease.as_mut()) {
             lease.correct(measured);
@@ -674,8 +713,11 @@ impl Owner {
 
     /// What the model takes as far as that is known without its files: declared, or as measured last time where that was
     /// more. A declaration that is too small would otherwise have a model that cannot fit loaded again and again.
-    pub(crate) fn known_need(&self, model: &Registration, estimate: Option<&Footprint>) -> Option<Footprint> {
-        let measured = self.shared.history.lock().measured(&model.id);
+    pub(crate) fn known_need(&self, model: &Registration, digest: Option<ContentDigest>, estimate: Option<&Footprint>) -> Option<Footprint> {
+        let measured = {
+            let history = self.shared.history.lock();
+            digest.and_then(|digest| history.learned(digest)).or_else(|| history.measured(&model.id))
+        };
         let Some(declared) = model.declared_size else { return measured };
         // A declaration is one number: it counts for the pool that the runtime would mostly use.
         let likely = measured.as_ref().or(estimate).and_then(|like| like.iter().max_by_key(|part| part.1));
@@ -684,8 +726,21 @@ impl Owner {
     }
 
     fn never_fits(&self, model: &Registration) -> Option<Refusal> {
-        let need = self.known_need(model, None)?;
+        let need = self.known_need(model, None, None)?;
         need.exceeds(self.ledger.budget()).map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
+    }
+
+    /// Copies go that were not used for as long as their users want them kept.
+    fn unload_what_is_idle(&mut self) {
+        let now = self.clock.wall();
+        let idle = |(model, entry): &(&ModelId, &Entry)| {
+            let ttl = entry.registration.as_ref().and_then(|registration| registration.keep.idle_for());
+            entry.phase == Phase::Ready && ttl.is_some_and(|ttl| now.since(last_used_of(&self.entries, model)) >= ttl)
+        };
+        let idle: Vec<ModelId> = self.entries.iter().filter(idle).map(|(model, _)| model.clone()).collect();
+        for model in idle {
+            self.evict_idle(&model, "not used for as long as it is to be kept");
+        }
     }
 
     // Failures.

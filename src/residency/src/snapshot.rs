@@ -1,7 +1,7 @@
 //! What `describe` and dashboards see of a pod's memory.
 
 use berth_plan::Phase;
-use berth_types::{ByteSize, Footprint, ModelId, Pool, UnixMillis};
+use berth_types::{ByteSize, Footprint, ModelId, Pool, Real, UnixMillis};
 
 /// One pool at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,14 @@ pub struct PoolUse {
     pub returning: ByteSize,
     /// The part of `charged` whose unload was not confirmed after all tries.
     pub unconfirmed: ByteSize,
+    /// The part of `budget` that is not there in truth.
+    pub withheld: ByteSize,
+    /// What the server kept of copies that have gone.
+    pub retained: ByteSize,
+    /// What was seen of it.
+    pub real: Real,
+    /// Nearly full: idle copies are evicted.
+    pub strained: bool,
 }
 
 /// One model that is loaded or on its way, at one moment.

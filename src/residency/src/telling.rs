@@ -48,7 +48,7 @@ impl Owner {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let sums = self.ledger.sums();
-        let memory = &sums.memory;
+        let memory = &self.memory();
         let pools = memory.budget.plus(&memory.charged);
         let pools = pools.iter().map(|(pool, _)| PoolUse {
             pool,
@@ -56,6 +56,10 @@ impl Owner {
             charged: memory.charged.get(pool),
             returning: memory.returning.get(pool),
             unconfirmed: sums.unconfirmed.get(pool),
+            withheld: memory.withheld.get(pool),
+            retained: self.truth.retained().get(pool),
+            real: self.truth.reading().and_then(|reading| reading.pools.get(&pool).copied()).unwrap_or_default(),
+            strained: self.truth.is_strained(pool),
         });
         let mut copies: Vec<_> = self
             .entries
@@ -76,7 +80,7 @@ impl Owner {
 
     /// Brings gauges and the watched room up to date, if anything in them changed.
     pub(crate) fn show(&mut self) {
-        let shown = Shown { sums: self.ledger.sums(), counts: self.counts, waiting: self.waiting };
+        let shown = Shown { sums: Sums { memory: self.memory(), ..self.ledger.sums() }, counts: self.counts, waiting: self.waiting };
         if self.shown.as_ref() == Some(&shown) {
             return;
         }

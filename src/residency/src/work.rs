@@ -8,16 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_adapters::{Artifacts, Index, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, UnloadError, Unloaded};
+use berth_memory::Source;
 use berth_puller::{Fetch, Pinned, PullError, Urgency};
 use berth_telemetry::halt::{self, Point};
 use berth_telemetry::{Clock, Histogram, Metrics};
-use berth_types::{Footprint, ModelId, Registration, Step};
+use berth_types::{Footprint, ModelId, Reading, Registration, Step};
 use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::failure_file::{Extent, FailureFile, Write};
 use crate::slot::Slot;
+use crate::truth::{Around, Watched};
 
 /// How a piece of work ended.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(crate) enum Done {
         model: ModelId,
         life: u64,
         result: Result<Loaded, (Step, LoadError)>,
+        /// What was seen of the memory around it.
+        around: Option<Box<Around>>,
     },
     Drained {
         model: ModelId,
@@ -55,6 +59,14 @@ pub(crate) enum Done {
     Looked {
         began: u64,
         result: Result<Index, RuntimeDown>,
+    },
+    /// `began` as above.
+    MemoryRead {
+        began: u64,
+        reading: Box<Reading>,
+    },
+    ServerTold {
+        ended: bool,
     },
     Saved {
         result: std::io::Result<()>,
@@ -158,16 +170,25 @@ impl Work {
     }
 
     /// Lays out and loads.
-    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, life: u64) -> AbortHandle {
+    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, watched: Watched, life: u64) -> AbortHandle {
         let (runtime, metrics, clock) = (Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
         let id = model.id.clone();
         let work = async move {
+            let Watched { source, measure } = watched;
+            let before = match source.as_ref().filter(|_| measure) {
+                Some(source) => read(&**source, &clock).await,
+                None => Reading::default(),
+            };
             let result = load(&*runtime, &clock, &metrics, &model, &artifacts).await;
-            Done::LoadEnded { model: model.id.clone(), life, result }
+            let around = match source.filter(|_| measure || result.is_err()) {
+                Some(source) => Some(Box::new(Around { before, after: read(&*source, &clock).await })),
+                None => None,
+            };
+            Done::LoadEnded { model: model.id.clone(), life, result, around }
         };
         self.spawn(work, move |panic| {
             let error = LoadError { fault: LoadFault::BadModel, message: format!("loading panicked: {panic}"), nothing_attempted: false };
-            Done::LoadEnded { model: id, life, result: Err((Step::Load, error)) }
+            Done::LoadEnded { model: id, life, result: Err((Step::Load, error)), around: None }
         })
     }
 
@@ -254,6 +275,19 @@ impl Work {
         });
     }
 
+    /// Asks what is really in use.
+    pub(crate) fn read_memory(&mut self, source: Arc<dyn Source>) {
+        let (clock, began) = (self.clock.clone(), self.sequence.next());
+        let work = async move { Done::MemoryRead { began, reading: Box::new(read(&*source, &clock).await) } };
+        self.spawn(work, move |_| Done::MemoryRead { began, reading: Box::default() });
+    }
+
+    /// Ends the server's process.
+    pub(crate) fn end_server(&mut self, source: Arc<dyn Source>) {
+        let work = async move { Done::ServerTold { ended: source.end_server().await } };
+        self.spawn(work, |_| Done::ServerTold { ended: false });
+    }
+
     /// Writes the history's file.
     pub(crate) fn save(&mut self, folder: std::path::PathBuf, bytes: Vec<u8>) {
         self.tasks.spawn_blocking(move || Done::Saved { result: crate::history::write(&folder, &bytes) });
@@ -268,6 +302,11 @@ impl Work {
             }
         });
     }
+}
+
+/// What is in use; nothing is known of it when that takes too long.
+async fn read(source: &dyn Source, clock: &Clock) -> Reading {
+    clock.until(clock.deadline_in(crate::truth::PATIENCE), source.read()).await.unwrap_or_default()
 }
 
 async fn load(

@@ -20,6 +20,10 @@ pub enum Counter {
     Loads,
     /// Copies evicted.
     Evictions,
+    /// Copies evicted because memory was nearly full in truth.
+    PressureEvictions,
+    /// How often the runtime had to be started anew because of memory that it kept.
+    RuntimeRecycled,
     /// Bytes fetched from stores.
     FetchedBytes,
     /// Objects fetched from stores.
@@ -63,6 +67,22 @@ pub enum Gauge {
     MemoryLeasedBytes,
     /// Bytes whose unload is not confirmed.
     MemoryUnconfirmedBytes,
+    /// Bytes of a memory that are really in use, whoever uses them.
+    MemoryUsedBytes,
+    /// Bytes that there are of a memory in truth.
+    MemoryLimitBytes,
+    /// 1 while a memory is nearly full.
+    MemoryStrained,
+    /// Bytes of a memory that the runtime's processes hold.
+    RuntimeMemoryBytes,
+    /// Bytes that they held before the first model.
+    RuntimeBaseBytes,
+    /// Bytes that they hold beyond that and what models are charged with.
+    RuntimeRetainedBytes,
+    /// Share of the last ten seconds in which something waited for memory, in hundredths of a percent.
+    MemoryStallPermyriad,
+    /// Processes that the kernel has ended where the runtime is.
+    OomKills,
     /// Budget of the disk tier.
     DiskBudgetBytes,
     /// Bytes in the disk tier.
@@ -129,6 +149,12 @@ impl Counter {
             Counter::Requests => Family { name: "berth_requests_total", help: "Inference requests, by protocol and gRPC code." },
             Counter::Loads => Family { name: "berth_loads_total", help: "Cold loads, by the step that ended them and the outcome." },
             Counter::Evictions => Family { name: "berth_evictions_total", help: "Copies evicted to make room." },
+            Counter::PressureEvictions => {
+                Family { name: "berth_pressure_evictions_total", help: "Copies evicted because memory was nearly full in truth." }
+            }
+            Counter::RuntimeRecycled => {
+                Family { name: "berth_runtime_recycled_total", help: "How often the runtime had to be started anew because of memory that it kept." }
+            }
             Counter::FetchedBytes => Family { name: "berth_fetched_bytes_total", help: "Bytes fetched from model stores." },
             Counter::FetchedObjects => Family { name: "berth_fetched_objects_total", help: "Objects fetched from model stores." },
             Counter::DiskHits => Family { name: "berth_disk_hits_total", help: "Cold loads that found their files on disk." },
@@ -166,6 +192,28 @@ impl Gauge {
             Gauge::MemoryLeasedBytes => Family { name: "berth_memory_leased_bytes", help: "Bytes of a memory pool under lease." },
             Gauge::MemoryUnconfirmedBytes => {
                 Family { name: "berth_memory_unconfirmed_bytes", help: "Bytes of a memory pool whose unload is not confirmed." }
+            }
+            Gauge::MemoryUsedBytes => {
+                Family { name: "berth_memory_used_bytes", help: "Bytes of a memory that are really in use, without caches, whoever uses them." }
+            }
+            Gauge::MemoryLimitBytes => {
+                Family { name: "berth_memory_limit_bytes", help: "Bytes that there are of a memory: limit of the cgroup, device, machine." }
+            }
+            Gauge::MemoryStrained => Family { name: "berth_memory_strained", help: "1 while a memory is nearly full and idle copies are evicted." },
+            Gauge::RuntimeMemoryBytes => Family { name: "berth_runtime_memory_bytes", help: "Bytes of a memory that the runtime's processes hold." },
+            Gauge::RuntimeBaseBytes => {
+                Family { name: "berth_runtime_base_bytes", help: "Bytes of a memory that the runtime's processes held before the first model." }
+            }
+            Gauge::RuntimeRetainedBytes => Family {
+                name: "berth_runtime_retained_bytes",
+                help: "Bytes of a memory that the runtime's processes hold beyond their base and what models are charged with.",
+            },
+            Gauge::MemoryStallPermyriad => Family {
+                name: "berth_memory_stall_permyriad",
+                help: "Share of the last ten seconds in which something waited for memory, in hundredths of a percent.",
+            },
+            Gauge::OomKills => {
+                Family { name: "berth_memory_kills", help: "Processes that the kernel has ended for want of memory where the runtime is." }
             }
             Gauge::DiskBudgetBytes => Family { name: "berth_disk_budget_bytes", help: "Budget of the disk tier." },
             Gauge::DiskUsedBytes => Family { name: "berth_disk_used_bytes", help: "Bytes held by the disk tier." },

@@ -6,6 +6,7 @@
 
 mod azure;
 mod berth;
+mod bounds;
 mod calls;
 mod curl;
 mod echo;
@@ -34,6 +35,7 @@ mod web;
 
 pub use azure::{Access, Azure};
 pub use berth::{Berth, Identity, Serve, Standing};
+pub use bounds::Bounds;
 pub use calls::{Calling, Client, Kind, Metadata, Order, Outcome, Seen as SeenMessage};
 pub use curl::curl;
 pub use echo::{Call, GoEcho};

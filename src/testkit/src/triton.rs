@@ -76,6 +76,22 @@ impl TritonModels {
         self.write(name, &tensors("IN", " optional: true"), &outputs, "", include_str!("models/echo.py"))
     }
 
+    /// A model for a store: a folder `place` with a file of weights and a script that takes `percent` of its bytes of memory.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn hungry(place: &Path, weights: &[u8], percent: u32) -> Result<()> {
+        fs::create_dir_all(place.join("1"))?;
+        let (input, output) = (tensor_text(("IN", "FP32", &[1]), ""), tensor_text(("OUT", "FP32", &[1]), ""));
+        let config = format!(
+            "backend: \"python\"\nmax_batch_size: 0\ninput [\n{input}\n]\noutput [\n{output}\n]\ninstance_group [ {{ count: 1 kind: KIND_CPU }} ]\n"
+        );
+        fs::write(place.join("config.pbtxt"), config)?;
+        fs::write(place.join("1/weights"), weights)?;
+        fs::write(place.join("1/percent"), percent.to_string())?;
+        Ok(fs::write(place.join("1/model.py"), include_str!("models/hungry.py"))?)
+    }
+
     /// `name` answers a request on a stream as often as its INT32 `IN` has elements, one in each `OUT`.
     ///
     /// # Errors

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +63,38 @@ pub struct StorageRef {
     pub schema_path: Option<Arc<str>>,
 }
 
+/// How a model is kept in memory, as its user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Keep {
+    /// Never evicted (annotation `berth/pin`).
+    #[serde(default)]
+    pub pinned: bool,
+    /// So many copies are never evicted (annotation `berth/min-copies`).
+    #[serde(default)]
+    pub min_copies: u32,
+    /// Unloaded when it was not used for so many seconds, and then not loaded until it is (annotation `berth/idle-ttl`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_ttl: Option<NonZeroU32>,
+}
+
+impl Keep {
+    /// Whether the one copy of a pod may go to make room.
+    #[must_use]
+    pub fn is_fixed(self) -> bool {
+        self.pinned || self.min_copies > 0
+    }
+
+    /// How long it stays without being used.
+    #[must_use]
+    pub fn idle_for(self) -> Option<Duration> {
+        self.idle_ttl.map(|seconds| Duration::from_secs(seconds.get().into()))
+    }
+
+    fn is_usual(&self) -> bool {
+        *self == Keep::default()
+    }
+}
+
 /// What many models have in common: ten thousand of them have a handful of these between them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Class {
@@ -72,6 +106,8 @@ pub struct Class {
     pub key: Option<Arc<str>>,
     /// Parameters that override the entry's.
     pub parameters: Parameters,
+    /// How they are kept in memory.
+    pub keep: Keep,
 }
 
 /// What a model id stands for. Immutable: a changed resource gets a new id. The fields of its [`Class`] can be read as if
@@ -104,7 +140,7 @@ impl Registration {
     #[must_use]
     pub fn new(id: ModelId, format: ModelFormat, placement: Placement, storage: StorageRef, declared_size: Option<ByteSize>) -> Self {
         let StorageRef { key, parameters, path, schema_path } = storage;
-        Registration { id, class: Arc::new(Class { format, placement, key, parameters }), path, schema_path, declared_size }
+        Registration { id, class: Arc::new(Class { format, placement, key, parameters, keep: Keep::default() }), path, schema_path, declared_size }
     }
 
     /// The type string that runtimes and custom adapters read: `rt:<runtime>` or `mt:<format>[:<version>][|pv:<protocol>]`.
@@ -115,6 +151,15 @@ impl Registration {
             Placement::Format { protocol: None } => format!("mt:{}", self.format),
             Placement::Format { protocol: Some(protocol) } => format!("mt:{}|pv:{protocol}", self.format),
         }
+    }
+
+    /// The same, kept in memory like this.
+    #[must_use]
+    pub fn kept(mut self, keep: Keep) -> Self {
+        if self.keep != keep {
+            self.class = Arc::new(Class { keep, ..Class::clone(&self.class) });
+        }
+        self
     }
 
     /// Where its bytes are.
@@ -134,17 +179,26 @@ struct Written {
     storage: StorageRef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     declared_size: Option<ByteSize>,
+    #[serde(default, skip_serializing_if = "Keep::is_usual")]
+    keep: Keep,
 }
 
 impl From<Written> for Registration {
-    fn from(Written { id, format, placement, storage, declared_size }: Written) -> Self {
-        Registration::new(id, format, placement, storage, declared_size)
+    fn from(Written { id, format, placement, storage, declared_size, keep }: Written) -> Self {
+        Registration::new(id, format, placement, storage, declared_size).kept(keep)
     }
 }
 
 impl From<Registration> for Written {
     fn from(registration: Registration) -> Self {
         let (storage, Class { format, placement, .. }) = (registration.storage(), &*registration.class);
-        Written { format: format.clone(), placement: placement.clone(), storage, id: registration.id, declared_size: registration.declared_size }
+        Written {
+            format: format.clone(),
+            placement: placement.clone(),
+            storage,
+            id: registration.id,
+            declared_size: registration.declared_size,
+            keep: registration.class.keep,
+        }
     }
 }

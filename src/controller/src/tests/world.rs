@@ -95,6 +95,7 @@ pub(super) struct Script {
     answers: Mutex<HashMap<String, Answer>>,
     loads: Mutex<Vec<String>>,
     retired: Mutex<Vec<String>>,
+    amended: Mutex<Vec<String>>,
 }
 
 fn name_of(model: &ModelId) -> String {
@@ -155,6 +156,10 @@ impl Agents for Script {
             clock.sleep(wait).await;
             controller.report(&pod, vec![report]).await;
         });
+    }
+
+    async fn amend(&self, _pod: &PodId, model: Arc<Registration>) {
+        self.amended.lock().push(format!("{} {:?}", name_of(&model.id), model.keep));
     }
 
     async fn retire(&self, _pod: &PodId, model: Arc<Registration>) {
@@ -354,6 +359,7 @@ impl World {
             answers: Mutex::default(),
             loads: Mutex::default(),
             retired: Mutex::default(),
+            amended: Mutex::default(),
         });
         let (views, metrics, shutdown) = (Views::in_epoch(1), Metrics::default(), CancellationToken::new());
         let endpoints = Endpoints { grpc: Some("grpc://localhost:8033".to_owned()), rest: None };
@@ -419,6 +425,11 @@ impl World {
     /// The names of the loads that were asked for, in order.
     pub(super) fn loads(&self) -> Vec<String> {
         self.agents.loads.lock().clone()
+    }
+
+    /// What agents were told of versions that are kept otherwise, in order.
+    pub(super) fn amended(&self) -> Vec<String> {
+        self.agents.amended.lock().clone()
     }
 
     /// The ids that were retired, in order.

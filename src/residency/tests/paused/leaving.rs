@@ -334,6 +334,7 @@ async fn an_index_that_is_older_than_the_unload_call_confirms_nothing() {
         metrics: Metrics::default(),
         location: Location::of_pod_name("p"),
         budget: parts.budget.clone(),
+        memory: None,
         config: parts.config.clone(),
     });
     // The owner asks for the index every five seconds: this load and its end fall into the time of one answer.

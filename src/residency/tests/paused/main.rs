@@ -4,6 +4,7 @@ mod away;
 mod evicting;
 mod failing;
 mod leaving;
+mod memory;
 mod remembering;
 mod rig;
 mod schedule;

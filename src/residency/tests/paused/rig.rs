@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_adapters::{FakeRuntime, RuntimeInfo};
+use berth_memory::{Source, Told};
 use berth_puller::fake::{FakeFetch, Scripted};
 use berth_residency::{Config, Deps, Guard, Reports, Residency, Snapshot, WaitError};
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{
-    ByteSize, CopyReport, CopyState, Failure, Footprint, Location, ModelFormat, ModelId, Placement, Registration, StorageRef, UnixMillis,
+    ByteSize, CopyReport, CopyState, Failure, Footprint, Keep, Location, ModelFormat, ModelId, Placement, Reading, Registration, StorageRef,
+    UnixMillis,
 };
 use tokio::task::JoinHandle;
 
@@ -40,6 +42,10 @@ pub(crate) fn model(name: &str) -> Arc<Registration> {
     ))
 }
 
+pub(crate) fn kept(name: &str, keep: Keep) -> Arc<Registration> {
+    Arc::new((*model(name)).clone().kept(keep))
+}
+
 pub(crate) fn declaring(name: &str, size: ByteSize) -> Arc<Registration> {
     Arc::new(Registration { declared_size: Some(size), ..(*model(name)).clone() })
 }
@@ -50,6 +56,7 @@ pub(crate) struct Parts {
     pub(crate) runtime: FakeRuntime,
     pub(crate) fetch: Arc<FakeFetch>,
     pub(crate) budget: Footprint,
+    pub(crate) memory: Option<Arc<dyn Source>>,
     pub(crate) config: Config,
 }
 
@@ -73,6 +80,7 @@ impl Parts {
             fetch: FakeFetch::with_default(clock.clone(), Scripted::arrives(kib(4))),
             clock,
             budget: Footprint::host(budget),
+            memory: None,
             config: Config::default(),
         }
     }
@@ -87,6 +95,12 @@ impl Parts {
         Parts { runtime: FakeRuntime::beside(self.clock.clone(), info(true)), ..self }
     }
 
+    /// The same with somebody who tells what is really in use.
+    pub(crate) fn measured_by(self, tell: impl Fn(&FakeRuntime) -> Reading + Send + Sync + 'static) -> Self {
+        let runtime = self.runtime.clone();
+        Parts { memory: Some(Arc::new(Told(move || tell(&runtime)))), ..self }
+    }
+
     pub(crate) fn start(self) -> Pod {
         let metrics = Metrics::default();
         let (residency, owner) = Residency::start(Deps {
@@ -96,6 +110,7 @@ impl Parts {
             metrics: metrics.clone(),
             location: Location::of_pod_name("berth-test"),
             budget: self.budget,
+            memory: self.memory,
             config: self.config,
         });
         Pod { clock: self.clock, runtime: self.runtime, fetch: self.fetch, residency, owner, metrics }

@@ -558,6 +558,7 @@ async fn a_panic_in_the_store_ends_one_load_and_not_the_pod() {
         metrics: berth_telemetry::Metrics::default(),
         location: berth_types::Location::of_pod_name("p"),
         budget: parts.budget.clone(),
+        memory: None,
         config: parts.config.clone(),
     });
     for _ in 0..2 {

@@ -1,0 +1,38 @@
+//! NVIDIA's management library, played by a small one in C: its calling convention is what is tested, its numbers are made up.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use berth_memory::Gpus;
+use berth_types::{ByteSize, Real, Usage};
+
+fn library(folder: &Path, old: bool) -> PathBuf {
+    let file = folder.join(if old { "old.so" } else { "new.so" });
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvml.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"]).arg(&file).arg(source).args(old.then_some("-DBERTH_OLD"));
+    let built = cc.output().unwrap_or_else(|fault| panic!("this test compiles a library and needs cc (install gcc): {fault}"));
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    file
+}
+
+#[test]
+fn each_device_tells_how_full_it_is_and_what_the_server_holds_there() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gpus = Gpus::open(Some(&library(folder.path(), false))).expect("the library can be used");
+    let gib = |gib: u64| ByteSize(gib << 30);
+    let usage = |total: u64| Some(Usage { used: ByteSize((9 << 30) / 2), limit: gib(total) });
+    let expected = BTreeMap::from([(0, Real { held: Some(gib(3)), usage: usage(16) }), (1, Real { held: None, usage: usage(17) })]);
+    assert_eq!(gpus.read(&HashSet::from([4242, 77])), expected);
+    assert_eq!(gpus.read(&HashSet::new())[&0].held, None, "processes of others are none of its");
+    assert_eq!(gpus.totals(), BTreeMap::from([(0, gib(16)), (1, gib(17))]));
+}
+
+#[test]
+fn an_old_driver_without_a_function_and_a_machine_without_a_library_tell_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gpus = Gpus::open(Some(&library(folder.path(), true))).expect("the library can be used");
+    assert_eq!(gpus.read(&HashSet::new()), BTreeMap::new());
+    assert!(Gpus::open(Some(&folder.path().join("none.so"))).is_none());
+}

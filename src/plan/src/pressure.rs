@@ -1,0 +1,216 @@
+//! What follows from what is really in use.
+//!
+//! The ledger says what copies are charged with; what somebody measured says what is so. Where the two differ, the worse of
+//! them counts: a load is admitted only into memory that both have, and copies go when a memory is nearly full although the
+//! ledger has room. What the server holds is taken as `base + what its copies take + what it kept of copies that have gone`.
+
+use berth_types::{ByteSize, Footprint, Pool, Reading, Usage};
+
+/// When a memory counts as nearly full, in percent of its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// From here on copies go.
+    pub high_percent: u32,
+    /// Until so little is used again.
+    pub low_percent: u32,
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Marks { high_percent: 92, low_percent: 85 }
+    }
+}
+
+/// How a memory stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Strain {
+    /// Nearly full, and not yet relieved since.
+    pub strained: bool,
+    /// What must come free before it is relieved.
+    pub excess: ByteSize,
+}
+
+/// How a memory stands that was `strained` before: from the high mark on, until it is below the low one.
+#[must_use]
+pub fn strain(strained: bool, usage: Usage, marks: Marks) -> Strain {
+    let high = usage.limit.percent(marks.high_percent);
+    let low = usage.limit.percent(marks.low_percent.min(marks.high_percent));
+    let strained = usage.limit > ByteSize::ZERO && usage.used > low && (strained || usage.used >= high);
+    Strain { strained, excess: if strained { usage.used.saturating_sub(low) } else { ByteSize::ZERO } }
+}
+
+/// What the server kept of copies that have gone, or took beside them: what it holds beyond `base` and `charged`.
+#[must_use]
+pub fn retained(held: &Footprint, base: &Footprint, charged: &Footprint) -> Footprint {
+    held.minus(base).minus(charged)
+}
+
+/// The part of the budget that is not there: of what the ledger counts as free, what is not free in truth. `coming` is what
+/// loads that are under way will take, which nobody has measured yet.
+///
+/// Where nothing is charged at all, what the server kept counts as free: the next copy is made of it, and nothing that could
+/// go would change it.
+#[must_use]
+pub fn withheld(budget: &Footprint, charged: &Footprint, coming: &Footprint, retained: &Footprint, reading: &Reading, marks: Marks) -> Footprint {
+    let short = |(pool, all): (Pool, ByteSize)| {
+        let usage = reading.usage(pool)?;
+        let reusable = if charged.get(pool) == ByteSize::ZERO { retained.get(pool) } else { ByteSize::ZERO };
+        let used = usage.used.saturating_sub(reusable) + coming.get(pool);
+        let there = usage.limit.percent(marks.high_percent).saturating_sub(used);
+        Some((pool, all.saturating_sub(charged.get(pool)).saturating_sub(there)))
+    };
+    Footprint::of(budget.iter().filter_map(short))
+}
+
+/// What a copy is charged with that was thought to take `need` and with whose load the server has `grown`, while it had
+/// `kept` memory of others.
+///
+/// It takes at least what the server has grown by, and at most that and all that was kept, of which it may have been made. So
+/// what was thought is corrected as far as that shows it to be wrong and no further: kept memory never makes a copy look
+/// smaller than it may be.
+#[must_use]
+pub fn charge(need: &Footprint, grown: &Footprint, kept: &Footprint) -> Footprint {
+    let pools = need.plus(grown);
+    Footprint::of(pools.iter().map(|(pool, _)| {
+        let (least, most) = (grown.get(pool), grown.get(pool) + kept.get(pool));
+        (pool, need.get(pool).max(least).min(most))
+    }))
+}
+
+/// Whether what was measured so may be kept as the size of these files: what is uncertain of it is a tenth at most.
+#[must_use]
+pub fn is_certain(grown: &Footprint, kept: &Footprint) -> bool {
+    grown.total() > ByteSize::ZERO && grown.iter().all(|(pool, bytes)| kept.get(pool) <= bytes.percent(10))
+}
+
+/// Whether a copy of files that were never loaded has the server's loads to itself, so that what it takes can be told: when
+/// it is thought to take more than a twentieth of a memory.
+#[must_use]
+pub fn learns_alone(need: &Footprint, budget: &Footprint) -> bool {
+    need.iter().any(|(pool, bytes)| bytes > budget.get(pool).percent(5))
+}
+
+/// Whether the server has so much that it gives to nobody that it had better be started anew: what it `kept` with no copy
+/// loaded, and what copies hold that it does not unload, against `percent` of a memory.
+#[must_use]
+pub fn is_bloated(kept: &Footprint, unconfirmed: &Footprint, budget: &Footprint, percent: u32) -> bool {
+    budget.iter().any(|(pool, all)| {
+        let lost = kept.get(pool).max(unconfirmed.get(pool));
+        lost > ByteSize::ZERO && lost >= all.percent(percent)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_types::Real;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MARKS: Marks = Marks { high_percent: 90, low_percent: 80 };
+
+    fn host(bytes: u64) -> Footprint {
+        Footprint::host(ByteSize(bytes))
+    }
+
+    fn usage(used: u64, limit: u64) -> Usage {
+        Usage { used: ByteSize(used), limit: ByteSize(limit) }
+    }
+
+    fn reading(used: u64, limit: u64) -> Reading {
+        Reading { pools: [(Pool::Host, Real { held: None, usage: Some(usage(used, limit)) })].into(), ..Reading::default() }
+    }
+
+    #[test]
+    fn a_memory_is_strained_from_the_high_mark_until_below_the_low_one() {
+        for (case, before, used, expected) in [
+            ("far from full", false, 500, (false, 0)),
+            ("between the marks on the way up", false, 899, (false, 0)),
+            ("at the high mark", false, 900, (true, 100)),
+            ("between the marks on the way down", true, 810, (true, 10)),
+            ("at the low mark", true, 800, (false, 0)),
+            ("beyond its limit", false, 1200, (true, 400)),
+        ] {
+            assert_eq!(strain(before, usage(used, 1000), MARKS), Strain { strained: expected.0, excess: ByteSize(expected.1) }, "{case}");
+        }
+        assert!(!strain(false, usage(0, 0), MARKS).strained, "a memory without a size is none");
+    }
+
+    #[test]
+    fn of_the_budget_only_what_is_there_in_truth_is_given_out() {
+        for (case, charged, coming, kept, used, expected) in [
+            ("the ledger is right", 40, 0, 0, 400, 0),
+            ("others use what the ledger counts on", 40, 0, 0, 850, 10),
+            ("and a load under way will, which is charged already", 60, 20, 0, 850, 10),
+            ("nothing is left at all", 40, 0, 0, 950, 60),
+            ("what was kept is no room while copies are loaded", 40, 0, 30, 870, 30),
+            ("and is room when none is", 0, 0, 30, 870, 40),
+            ("a memory of which nothing is kept, with nothing loaded", 0, 0, 0, 870, 70),
+        ] {
+            let answer = withheld(&host(100), &host(charged), &host(coming), &host(kept), &reading(used, 1000), MARKS);
+            assert_eq!(answer, host(expected), "{case}");
+        }
+        let unknown = withheld(&host(100), &host(5), &host(0), &host(0), &Reading::default(), MARKS);
+        assert_eq!(unknown.total(), ByteSize::ZERO, "of what nobody can tell, the ledger's word counts");
+    }
+
+    #[test]
+    fn what_is_learned_is_bounded_by_what_was_kept() {
+        for (case, need, grown, kept, expected) in [
+            ("nothing was kept: the growth is the size", 100, 40, 0, 40),
+            ("also when it is more than was thought", 100, 140, 0, 140),
+            ("what was kept may be in it: it is not lowered", 100, 40, 70, 100),
+            ("but not beyond what there can be", 100, 40, 30, 70),
+            ("it is raised", 100, 140, 30, 140),
+        ] {
+            assert_eq!(charge(&host(need), &host(grown), &host(kept)), host(expected), "{case}");
+        }
+        assert!(is_certain(&host(100), &host(10)) && !is_certain(&host(100), &host(11)) && !is_certain(&host(0), &host(0)));
+        assert!(learns_alone(&host(6), &host(100)) && !learns_alone(&host(5), &host(100)));
+        assert_eq!(retained(&host(100), &host(30), &host(50)), host(20));
+    }
+
+    #[test]
+    fn a_server_is_bloated_by_what_it_keeps_or_does_not_unload() {
+        for (kept, unconfirmed, expected) in [(0, 0, false), (49, 49, false), (50, 0, true), (0, 50, true)] {
+            assert_eq!(is_bloated(&host(kept), &host(unconfirmed), &host(100), 50), expected, "{kept} {unconfirmed}");
+        }
+        assert!(!is_bloated(&host(0), &host(0), &host(0), 50));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(11), ..Default::default() })]
+
+        #[test]
+        fn a_guess_that_is_enough_stays_enough_whatever_was_kept(truth in 0u64..1000, guess in 0u64..1000, kept in 0u64..1000, reused in 0u64..1000) {
+            // Of a copy that takes `truth`, some was made of what was kept: only the rest is seen.
+            let reused = reused.min(kept).min(truth);
+            let charged = charge(&host(guess), &host(truth - reused), &host(kept)).get(Pool::Host).0;
+            prop_assert!(charged >= truth - reused);
+            prop_assert!(charged <= truth.max(guess).max(truth - reused + kept));
+            if guess >= truth {
+                prop_assert!(charged >= truth, "{charged} charged");
+            }
+            if kept == 0 {
+                prop_assert_eq!(charged, truth);
+            }
+        }
+
+        #[test]
+        fn what_is_given_out_is_there_in_truth(budget in 0u64..1000, charged in 0u64..1200, coming in 0u64..500, used in 0u64..1200) {
+            let withheld = withheld(&host(budget), &host(charged), &host(coming), &host(0), &reading(used, 1000), MARKS).get(Pool::Host).0;
+            let free = budget.saturating_sub(charged);
+            prop_assert!(withheld <= free, "no more is withheld than there is");
+            let given = free - withheld;
+            prop_assert!(given == 0 || used + coming + given <= 900, "{given} more");
+        }
+
+        #[test]
+        fn strain_ends_when_what_it_asks_for_is_freed(used in 0u64..2000, limit in 1u64..1500, before in any::<bool>()) {
+            let now = strain(before, usage(used, limit), MARKS);
+            let after = strain(now.strained, usage(used - now.excess.0, limit), MARKS);
+            prop_assert!(!after.strained, "{after:?}");
+            prop_assert_eq!(now.strained, now.excess > ByteSize::ZERO);
+        }
+    }
+}

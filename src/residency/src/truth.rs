@@ -1,0 +1,418 @@
+//! What is really in use, held against the books.
+//!
+//! Somebody who can look ([`berth_memory::Source`]) is asked once a second, more often while a memory is nearly full, and
+//! before memory is given out when what was last seen is older than the last copy that came or went. From that follow: what
+//! a copy of files that were never loaded takes, which is what the server has grown by while it had nothing else to do; how
+//! much of the budget is not there in truth; which copies go although the ledger has room; and whether the server had better
+//! be started anew. What is decided says [`berth_plan::pressure`].
+//!
+//! Invariants: without a source, and of what it cannot tell, nothing changes; nothing is evicted on a reading that is older
+//! than the last memory that came back; memory that was seen to be kept by the server never makes a copy look smaller.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use berth_adapters::{LoadError, LoadFault};
+use berth_memory::Source;
+use berth_plan::{Event, MayEvict, Memory, Phase, free_up, pressure};
+use berth_telemetry::{Counter, Gauge, Metrics};
+use berth_types::{ContentDigest, Footprint, ModelId, Pool, Reading};
+use tracing::{info, warn};
+
+use crate::Recycle;
+use crate::admission::residents;
+use crate::owner::Owner;
+
+/// Between two readings: usually, and while a memory is nearly full.
+const USUAL: Duration = Duration::from_secs(1);
+const STRAINED: Duration = Duration::from_millis(200);
+/// A reading that takes longer tells nothing.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What was seen around one load.
+#[derive(Debug)]
+pub(crate) struct Around {
+    pub(crate) before: Reading,
+    pub(crate) after: Reading,
+}
+
+/// A load whose end will tell what the copy takes.
+#[derive(Debug)]
+struct Learning {
+    /// It has the server's loads to itself, because it must.
+    alone: bool,
+    /// How often something had come or gone when it began; `None` when it was not alone even then.
+    stirred: Option<u64>,
+    oom_kills: Option<u64>,
+}
+
+/// The server is to be started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recycling {
+    /// Its copies leave.
+    Draining,
+    /// Nothing is loaded there, and that did not help.
+    Told,
+}
+
+/// What is known, and what follows.
+pub(crate) struct Truth {
+    source: Option<Arc<dyn Source>>,
+    /// The newest reading, the moment in the owner's sequence at which it was begun, and when it was there.
+    reading: Option<(u64, Instant, Reading)>,
+    /// One is under way.
+    looking: bool,
+    next: Instant,
+    /// The moment in the owner's sequence at which a copy last came or went.
+    changed: u64,
+    /// How often one did.
+    stirred: u64,
+    learning: HashMap<ModelId, Learning>,
+    /// The server's process has been told to load something.
+    loaded_something: bool,
+    /// What it held before that.
+    base: Option<Footprint>,
+    retained: Footprint,
+    strained: BTreeSet<Pool>,
+    bloated: bool,
+    recycling: Option<Recycling>,
+}
+
+impl Truth {
+    pub(crate) fn new(source: Option<Arc<dyn Source>>, now: Instant) -> Self {
+        Truth {
+            source,
+            reading: None,
+            looking: false,
+            next: now,
+            changed: 0,
+            stirred: 0,
+            learning: HashMap::new(),
+            loaded_something: false,
+            base: None,
+            retained: Footprint::default(),
+            strained: BTreeSet::new(),
+            bloated: false,
+            recycling: None,
+        }
+    }
+
+    /// When time alone makes something due.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        (self.source.is_some() && !self.looking).then_some(self.next)
+    }
+
+    /// The newest reading.
+    pub(crate) fn reading(&self) -> Option<&Reading> {
+        self.reading.as_ref().map(|(_, _, reading)| reading)
+    }
+
+    pub(crate) fn retained(&self) -> &Footprint {
+        &self.retained
+    }
+
+    pub(crate) fn is_strained(&self, pool: Pool) -> bool {
+        self.strained.contains(&pool)
+    }
+
+    /// Whether a load has the server to itself, so that what it takes can be told.
+    pub(crate) fn loads_alone(&self, model: &ModelId) -> bool {
+        self.learning.get(model).is_some_and(|learning| learning.alone)
+    }
+
+    pub(crate) fn is_recycling(&self) -> bool {
+        self.recycling.is_some()
+    }
+
+    /// Of the memories in which the server can be seen.
+    fn tells_held(&self) -> bool {
+        self.reading().is_some_and(|reading| reading.held().is_some())
+    }
+
+    fn is_fresh(&self, now: Instant) -> bool {
+        self.reading.as_ref().is_some_and(|(began, at, _)| *began > self.changed && now < *at + USUAL + PATIENCE)
+    }
+}
+
+impl Owner {
+    /// A copy came or went, or is about to: what was seen before says nothing of what is used now.
+    pub(crate) fn stir(&mut self) {
+        self.truth.stirred += 1;
+        self.truth.changed = self.work.sequence.next();
+    }
+
+    /// Begins a reading, if one is due and none is under way.
+    pub(crate) fn read_if_due(&mut self) {
+        if self.truth.looking || self.truth.next > self.clock.now() {
+            return;
+        }
+        if let Some(source) = &self.truth.source {
+            self.truth.looking = true;
+            self.work.read_memory(Arc::clone(source));
+        }
+    }
+
+    /// Whether what is known of the memory is new enough to give some of it out. If not, a reading begins, and memory is
+    /// given out when it has come.
+    pub(crate) fn sees_clearly(&mut self) -> bool {
+        let now = self.clock.now();
+        if self.truth.source.is_none() || self.truth.is_fresh(now) {
+            return true;
+        }
+        self.truth.next = now;
+        false
+    }
+
+    /// The books as far as they are true.
+    pub(crate) fn memory(&self) -> Memory {
+        let memory = self.ledger.sums().memory;
+        let Some(reading) = self.truth.reading() else { return memory };
+        let coming =
+            self.loading.iter().chain(self.to_load.iter().map(|ticket| &ticket.model)).filter_map(|model| self.entries.get(model)?.lease.as_ref());
+        let coming = coming.fold(Footprint::default(), |sum, lease| sum.plus(lease.bytes()));
+        let withheld = pressure::withheld(&memory.budget, &memory.charged, &coming, &self.truth.retained, reading, self.config.marks);
+        Memory { withheld, ..memory }
+    }
+
+    pub(crate) fn on_memory_read(&mut self, began: u64, reading: Reading) {
+        let now = self.clock.now();
+        self.truth.looking = false;
+        let before = self.truth.reading().and_then(|reading| reading.life);
+        if let (Some(before), Some(life)) = (before, reading.life)
+            && before != life
+        {
+            self.another_server(!self.loading.is_empty());
+        }
+        let held = reading.held();
+        if let Some(held) = held.as_ref().filter(|_| !self.truth.loaded_something) {
+            self.truth.base = Some(held.clone());
+        }
+        let is_news = began > self.truth.changed;
+        if let (Some(held), Some(base)) = (&held, &self.truth.base)
+            && is_news
+            && self.loading.is_empty()
+            && !self.is_unloading()
+        {
+            self.truth.retained = pressure::retained(held, base, &self.ledger.sums().memory.charged);
+        }
+        self.truth.reading = Some((began, now, reading));
+        if is_news && !self.is_away() && self.ending.is_none() {
+            self.relieve_what_is_full();
+            self.look_at_bloat();
+        }
+        self.truth.next = now + if self.truth.strained.is_empty() { USUAL } else { STRAINED };
+        self.reconsider |= !self.to_fit.is_empty();
+        self.show_truth();
+    }
+
+    /// The server's process is another one, which holds nothing yet.
+    pub(crate) fn another_server(&mut self, loads: bool) {
+        self.truth.loaded_something = loads;
+        self.truth.base = None;
+        self.truth.retained = Footprint::default();
+        self.truth.bloated = false;
+        self.truth.recycling = None;
+        self.shared.bloated.send_replace(None);
+    }
+
+    fn is_unloading(&self) -> bool {
+        self.leaving.iter().filter_map(|model| self.entries.get(model)).any(|entry| entry.phase == Phase::Unloading)
+    }
+
+    /// Copies go, least recently used first, from memories that are nearly full.
+    fn relieve_what_is_full(&mut self) {
+        let Some(reading) = self.truth.reading() else { return };
+        let mut excess = Vec::new();
+        for (pool, usage) in reading.pools.iter().filter_map(|(pool, real)| Some((*pool, real.usage?))).collect::<Vec<_>>() {
+            let before = self.truth.strained.contains(&pool);
+            let strain = pressure::strain(before, usage, self.config.marks);
+            if strain.strained && self.truth.strained.insert(pool) {
+                warn!(pool = %pool, used = %usage.used, limit = %usage.limit, excess = %strain.excess, "memory is nearly full, idle copies are evicted until it is not");
+            } else if !strain.strained && self.truth.strained.remove(&pool) {
+                info!(pool = %pool, used = %usage.used, limit = %usage.limit, "memory is no longer nearly full");
+            }
+            // Only what models are charged with can be had back.
+            if self.ledger.sums().memory.charged.get(pool).0 > 0 {
+                excess.push((pool, strain.excess));
+            }
+        }
+        let excess = Footprint::of(excess).minus(&self.ledger.sums().memory.returning);
+        let victims = free_up(&excess, residents(&mut self.lru, &self.entries, self.clock.now()));
+        for victim in victims {
+            if self.evict_idle(&victim, "memory is nearly full") {
+                self.metrics.add(Counter::PressureEvictions, &[], 1);
+            }
+        }
+    }
+
+    // What a copy takes.
+
+    /// Whether the load of `model`, which would begin now, is to have the server to itself.
+    pub(crate) fn would_learn_alone(&self, model: &ModelId) -> bool {
+        self.truth.tells_held()
+            && !self.knows_size_of(model)
+            && self
+                .entries
+                .get(model)
+                .and_then(|entry| entry.lease.as_ref())
+                .is_some_and(|lease| pressure::learns_alone(lease.bytes(), self.ledger.budget()))
+    }
+
+    fn knows_size_of(&self, model: &ModelId) -> bool {
+        let history = self.shared.history.lock();
+        match self.digest_of(model) {
+            Some(digest) => history.learned(digest).is_some(),
+            None => history.measured(model).is_some(),
+        }
+    }
+
+    fn digest_of(&self, model: &ModelId) -> Option<ContentDigest> {
+        self.entries.get(model)?.content.as_ref().map(|content| content.digest)
+    }
+
+    /// Whether it must wait for the server to have nothing else to do. A server that loads one model at a time loses nothing
+    /// by learning of each: there only what is being unloaded is waited for.
+    pub(crate) fn must_wait_to_learn(&self, model: &ModelId) -> bool {
+        let learns = self.would_learn_alone(model) || self.loads_one_at_a_time() && self.truth.tells_held() && !self.knows_size_of(model);
+        learns && (!self.loading.is_empty() || self.is_unloading())
+    }
+
+    /// Whether copies that go now would disturb what is being learned, and may wait.
+    pub(crate) fn must_not_be_disturbed(&self) -> bool {
+        let measured =
+            |model: &ModelId| self.loads_one_at_a_time() && self.truth.learning.get(model).is_some_and(|learning| learning.stirred.is_some());
+        self.loading.iter().any(|model| self.truth.loads_alone(model) || measured(model))
+    }
+
+    fn loads_one_at_a_time(&self) -> bool {
+        self.work.runtime.info().load_concurrency.get() == 1
+    }
+
+    /// The load of `model` begins. Who is asked around it, where that may tell something.
+    pub(crate) fn begin_learning(&mut self, model: &ModelId) -> Watched {
+        let Some(source) = self.truth.source.clone() else { return Watched::default() };
+        let (quiet, unknown) = (self.loading.is_empty() && !self.is_unloading(), self.truth.tells_held() && !self.knows_size_of(model));
+        let alone = self.would_learn_alone(model);
+        self.stir();
+        self.truth.loaded_something = true;
+        let stirred = (quiet && unknown).then_some(self.truth.stirred);
+        let oom_kills = self.truth.reading().and_then(|reading| reading.oom_kills);
+        self.truth.learning.insert(model.clone(), Learning { alone, stirred, oom_kills });
+        Watched { source: Some(source), measure: stirred.is_some() }
+    }
+
+    /// It has ended. What the copy is charged with from now on, where that was seen; and whether that is certain.
+    pub(crate) fn learned(&mut self, model: &ModelId, around: Option<&Around>) -> Option<(Footprint, bool)> {
+        let undisturbed = self.truth.learning.get(model).is_some_and(|learning| learning.stirred == Some(self.truth.stirred));
+        let Around { before, after } = around.filter(|around| undisturbed && around.before.life == around.after.life)?;
+        let (before, after) = (before.held()?, after.held()?);
+        let need = self.entries.get(model)?.lease.as_ref()?.bytes().clone();
+        let charged = self.ledger.sums().memory.charged.minus(&need);
+        // Of a server whose beginning nobody saw, all may have been kept.
+        let kept = self.truth.base.as_ref().map_or_else(|| need.clone(), |base| pressure::retained(&before, base, &charged));
+        let seen = |footprint: &Footprint| Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0));
+        let grown = seen(&after.minus(&before));
+        let measured = pressure::charge(&seen(&need), &grown, &kept);
+        Some((measured, pressure::is_certain(&grown, &kept)))
+    }
+
+    /// Forgets that the load was watched; true when it ended because the kernel killed for want of memory.
+    pub(crate) fn end_learning(&mut self, model: &ModelId, around: Option<&Around>) -> bool {
+        let learning = self.truth.learning.remove(model);
+        self.stir();
+        let (Some(before), Some(after)) = (learning.and_then(|learning| learning.oom_kills), around.and_then(|around| around.after.oom_kills)) else {
+            return false;
+        };
+        after > before
+    }
+
+    /// The numbers to a load that ran out of memory.
+    pub(crate) fn with_numbers(&self, model: &ModelId, error: LoadError) -> LoadError {
+        if error.fault != LoadFault::OutOfMemory {
+            return error;
+        }
+        let need = self.entries.get(model).and_then(|entry| entry.lease.as_ref()).map(|lease| lease.bytes().clone()).unwrap_or_default();
+        let Memory { budget, charged, .. } = self.ledger.sums().memory;
+        let mut message = format!("{}; it was given {need}, models take {charged} of {budget}", error.message);
+        if let Some(usage) = self.truth.reading().and_then(|reading| reading.usage(Pool::Host)) {
+            message.push_str(&format!(", and in truth {} of {} host are in use", usage.used, usage.limit));
+        }
+        LoadError { message, ..error }
+    }
+
+    // A server that does not give memory back.
+
+    fn look_at_bloat(&mut self) {
+        let sums = self.ledger.sums();
+        let bloated = pressure::is_bloated(&self.truth.retained, &sums.unconfirmed, &sums.memory.budget, self.config.bloated_percent);
+        if bloated && !std::mem::replace(&mut self.truth.bloated, bloated) {
+            warn!(retained = %self.truth.retained, unconfirmed = %sums.unconfirmed, budget = %sums.memory.budget, "the runtime keeps memory that no model has");
+        }
+        self.truth.bloated = bloated;
+        let left = self.entries.values().any(|entry| matches!(entry.phase, Phase::Loading | Phase::Ready | Phase::Draining | Phase::Unloading));
+        match self.truth.recycling {
+            None if bloated && self.config.recycle != Recycle::Off => {
+                warn!("the runtime is drained, to be started anew");
+                self.truth.recycling = Some(Recycling::Draining);
+                for model in self.shared.copies.iter().map(|copy| copy.key().clone()).collect::<Vec<_>>() {
+                    if let Some(entry) = self.entries.get_mut(&model).filter(|entry| !entry.retired) {
+                        entry.background = Some(MayEvict::Nothing);
+                    }
+                    self.drain_within(&model, self.config.drain_cap);
+                    self.step(&model, Event::Evict);
+                }
+            }
+            Some(Recycling::Draining) if !bloated && !left => {
+                info!("the runtime has given its memory back, it is used again");
+                self.truth.recycling = None;
+            }
+            Some(Recycling::Draining) if bloated && !left => {
+                let why = format!("the runtime keeps {} that no model has and does not unload {}", self.truth.retained, sums.unconfirmed);
+                warn!(retained = %self.truth.retained, unconfirmed = %sums.unconfirmed, "the runtime holds no model and still keeps memory: it must be started anew");
+                self.truth.recycling = Some(Recycling::Told);
+                self.shared.bloated.send_replace(Some(why.into()));
+                self.metrics.add(Counter::RuntimeRecycled, &[], 1);
+                if let Some(source) = self.truth.source.clone().filter(|_| self.config.recycle == Recycle::End) {
+                    self.work.end_server(source);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn show_truth(&self) {
+        let Some(reading) = self.truth.reading() else { return };
+        show(&self.metrics, reading, self.truth.base.as_ref(), &self.truth.retained, &self.truth.strained);
+    }
+}
+
+/// Who is asked around a load.
+#[derive(Default)]
+pub(crate) struct Watched {
+    /// Asked after a load that failed, and around each that is measured.
+    pub(crate) source: Option<Arc<dyn Source>>,
+    pub(crate) measure: bool,
+}
+
+fn show(metrics: &Metrics, reading: &Reading, base: Option<&Footprint>, retained: &Footprint, strained: &BTreeSet<Pool>) {
+    for (pool, real) in &reading.pools {
+        let labels = [("pool", &*pool.to_string())];
+        if let Some(usage) = real.usage {
+            metrics.set(Gauge::MemoryUsedBytes, &labels, usage.used.0);
+            metrics.set(Gauge::MemoryLimitBytes, &labels, usage.limit.0);
+            metrics.set(Gauge::MemoryStrained, &labels, u64::from(strained.contains(pool)));
+        }
+        if let Some(held) = real.held {
+            metrics.set(Gauge::RuntimeMemoryBytes, &labels, held.0);
+            metrics.set(Gauge::RuntimeBaseBytes, &labels, base.map_or(0, |base| base.get(*pool).0));
+            metrics.set(Gauge::RuntimeRetainedBytes, &labels, retained.get(*pool).0);
+        }
+    }
+    if let Some(stalled) = reading.stalled {
+        metrics.set(Gauge::MemoryStallPermyriad, &[], u64::from(stalled));
+    }
+    if let Some(kills) = reading.oom_kills {
+        metrics.set(Gauge::OomKills, &[], kills);
+    }
+}

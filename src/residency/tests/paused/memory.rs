@@ -1,0 +1,303 @@
+//! What is really in use: sizes that are measured, memory that is fuller than the ledger thinks, a server that keeps it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use berth_adapters::fake::{Confirm, Script};
+use berth_adapters::{FakeRuntime, LoadFault};
+use berth_puller::fake::Scripted;
+use berth_residency::{Recycle, WaitError};
+use berth_telemetry::Counter;
+use berth_types::{ByteSize, ContentDigest, Keep, Pool, Reading, Real, Usage};
+
+use crate::rig::{Parts, Pod, kept, kib, millis, secs};
+
+/// What the server holds without a model.
+const BASE: u64 = 100 << 10;
+
+/// Knobs of the world that is measured.
+#[derive(Clone, Default)]
+struct World {
+    /// Bytes that the server keeps of models that have gone.
+    kept: Arc<AtomicU64>,
+    /// Bytes that others use.
+    others: Arc<AtomicU64>,
+    /// What there is in all, in KiB; nothing is known of it while this is zero.
+    limit: Arc<AtomicU64>,
+    kills: Arc<AtomicU64>,
+    life: Arc<AtomicU64>,
+}
+
+impl World {
+    fn limited_to(limit: ByteSize) -> World {
+        let world = World::default();
+        world.limit.store(limit.0, Ordering::Relaxed);
+        world
+    }
+
+    fn tell(&self, runtime: &FakeRuntime) -> Reading {
+        let [kept, others, limit, kills, life] =
+            [&self.kept, &self.others, &self.limit, &self.kills, &self.life].map(|knob| knob.load(Ordering::Relaxed));
+        let held = ByteSize(BASE + runtime.takes().get(Pool::Host).0 + kept);
+        let usage = (limit > 0).then_some(Usage { used: held + ByteSize(others), limit: ByteSize(limit) });
+        Reading { pools: [(Pool::Host, Real { held: Some(held), usage })].into(), oom_kills: Some(kills), stalled: None, life: Some(life) }
+    }
+
+    fn pod(&self, budget: ByteSize, change: impl FnOnce(&mut Parts)) -> Pod {
+        let world = self.clone();
+        let mut parts = Parts::with_memory(budget).beside().measured_by(move |runtime| world.tell(runtime));
+        change(&mut parts);
+        parts.start()
+    }
+
+    fn set(knob: &AtomicU64, bytes: ByteSize) {
+        knob.store(bytes.0, Ordering::Relaxed);
+    }
+}
+
+async fn charge_of(pod: &Pod, name: &str) -> Option<ByteSize> {
+    let copies = pod.snapshot().await.copies;
+    copies.into_iter().find(|copy| copy.model.as_str() == name)?.charged.map(|charged| charged.total())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_charged_with_what_the_server_has_grown_by() {
+    let world = World::default();
+    let pod = world.pod(kib(1000), |_| {});
+    for (name, takes) in [("half", 2), ("twenty", 80)] {
+        pod.runtime.script(name, Script::default().taking(kib(takes)));
+        pod.use_once(name).await;
+        assert_eq!(charge_of(&pod, name).await, Some(kib(takes)), "its files have 4 KiB");
+    }
+    pod.pass(secs(2)).await;
+    let pool = pod.snapshot().await.pools[0].clone();
+    assert_eq!((pool.charged, pool.retained, pool.real.held), (kib(82), ByteSize::ZERO, Some(ByteSize(BASE) + kib(82))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_files_take_is_known_under_any_name_and_after_a_restart() {
+    let (state, files) = (tempfile::tempdir().expect("a temporary folder"), ContentDigest([7; 32]));
+    let begin = || {
+        let pod = World::default().pod(kib(1000), |parts| parts.config.state = Some(state.path().to_owned()));
+        pod.fetch.content("one", files).content("other", files);
+        pod.runtime.script_all(Script::default().taking(kib(300)).loading_for(secs(5)));
+        pod
+    };
+    let pod = begin();
+    pod.use_once("one").await;
+    pod.residency.drain(pod.clock.deadline_in(secs(1))).await;
+    let pod = begin();
+    let caller = pod.caller("other", secs(60));
+    pod.pass(secs(2)).await;
+    assert_eq!(charge_of(&pod, "other").await, Some(kib(300)), "before it is loaded");
+    assert!(caller.await.expect("no panic").is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_unknown_model_loads_alone_and_small_ones_together() {
+    let world = World::default();
+    let pod = world.pod(kib(1000), |_| {});
+    pod.runtime.script_all(Script::default().loading_for(secs(10)).taking(kib(4)));
+    let together: Vec<_> = ["a", "b"].map(|name| pod.caller(name, secs(60))).into();
+    for caller in together {
+        assert!(caller.await.expect("no panic").is_ok());
+    }
+    assert_eq!(pod.runtime.peak_concurrent_loads(), 2, "each is thought to take far less than a twentieth");
+    let pod = world.pod(kib(1000), |_| {});
+    pod.fetch.always("large", Scripted::arrives(kib(60)));
+    pod.runtime.script_all(Script::default().loading_for(secs(10)).taking(kib(70)));
+    let (large, small) = (pod.caller("large", secs(60)), pod.caller("small", secs(60)));
+    assert!(large.await.expect("no panic").is_ok() && small.await.expect("no panic").is_ok());
+    assert_eq!(pod.runtime.peak_concurrent_loads(), 1);
+    assert_eq!(charge_of(&pod, "large").await, Some(kib(70)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_was_kept_never_makes_a_copy_look_smaller() {
+    let world = World::default();
+    let pod = world.pod(kib(1000), |_| {});
+    pod.runtime.script("first", Script::default().taking(kib(80)));
+    pod.use_once("first").await;
+    pod.residency.retire(crate::rig::model("first")).await;
+    pod.absent("first").await;
+    // The server keeps what the copy had, and makes the next one of it: it does not grow.
+    World::set(&world.kept, kib(80));
+    pod.pass(secs(3)).await;
+    assert_eq!(pod.snapshot().await.pools[0].retained, kib(80));
+    pod.fetch.always("second", Scripted::arrives(kib(60)));
+    let (before, kept) = (pod.runtime.clone(), world.kept.clone());
+    before.script("second", Script::default().loading_for(secs(5)).taking(kib(70)));
+    let caller = pod.caller("second", secs(60));
+    while pod.runtime.loads().len() < 2 {
+        pod.pass(millis(1)).await;
+    }
+    pod.pass(millis(50)).await;
+    World::set(&kept, kib(10));
+    assert!(caller.await.expect("no panic").is_ok());
+    assert_eq!(charge_of(&pod, "second").await, Some(kib(60)), "what was thought of it stands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_go_before_the_kernel_kills_although_the_ledger_has_room() {
+    let world = World::limited_to(kib(1000));
+    let pod = world.pod(kib(800), |_| {});
+    pod.runtime.script_all(Script::default().taking(kib(100)).confirming(Confirm::After(millis(300))));
+    for name in ["a", "b", "c", "d"] {
+        pod.use_once(name).await;
+    }
+    assert_eq!(pod.held(), ["a", "b", "c", "d"]);
+    // 100 + 400 are the server's: 430 more are 930 of 1000.
+    World::set(&world.others, kib(430));
+    pod.pass(secs(2)).await;
+    assert_eq!(pod.held(), ["b", "c", "d"], "the one unused for longest, which is enough");
+    assert_eq!(pod.metrics.count(Counter::PressureEvictions, &[]), 1);
+    assert!(!pod.snapshot().await.pools[0].strained);
+    let busy = pod.ensure("c", secs(5)).await.expect("it is loaded");
+    World::set(&world.others, kib(900));
+    pod.pass(secs(3)).await;
+    assert_eq!(pod.held(), ["c"], "never one that is in use");
+    assert!(pod.snapshot().await.pools[0].strained);
+    drop(busy);
+    pod.pass(secs(3)).await;
+    assert_eq!(pod.held(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_others_use_is_not_given_out() {
+    let world = World::limited_to(kib(1000));
+    let pod = world.pod(kib(800), |_| {});
+    pod.runtime.script_all(Script::default().taking(kib(200)));
+    pod.fetch.always("a", Scripted::arrives(kib(200)));
+    pod.fetch.always("b", Scripted::arrives(kib(200)));
+    pod.use_once("a").await;
+    World::set(&world.others, kib(500));
+    pod.pass(secs(2)).await;
+    // 920 may be used, 800 are: the ledger would have room for three of them.
+    pod.use_once("b").await;
+    assert_eq!(pod.held(), ["b"]);
+    World::set(&world.others, kib(0));
+    pod.use_once("a").await;
+    assert_eq!(pod.held(), ["a", "b"], "what is free is seen again before it is asked for");
+    World::set(&world.others, kib(800));
+    let waits = pod.ensure("c", secs(5)).await;
+    assert!(waits.is_ok(), "a small one is made room for: both others go");
+    World::set(&world.others, kib(2000));
+    pod.pass(secs(3)).await;
+    let waits = pod.ensure("b", secs(5)).await;
+    assert!(matches!(waits, Err(WaitError::Deadline)), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_load_ran_out_of_memory_whatever_the_server_says_and_the_failure_has_the_numbers() {
+    let world = World::limited_to(kib(1000));
+    let pod = world.pod(kib(800), |_| {});
+    pod.use_once("a").await;
+    pod.runtime.script("b", Script::default().failing(2, LoadFault::BadModel).loading_for(secs(2)));
+    let caller = pod.caller("b", secs(60));
+    for loads in [2, 3] {
+        while pod.runtime.loads().len() < loads {
+            pod.pass(millis(1)).await;
+        }
+        world.kills.fetch_add(1, Ordering::Relaxed);
+        pod.pass(secs(1)).await;
+    }
+    let failure = match caller.await.expect("no panic") {
+        Err(WaitError::Failed(failure)) => failure,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(pod.runtime.loads(), ["a", "b", "b"], "one copy was evicted, and it was tried once more");
+    assert!(failure.message.contains("4 KiB host") && failure.message.contains("of 800 KiB") && failure.message.contains("of 1000 KiB"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_keeps_memory_is_drained_and_told_of_and_used_again_when_it_is_another() {
+    for recycle in [Recycle::Off, Recycle::Drain] {
+        let world = World::limited_to(kib(10_000));
+        let pod = world.pod(kib(800), |parts| parts.config.recycle = recycle);
+        let told = pod.residency.must_restart_runtime();
+        pod.use_once("a").await;
+        World::set(&world.kept, kib(500));
+        pod.pass(secs(5)).await;
+        if recycle == Recycle::Off {
+            assert_eq!((pod.held(), told.borrow().is_some()), (vec!["a".to_owned()], false));
+            continue;
+        }
+        assert_eq!(pod.held(), Vec::<String>::new());
+        let why = told.borrow().clone().expect("it is told");
+        assert!(why.contains("500 KiB"), "{why}");
+        // The server is started anew by whoever heard it.
+        pod.runtime.leave();
+        World::set(&world.kept, ByteSize::ZERO);
+        world.life.fetch_add(1, Ordering::Relaxed);
+        pod.pass(secs(2)).await;
+        pod.runtime.come_back();
+        pod.loaded("a").await;
+        assert!(told.borrow().is_none());
+        pod.use_once("b").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_tells_nothing_or_never_answers_keeps_no_model_from_loading() {
+    let pod = Parts::with_memory(kib(8)).measured_by(|_| Reading::default()).start();
+    pod.use_once("a").await;
+    struct Silent;
+    #[async_trait::async_trait]
+    impl berth_memory::Source for Silent {
+        async fn read(&self) -> Reading {
+            std::future::pending().await
+        }
+    }
+    let mut parts = Parts::with_memory(kib(8));
+    parts.memory = Some(Arc::new(Silent));
+    parts.start().use_once("a").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_model_never_makes_room_and_does_when_it_is_pinned_no_longer() {
+    for keep in [Keep { pinned: true, ..Keep::default() }, Keep { min_copies: 1, ..Keep::default() }] {
+        let pod = Pod::with_memory(kib(8));
+        drop(pod.residency.ensure_loaded(&kept("pinned", keep), pod.clock.deadline_in(secs(5))).await.expect("room"));
+        pod.pass(millis(2)).await;
+        for name in ["a", "b"] {
+            pod.use_once(name).await;
+        }
+        assert_eq!(pod.held(), ["b", "pinned"], "though it was used before the others");
+        pod.fetch.always("large", Scripted::arrives(kib(8)));
+        let waits = pod.ensure("large", secs(5)).await;
+        assert!(matches!(waits, Err(WaitError::Deadline)), "{waits:?}");
+        pod.residency.amend(crate::rig::model("pinned")).await;
+        pod.use_once("large").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_model_stays_when_memory_is_nearly_full_and_when_a_load_ran_out_of_it() {
+    let world = World::limited_to(kib(1000));
+    let pod = world.pod(kib(800), |_| {});
+    let keep = Keep { pinned: true, ..Keep::default() };
+    drop(pod.residency.ensure_loaded(&kept("pinned", keep), pod.clock.deadline_in(secs(5))).await.expect("room"));
+    pod.runtime.script("b", Script::default().failing(2, LoadFault::OutOfMemory));
+    pod.failure("b").await;
+    assert_eq!(pod.runtime.unloads(), ["b"], "nothing else could go");
+    World::set(&world.others, kib(890));
+    pod.pass(secs(5)).await;
+    assert_eq!(pod.held(), ["pinned"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_goes_when_nobody_used_it_for_as_long_as_it_is_to_be_kept() {
+    let pod = Pod::with_memory(kib(80));
+    let keep = Keep { idle_ttl: std::num::NonZeroU32::new(600), ..Keep::default() };
+    let short = kept("short", keep);
+    let busy = pod.residency.ensure_loaded(&short, pod.clock.deadline_in(secs(5))).await.expect("room");
+    pod.use_once("usual").await;
+    pod.pass(secs(1000)).await;
+    assert_eq!(pod.held(), ["short", "usual"], "a request takes longer than that");
+    drop(busy);
+    pod.pass(secs(590)).await;
+    assert_eq!(pod.held(), ["short", "usual"]);
+    pod.pass(secs(20)).await;
+    assert_eq!(pod.held(), ["usual"]);
+    drop(pod.residency.ensure_loaded(&short, pod.clock.deadline_in(secs(5))).await.expect("it is loaded by use"));
+}
