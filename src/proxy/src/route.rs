@@ -46,6 +46,11 @@ pub trait Models: Send + Sync + 'static {
         std::future::pending()
     }
 
+    /// What says that the runtime broke off a call on this copy; nothing where nobody wants to know.
+    fn witness(_guard: &Self::Guard) -> Box<dyn FnOnce() + Send + Sync> {
+        Box::new(|| ())
+    }
+
     /// The runtime said that it does not hold a model that is thought to be loaded.
     fn suspect(&self, _model: &ModelId) -> impl Future<Output = ()> + Send {
         std::future::ready(())
@@ -120,6 +125,10 @@ impl Models for Here {
 
     async fn revoked(guard: &Guard) {
         guard.revoked().await;
+    }
+
+    fn witness(guard: &Guard) -> Box<dyn FnOnce() + Send + Sync> {
+        Box::new(guard.witness())
     }
 
     async fn suspect(&self, model: &ModelId) {

@@ -20,6 +20,9 @@ use crate::entry::{Class, Ticket};
 use crate::failures::Kind;
 use crate::owner::{Owner, last_used_of};
 
+/// A call that broke off so many milliseconds before the runtime was found not to answer was broken off by its end.
+const JUST_NOW: u64 = 10_000;
+
 /// A runtime that does not answer.
 #[derive(Debug)]
 pub(crate) struct Away {
@@ -97,7 +100,8 @@ impl Owner {
         }
         let mut held: Vec<ModelId> = self.entries.iter().filter(|(_, entry)| entry.phase == Phase::Ready).map(|(model, _)| model.clone()).collect();
         held.sort_by_cached_key(|model| std::cmp::Reverse(last_used_of(&self.entries, model)));
-        let in_use = |model: &&ModelId| self.entries.get(*model).and_then(|entry| entry.slot.as_ref()).is_some_and(|slot| slot.in_flight() > 0);
+        let slot_of = |model: &ModelId| self.entries.get(model).and_then(|entry| entry.slot.as_ref());
+        let in_use = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.in_flight() > 0 || slot.broke_within(JUST_NOW));
         let computing: Vec<ModelId> = held.iter().filter(in_use).cloned().collect();
         let loading: Vec<ModelId> = self.loading.iter().cloned().collect();
         warn!(error = %why, models = held.len(), loading = loading.len(), computing = computing.len(), "the runtime has gone away");

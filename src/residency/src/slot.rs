@@ -47,6 +47,8 @@ pub(crate) struct Slot {
     /// Whether requests in flight must end, and how they are told.
     is_revoked: AtomicBool,
     revoking: Notify,
+    /// When the runtime last broke off a call on it, in milliseconds since the epoch; 0 is "never".
+    broken: AtomicU64,
     /// Of a copy that serves so many requests at a time.
     turns: Option<Turns>,
     bell: Arc<Bell>,
@@ -65,6 +67,7 @@ impl Slot {
             drained: Notify::new(),
             is_revoked: AtomicBool::new(false),
             revoking: Notify::new(),
+            broken: AtomicU64::new(0),
             turns: at_a_time.map(Turns::new),
             bell,
         })
@@ -113,6 +116,12 @@ impl Slot {
 
     pub(crate) fn used_since_load(&self) -> bool {
         self.last_used().is_some_and(|used| used >= self.loaded)
+    }
+
+    /// Whether the runtime has broken off a call on it within so many milliseconds.
+    pub(crate) fn broke_within(&self, millis: u64) -> bool {
+        let broken = self.broken.load(Ordering::Relaxed);
+        broken > 0 && self.bell.clock.wall().0.saturating_sub(broken) <= millis
     }
 
     /// How many requests are inside, for the decisions that take 32 bits.
@@ -197,6 +206,13 @@ impl Guard {
     /// Gives the turn back before the guard: this request waits for something else than the copy.
     pub fn end_turn(&mut self) {
         self.turn = None;
+    }
+
+    /// What says, later than now if need be, that the runtime broke off a call on this copy. If it has died, that is how the
+    /// models are known that computed: their calls end before anybody notices that it does not answer.
+    pub fn witness(&self) -> impl FnOnce() + Send + Sync + 'static {
+        let slot = Arc::clone(&self.slot);
+        move || slot.broken.store(slot.bell.clock.wall().0, Ordering::Relaxed)
     }
 
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the

@@ -61,6 +61,12 @@ impl CallError {
         }
     }
 
+    /// Whether the connection broke under the call.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, CallError::Lost { .. })
+    }
+
     /// When to send it again, where the server could not be reached.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -227,7 +227,7 @@ impl<G: Send + Sync + 'static> Called<G> {
         let mut passed = Passed::new(body, measured, code, model.clone(), request, until.clone()).shown(tap);
         if !has_come {
             let clock = until.0.clone();
-            passed = passed.watched(young, &clock, move |answer| async move {
+            passed = passed.witnessed(M::witness(&guard)).watched(young, &clock, move |answer| async move {
                 let (clock, end) = until;
                 let fault = tokio::select! {
                     () = M::revoked(&guard) => Fault::Revoked(Quoted::new(model.as_str())),

@@ -66,6 +66,8 @@ struct Open {
     until: (Clock, Deadline),
     /// Sees what is passed on.
     tap: Option<Box<Tap>>,
+    /// Is told when the runtime breaks it off.
+    witness: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Open {
@@ -99,7 +101,7 @@ impl Passed {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, measured, model, request, until, tap: None };
+        let open = Open { answer, measured, model, request, until, tap: None, witness: None };
         let shared = Shared { open: (!ended).then_some(open), watcher: Watcher::None, cut: None, waits: None, taken: 0 };
         Passed(Arc::new(Mutex::new(shared)))
     }
@@ -108,6 +110,14 @@ impl Passed {
     pub(crate) fn shown(self, tap: Option<Box<Tap>>) -> Self {
         if let Some(open) = &mut self.0.lock().open {
             open.tap = tap;
+        }
+        self
+    }
+
+    /// The same, and `witness` is told when the runtime breaks it off.
+    pub(crate) fn witnessed(self, witness: Box<dyn FnOnce() + Send + Sync>) -> Self {
+        if let Some(open) = &mut self.0.lock().open {
+            open.witness = Some(witness);
         }
         self
     }
@@ -146,6 +156,7 @@ impl Passed {
                 (Some(frame), ended)
             }
             Poll::Ready(Some(Err(why))) => {
+                open.witness.take().filter(|_| why.is_lost()).into_iter().for_each(|witness| witness());
                 let fault = open.fault(&why);
                 open.is(fault.verdict().code);
                 (Some(Frame::trailers(wire::badly(&fault))), true)

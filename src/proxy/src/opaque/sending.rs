@@ -126,6 +126,9 @@ impl<M: Models> Frontend<M> {
                     }
                 }
                 Some(Err(why)) => {
+                    if why.is_lost() {
+                        M::witness(&guard)();
+                    }
                     if let Some(fault) = request.fault() {
                         return Err(fault);
                     }

@@ -95,9 +95,14 @@ impl<M: Models> Frontend<M> {
         let reading = async {
             let (mut first, mut more, mut trailers) = (Bytes::new(), BytesMut::new(), None);
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|why| match is_late(&why, deadline, &self.clock) {
-                    true => infer_fault(&model, InferError::DeadlineExceeded),
-                    false => call_fault(&model, &why),
+                let frame = frame.map_err(|why| {
+                    if why.is_lost() {
+                        M::witness(&guard)();
+                    }
+                    match is_late(&why, deadline, &self.clock) {
+                        true => infer_fault(&model, InferError::DeadlineExceeded),
+                        false => call_fault(&model, &why),
+                    }
                 })?;
                 match frame.into_data() {
                     Ok(data) => {

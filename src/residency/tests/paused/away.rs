@@ -168,3 +168,43 @@ async fn memory_of_which_there_is_no_budget_is_held_against_no_copy() {
     let report = pod.loaded("m").await;
     assert!(report.failure.is_none(), "{report:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_model_whose_calls_broke_off_when_the_runtime_died_twice_is_the_one_though_no_call_was_left_when_that_was_seen() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    for model in ["killer", "good"] {
+        pod.use_once(model).await;
+    }
+    for _death in 0..2 {
+        let report = pod.loaded("killer").await;
+        assert!(report.failure.is_none(), "{report:?}");
+        let guard = pod.residency.try_acquire("killer").expect("it serves");
+        let witness = guard.witness();
+        drop(guard);
+        pod.pass(secs(3)).await;
+        witness();
+        pod.pass(secs(1)).await;
+        pod.runtime.leave();
+        pod.pass(secs(1)).await;
+        pod.runtime.come_back();
+        pod.pass(secs(5)).await;
+    }
+    let failure = pod.report("killer", |report| report.failure.is_some()).await.failure.expect("asked for");
+    assert!(failure.message.contains("runtime exited while computing"), "{}", failure.message);
+    assert!(pod.residency.try_acquire("good").is_some(), "the other one serves on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_broke_off_long_before_the_runtime_died_is_no_evidence() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    pod.use_once("m").await;
+    for _death in 0..3 {
+        pod.loaded("m").await;
+        pod.residency.try_acquire("m").expect("it serves").witness()();
+        pod.pass(secs(30)).await;
+        pod.runtime.leave();
+        pod.pass(secs(1)).await;
+        pod.runtime.come_back();
+        assert!(pod.ensure("m", secs(30)).await.is_ok());
+    }
+}
