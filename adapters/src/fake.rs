@@ -42,6 +42,7 @@ pub struct Script {
     load_takes: Duration,
     hangs: bool,
     measured: Option<Option<Footprint>>,
+    measured_after: Option<Duration>,
     load_failures: Vec<LoadFault>,
     max_concurrency: Option<NonZeroU32>,
     unload_refusals: u32,
@@ -57,6 +58,7 @@ impl Default for Script {
             load_takes: Duration::ZERO,
             hangs: false,
             measured: None,
+            measured_after: None,
             load_failures: Vec::new(),
             max_concurrency: None,
             unload_refusals: 0,
@@ -107,6 +109,13 @@ impl Script {
     #[must_use]
     pub fn unmeasured(mut self) -> Self {
         self.measured = Some(None);
+        self
+    }
+
+    /// What a copy takes is told this long after somebody asks for it, and not by its load.
+    #[must_use]
+    pub fn measured_after(mut self, takes: Duration) -> Self {
+        self.measured_after = Some(takes);
         self
     }
 
@@ -423,7 +432,7 @@ impl Shared {
             let Some(held) = state.held.get_mut(model) else { return };
             let Some(fault) = fault else {
                 held.at = IndexEntry::Ready;
-                let measured = script.measured.unwrap_or_else(|| Some(held.takes.clone()));
+                let measured = script.measured.unwrap_or_else(|| Some(held.takes.clone())).filter(|_| script.measured_after.is_none());
                 held.outcome.send_replace(Some(Ok(Loaded { measured, max_concurrency: script.max_concurrency })));
                 drop(state);
                 return self.changes.announce();
@@ -498,6 +507,12 @@ impl Runtime for FakeRuntime {
 
     fn estimate(&self, artifacts: &Artifacts) -> Option<Footprint> {
         Some(Footprint::host(artifacts.size))
+    }
+
+    async fn size(&self, model: &ModelId) -> Option<Footprint> {
+        let after = self.0.state.lock().script(model).measured_after?;
+        self.0.clock.sleep(after).await;
+        self.0.state.lock().held.get(model).map(|held| held.takes.clone())
     }
 
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {

@@ -23,7 +23,7 @@ mod tensor;
 mod unknown;
 
 pub use fake::FakeRuntime;
-pub use modelruntime::{ModelRuntimeConfig, ModelRuntimeServer};
+pub use modelruntime::{Entrance, ModelRuntimeConfig, ModelRuntimeServer, ServedConfig, serve_contract};
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
 pub use repository::{Dialect, RepositoryConfig, RepositoryServer};
 pub use runtime::{

@@ -16,6 +16,7 @@ mod interop;
 mod lifecycle;
 mod logs;
 mod mesh;
+mod modelruntime;
 mod orders;
 mod payloads;
 mod peers;

@@ -7,4 +7,5 @@ mod leaving;
 mod remembering;
 mod rig;
 mod schedule;
+mod sizing;
 mod waiting;
