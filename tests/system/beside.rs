@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Fixture, ROOMY};
 
 /// Long enough for every example to be loaded once by a server that starts a process for each.
-const LOADS: Duration = Duration::from_secs(120);
+pub(crate) const LOADS: Duration = Duration::from_secs(120);
 
 /// A Triton and an agent beside it with the example models.
 async fn beside_triton(fixture: &Fixture, host_memory: &str) -> Result<(Triton, Berth)> {
@@ -109,13 +109,13 @@ async fn adapter(dialect: Dialect, endpoint: &str, repository: &Path) -> Result<
 }
 
 /// A file of an example with what it answers.
-fn files(model: &Path) -> Result<Artifacts> {
+pub(crate) fn files(model: &Path) -> Result<Artifacts> {
     let size = ByteSize(std::fs::metadata(model).with_context(|| model.display().to_string())?.len());
     Ok(Artifacts { model: model.to_owned(), schema: None, size })
 }
 
 /// FP32 numbers of a request as JSON has them.
-fn numbers(values: &Value) -> Bytes {
+pub(crate) fn numbers(values: &Value) -> Bytes {
     let values = values.as_array().into_iter().flatten().filter_map(Value::as_f64);
     #[allow(clippy::cast_possible_truncation, reason = "they were FP32 before")]
     values.flat_map(|value| (value as f32).to_le_bytes()).collect()

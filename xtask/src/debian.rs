@@ -26,31 +26,45 @@ fn release_in(text: &str) -> String {
 
 /// Fetches `packages` and unpacks them into `place`; what they depend on is taken from the machine.
 pub(crate) fn unpack(packages: &[&str], place: &Path, log: &Path) -> Result<()> {
+    let unpacked = fetch(&["download"], packages, place, log)?;
+    ensure!(unpacked == packages.len(), "{unpacked} packages came of {}: {}", packages.len(), packages.join(", "));
+    Ok(())
+}
+
+/// The same with all that they depend on and the machine lacks.
+pub(crate) fn unpack_whole(packages: &[&str], place: &Path, log: &Path) -> Result<()> {
+    // Nothing is installed, so nobody is to be kept from installing.
+    fetch(&["install", "--download-only", "--yes", "--no-install-recommends", "-o", "Debug::NoLocking=1"], packages, place, log).map(drop)
+}
+
+/// Has the client get `packages` by `command`, and unpacks what it got. How many there were.
+fn fetch(command: &[&str], packages: &[&str], place: &Path, log: &Path) -> Result<usize> {
     let work = place.join("debian");
     // Lists of its own: the machine's may be missing or too old, and only root may bring them up to date.
     let (lists, archives) = (work.join("lists"), work.join("cache"));
     for folder in [lists.join("partial"), archives.join("archives/partial")] {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let apt = |command: &str| {
+    let apt = |command: &[&str]| {
         let mut apt = gently("apt-get");
         apt.arg("-o").arg(format!("Dir::State::Lists={}", lists.display())).arg("-o").arg(format!("Dir::Cache={}", archives.display()));
         // Otherwise it warns that another user, which it takes on as root, cannot read these folders.
-        apt.args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none", "--quiet", command]).current_dir(&work);
+        apt.args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none", "--quiet"]).args(command).current_dir(&work);
         apt
     };
-    logged(&mut apt("update"), log)?;
-    logged(apt("download").args(packages), log)?;
+    logged(&mut apt(&["update"]), log)?;
+    logged(apt(command).args(packages), log)?;
     let mut unpacked = 0;
-    for entry in fs::read_dir(&work)? {
+    // It lays what it downloads where it stands, and what it would install in its cache.
+    for entry in fs::read_dir(&work)?.chain(fs::read_dir(archives.join("archives"))?) {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
             logged(Command::new("dpkg").arg("--extract").arg(&path).arg(place), log)?;
             unpacked += 1;
         }
     }
-    ensure!(unpacked == packages.len(), "{unpacked} packages came of {}: {}", packages.len(), packages.join(", "));
-    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+    Ok(unpacked)
 }
 
 #[cfg(test)]

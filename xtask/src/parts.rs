@@ -16,6 +16,11 @@ use crate::{debian, tools};
 
 /// NVIDIA's wheel that holds Triton 2.51 with its Python backend, for x86-64 and arm64.
 const PYTRITON: &str = "0.7.0";
+const TORCHSERVE: &str = "0.12.0";
+/// What its workers run in beside torch, which is Debian's: the one on PyPI is made for graphics cards.
+const TORCHSERVE_NEEDS: [&str; 3] = ["enum-compat==0.0.3", "packaging==26.3", "pyyaml==6.0.3"];
+/// The Python that Debian has built torch for.
+const DEBIAN_PYTHON: &str = "/usr/bin/python3";
 const VERSITYGW: &str = "1.8.0";
 const FAKE_GCS: &str = "1.56.1";
 const AZURITE: &str = "3.35.0";
@@ -42,6 +47,7 @@ pub(crate) struct Parts {
     nginx: PathBuf,
     python: PathBuf,
     triton: PathBuf,
+    torchserve: PathBuf,
     mlserver: PathBuf,
     go_echo: PathBuf,
     onnx_library: PathBuf,
@@ -51,7 +57,7 @@ pub(crate) struct Parts {
 impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stores = [&self.versitygw, &self.fake_gcs, &self.azurite, &self.nginx];
-        let servers = [&self.triton, &self.mlserver, &self.go_echo];
+        let servers = [&self.triton, &self.mlserver, &self.torchserve, &self.go_echo];
         let parts = [&stores[..], &servers, &[&self.python, &self.onnx_library, &self.cargo_deny]].concat();
         list(f, &self.folder, &parts)
     }
@@ -79,6 +85,7 @@ impl Parts {
         let python = python(&cache, "py", &packages(REQUIREMENTS))?;
         Ok(Parts {
             triton: triton(&cache, &python)?,
+            torchserve: torchserve(&cache)?,
             mlserver: self::python(&cache, "mlserver", &packages(MLSERVER))?.join("bin/mlserver"),
             go_echo: programs_in_go(&cache)?.join("echo"),
             nginx: of_debian(&cache, "nginx", &["nginx", "nginx-common"])?.join("usr/sbin/nginx"),
@@ -106,7 +113,7 @@ impl Parts {
     }
 
     /// The variables that tell the whole-system tests where things are.
-    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 11] {
+    pub(crate) fn environment(&self) -> [(&'static str, PathBuf); 12] {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
         [
             ("BERTH_BIN", target.join("release/berth")),
@@ -119,6 +126,7 @@ impl Parts {
             ("BERTH_NGINX", self.nginx.clone()),
             ("BERTH_ONNX_LIBRARY", self.onnx_library.clone()),
             ("BERTH_PYTHON", self.python.clone()),
+            ("BERTH_TORCHSERVE", self.torchserve.clone()),
             ("BERTH_TRITON", self.triton.clone()),
             ("BERTH_VERSITYGW", self.versitygw.clone()),
         ]
@@ -225,6 +233,44 @@ fn triton(cache: &Cache, python: &Path) -> Result<PathBuf> {
         logged(&mut asked, log)
     })?;
     Ok(place.join(inside).join("bin/tritonserver"))
+}
+
+/// TorchServe in a Python of its own, with Debian's torch and all that this stands on beside it.
+fn torchserve(cache: &Cache) -> Result<PathBuf> {
+    let place = cache.part(&format!("torchserve-{TORCHSERVE}-{}", debian::release()?), |place, log| {
+        debian::unpack_whole(&["python3-torch"], place, log)?;
+        // Documents, data of maps and the like.
+        fs::remove_dir_all(place.join("usr/share")).context("cannot remove what is of no use")?;
+        let venv = place.join("venv");
+        // Debian's own packages are among what torch stands on.
+        logged(gently(DEBIAN_PYTHON).args(["-m", "venv", "--system-site-packages"]).arg(&venv), log)?;
+        let mut pip = gently(venv.join("bin/python"));
+        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps", &format!("torchserve=={TORCHSERVE}")]);
+        logged(pip.args(TORCHSERVE_NEEDS), log)?;
+        let packages = entry_named(&venv.join("lib"), "python3")?.join("site-packages");
+        fs::write(packages.join("debian.pth"), "../../../../usr/lib/python3/dist-packages\n").context("cannot join torch to its Python")?;
+        // Where the loader finds libraries that are not installed: as a list, since the part gets another name when it is whole.
+        let machine = entry_named(&place.join("usr/lib"), &format!("{}-linux", std::env::consts::ARCH))?;
+        let machine = machine.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let folders = [format!("usr/lib/{machine}"), format!("usr/lib/{machine}/blas"), format!("usr/lib/{machine}/lapack")];
+        let folders = [&folders[..], &["usr/lib".to_owned(), format!("lib/{machine}")]].concat();
+        fs::write(place.join("libraries"), folders.join("\n")).context("cannot write where the libraries are")?;
+        let libraries = std::env::join_paths(folders.iter().map(|folder| place.join(folder)))?;
+        let mut check = gently(venv.join("bin/python"));
+        logged(check.args(["-c", "import torch, ts, yaml, psutil"]).env("LD_LIBRARY_PATH", libraries), log)
+    })?;
+    Ok(place.join("venv/bin/torchserve"))
+}
+
+/// The entry of `folder` whose name begins so.
+fn entry_named(folder: &Path, beginning: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(beginning) && entry.path().is_dir() {
+            return Ok(entry.path());
+        }
+    }
+    bail!("there is no {beginning} in {}", folder.display())
 }
 
 /// The folder of the programs in `tests/go`, built anew when one of its files has changed.

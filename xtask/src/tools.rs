@@ -19,6 +19,8 @@ const IS_PYTHON: &str = "import sys; sys.exit(sys.version_info < (3, 11))";
 const IS_LIBPYTHON: &str = "import ctypes, sysconfig; ctypes.CDLL(sysconfig.get_config_var('INSTSONAME'))";
 const IS_NODE: &str = "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)";
 
+const IS_JAVA: &str = "case $(java -version 2>&1) in *'version \"1'[7-9]* | *'version \"'[2-9]*) ;; *) exit 1 ;; esac";
+
 const CC: Tool = Tool { name: "cc", ask: &["cc", "--version"], needed_for: "compile C and assembly of dependencies", package: "gcc libc6-dev" };
 const CURL: Tool = Tool { name: "curl", ask: &["curl", "--version"], needed_for: "test as a user would call", package: "curl" };
 const GIT: Tool = Tool { name: "git", ask: &["git", "--version"], needed_for: "fetch the advisory database", package: "git" };
@@ -36,10 +38,17 @@ const NODE: Tool = Tool { name: "node, 18 or newer", ask: &["node", "-e", IS_NOD
 const NPM: Tool = Tool { name: "npm", ask: &["npm", "--version"], needed_for: "install the Azure server", package: "npm" };
 const APT: Tool = Tool { name: "apt-get", ask: &["apt-get", "--version"], needed_for: "fetch ready-built programs", package: "apt" };
 const DPKG: Tool = Tool { name: "dpkg", ask: &["dpkg", "--version"], needed_for: "unpack ready-built programs", package: "dpkg" };
+const JAVA: Tool = Tool { name: "java, 17 or newer", ask: &["sh", "-c", IS_JAVA], needed_for: "run TorchServe", package: "openjdk-17-jre-headless" };
+const DEBIAN_PYTHON: Tool = Tool {
+    name: "Debian's python3 and venv",
+    ask: &["/usr/bin/python3", "-c", "import venv, ensurepip"],
+    needed_for: "run TorchServe's workers",
+    package: "python3 python3-venv",
+};
 const UNSHARE: Tool = Tool { name: "unshare", ask: &["unshare", "--version"], needed_for: "test with a disk that is full", package: "util-linux" };
 
 /// What the real lane starts from.
-pub(crate) const FOR_TESTS: [Tool; 12] = [CC, CURL, GIT, GO, PYTHON, VENV, LIBPYTHON, NODE, NPM, APT, DPKG, UNSHARE];
+pub(crate) const FOR_TESTS: [Tool; 14] = [CC, CURL, GIT, GO, PYTHON, VENV, LIBPYTHON, NODE, NPM, JAVA, DEBIAN_PYTHON, APT, DPKG, UNSHARE];
 /// What the download bench starts from.
 pub(crate) const FOR_BENCHES: [Tool; 6] = [CC, GO, PYTHON, VENV, APT, DPKG];
 
@@ -62,7 +71,7 @@ fn message(missing: &[&Tool], user: &str) -> String {
     for tool in missing {
         text += &format!("\n  {:<22} to {}; Debian: {}", tool.name, tool.needed_for, tool.package);
     }
-    let packages: BTreeSet<&str> = missing.iter().map(|tool| tool.package).collect();
+    let packages: BTreeSet<&str> = missing.iter().flat_map(|tool| tool.package.split(' ')).collect();
     text + &format!("\non Debian: apt-get install {}", packages.into_iter().collect::<Vec<_>>().join(" "))
 }
 
@@ -76,7 +85,7 @@ mod tests {
         for tool in &FOR_TESTS {
             assert!(text.contains(tool.name) && text.contains(tool.package), "{} in {text}", tool.name);
         }
-        let all = "apt-get install apt curl dpkg gcc libc6-dev git golang-go libpython3-dev nodejs npm python3 python3-venv util-linux";
+        let all = "apt-get install apt curl dpkg gcc git golang-go libc6-dev libpython3-dev nodejs npm openjdk-17-jre-headless python3 python3-venv util-linux";
         assert!(text.starts_with("tests need tools:\n") && text.ends_with(all), "{text}");
     }
 

@@ -17,8 +17,8 @@ use tracing::warn;
 use super::file::{self, Models};
 use super::rest::{Answer, Api};
 use super::states::{State, States, error, states};
-use crate::rpc::RpcError;
 use crate::repository::words::is_out_of_memory;
+use crate::rpc::RpcError;
 use crate::{Health, IndexEntry, LoadError, LoadFault, UnloadError};
 
 /// How often it is looked whether a model of a reload that takes long is there already.
@@ -291,6 +291,8 @@ impl Owner {
                 for name in self.awaited.keys().cloned().collect::<Vec<_>>() {
                     self.answer(&name, &Err(down(&why)));
                 }
+                // A server that starts now must not load what was refused.
+                self.write().await;
             }
             // Whoever was not told yet is told by the next look, or when time is up.
             Err(why) => warn!(error = %why, "the model server does not say how its models stand"),
@@ -350,12 +352,17 @@ impl Owner {
         }
     }
 
+    /// Writes the file where nobody waits for it.
+    async fn write(&self) {
+        if let Err(fault) = file::write(&self.deps.file, &self.models).await {
+            warn!(error = %fault, "a model server that comes back will load what it held");
+        }
+    }
+
     /// The server is gone, and so are its models: its successor must not load what is in the file.
     async fn died(&mut self, why: &str) {
         self.models.clear();
-        if let Err(fault) = file::write(&self.deps.file, &self.models).await {
-            warn!(error = %fault, "a server that comes back will load what it held");
-        }
+        self.write().await;
         for name in self.awaited.keys().cloned().collect::<Vec<_>>() {
             self.answer(&name, &Err(down(why)));
         }

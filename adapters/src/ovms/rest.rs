@@ -115,3 +115,72 @@ impl Api for Rest {
         self.call(Method::POST, "/v1/config/reload", deadline).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use berth_telemetry::HostNet;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+
+    /// A server that writes `answer` to whoever has asked; `None`: nothing.
+    async fn server(answer: Option<&'static str>) -> (Rest, AbortOnDropHandle<Vec<String>>) {
+        let listener = HostNet.listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+        let target = listener.local_addr().expect("it is bound").to_string().parse().expect("a target");
+        let task = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            while asked.len() < 2 {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.expect("a whole head"));
+                }
+                asked.push(String::from_utf8_lossy(&head).to_ascii_lowercase());
+                match answer {
+                    Some(answer) => stream.write_all(answer.as_bytes()).await.expect("it reads"),
+                    None => std::future::pending().await,
+                }
+            }
+            asked
+        });
+        (Rest { target, net: HostNet::shared(), clock: Clock::system() }, AbortOnDropHandle::new(task))
+    }
+
+    #[tokio::test]
+    async fn answers_are_read_whole_however_they_are_sent() {
+        for (case, answer, expected) in [
+            ("with its length", "HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\n{}", Ok((201, "{}"))),
+            ("in pieces", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", Ok((200, "{}"))),
+            ("until the connection ends", "HTTP/1.0 400 Bad Request\r\n\r\n{\"error\": \"x\"}", Ok((400, "{\"error\": \"x\"}"))),
+            ("broken off in the body", "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{", Err(())),
+            ("broken off in the head", "HTTP/1.1 200", Err(())),
+        ] {
+            let (rest, asked) = server(Some(answer)).await;
+            let soon = rest.clock.deadline_in(Duration::from_secs(30));
+            for answer in [rest.config(soon).await, rest.reload(soon).await] {
+                match (answer, expected) {
+                    (Ok(answer), Ok((status, body))) => assert_eq!((answer.status, &answer.body[..]), (status, body.as_bytes()), "{case}"),
+                    (Err(RpcError::Away(_)), Err(())) => {}
+                    (other, _) => panic!("{case}: {other:?}"),
+                }
+            }
+            let asked = asked.await.expect("no panic");
+            assert!(asked[0].starts_with("get /v1/config http/1.1\r\n") && asked[0].contains("\r\nhost: 127.0.0.1:"), "{}", asked[0]);
+            assert!(asked[1].starts_with("post /v1/config/reload http/1.1\r\n") && asked[1].contains("content-length: 0"), "{}", asked[1]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_and_one_that_is_silent_are_told_apart() {
+        let (rest, _silent) = server(None).await;
+        let soon = rest.clock.deadline_in(Duration::from_millis(50));
+        assert_eq!(rest.config(soon).await, Err(RpcError::Late));
+        let rest = Rest { target: "unix:/nowhere".parse().expect("a target"), ..rest };
+        let soon = rest.clock.deadline_in(Duration::from_secs(30));
+        assert!(matches!(rest.reload(soon).await, Err(RpcError::Away(_))));
+    }
+}

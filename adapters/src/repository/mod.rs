@@ -5,7 +5,6 @@
 //! for any more, or answer every load at all. So each load runs in a task of its own, which goes on when its caller leaves;
 //! until that task has ended the index says "loading", whatever the server lists.
 
-mod beat;
 mod dialect;
 pub(crate) mod words;
 
@@ -13,32 +12,29 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_proto::inference::{
-    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ServerMetadataRequest, ServerMetadataResponse,
-};
+use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use berth_proto::repository::{IndexRequest, IndexResponse, LoadRequest, LoadResponse, UnloadRequest, UnloadResponse};
 use berth_telemetry::Clock;
 use berth_types::{Deadline, Footprint, ModelId, Registration};
 use berth_upstream::Server;
-use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use tracing::{info, warn};
 
-use crate::changes::Changes;
 use crate::layout;
 use crate::layout::name::{Named, named};
+use crate::loads::Loads;
+use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
     Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError,
-    UnloadError,
+    UnloadError, beat,
 };
 pub use dialect::Dialect;
 
@@ -76,29 +72,12 @@ struct Inner {
     config: RepositoryConfig,
     rpc: Rpc,
     clock: Clock,
-    held: Arc<Mutex<HashMap<ModelId, Held>>>,
+    loads: Arc<Loads>,
     /// What models consist of beside themselves, by the server's names: the parts of ensembles.
     parts: Mutex<HashMap<ModelId, Vec<String>>>,
-    changes: Changes,
     health: watch::Receiver<Health>,
     _beating: AbortOnDropHandle<()>,
 }
-
-/// What was asked of the server for one model.
-enum Held {
-    /// A load whose answer has not come.
-    Loading {
-        load: Load,
-        /// When it began.
-        since: Instant,
-        /// Nobody wants it any more: it is unloaded as soon as it has ended.
-        unwanted: bool,
-    },
-    /// A load that ended well.
-    Loaded(Loaded),
-}
-
-type Load = Shared<BoxFuture<'static, Result<Loaded, LoadError>>>;
 
 /// How often a server that is not there yet is asked again, and how often one that has something under way.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -123,16 +102,21 @@ impl RepositoryServer {
             reads_files_while_loaded: true,
         };
         let (told, health) = watch::channel(Health::Up);
-        let held = Arc::<Mutex<HashMap<ModelId, Held>>>::default();
-        let loads = {
-            let (held, clock, limit) = (Arc::clone(&held), clock.clone(), config.load_timeout);
+        let loads = Loads::new(clock.clone());
+        let it_loads = {
             // Only MLServer loads with the thread that answers.
-            let deaf = config.dialect == Dialect::MlServer;
-            let recent = move |held: &Held| matches!(held, Held::Loading { since, .. } if clock.now().saturating_duration_since(*since) < limit);
-            move || deaf && held.lock().values().any(&recent)
+            let (loads, limit, deaf) = (Arc::clone(&loads), config.load_timeout, config.dialect == Dialect::MlServer);
+            move || deaf && loads.any_within(limit)
         };
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(rpc.clone(), clock.clone(), loads, told)));
-        let inner = Inner { info, config, rpc, clock, held, parts: Mutex::default(), changes: Changes::new(), health, _beating: beating };
+        let ask = {
+            let rpc = rpc.clone();
+            move |deadline| {
+                let rpc = rpc.clone();
+                async move { open_inference::live(&rpc, deadline).await }
+            }
+        };
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, told)));
+        let inner = Inner { info, config, rpc, clock, loads, parts: Mutex::default(), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -184,7 +168,7 @@ async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<
     let mut last = "it was not asked".to_owned();
     let asking = async {
         loop {
-            match rpc.call::<ServerMetadataResponse>(SERVER_METADATA, &ServerMetadataRequest {}, clock.deadline_in(USUAL)).await {
+            match open_inference::server(rpc, clock.deadline_in(USUAL)).await {
                 Ok(server) => return Ok(server.version),
                 Err(RpcError::Away(why)) => last = why,
                 Err(RpcError::Said { code: Code::Unavailable, message }) => last = message,
@@ -202,10 +186,6 @@ async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<
     }
 }
 
-const SERVER_METADATA: &str = "/inference.GRPCInferenceService/ServerMetadata";
-const MODEL_METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
-const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
-
 /// How the server sees a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -215,12 +195,6 @@ enum State {
 }
 
 impl Inner {
-    /// The models whose loads have not ended.
-    fn loading(&self) -> Vec<ModelId> {
-        let held = self.held.lock();
-        held.iter().filter(|(_, held)| matches!(held, Held::Loading { .. })).map(|(model, _)| model.clone()).collect()
-    }
-
     /// Everything that the server lists.
     async fn models(&self) -> Result<Vec<(String, State)>, RpcError> {
         let index: IndexResponse = self.rpc.call(self.config.dialect.index(), &IndexRequest::default(), self.clock.deadline_in(USUAL)).await?;
@@ -242,48 +216,24 @@ impl Inner {
 
     /// Tells the server to unload the model and the parts that it was laid out with: those of an ensemble that did not load are
     /// nobody's dependents.
-    async fn unload_all_of(&self, model: &ModelId) -> Result<(), UnloadError> {
+    async fn unload_all_of(self: Arc<Self>, model: ModelId) -> Result<(), UnloadError> {
         let told = self.unload(model.as_str()).await;
-        let parts = self.parts.lock().get(model).cloned().unwrap_or_default();
+        let parts = self.parts.lock().get(&model).cloned().unwrap_or_default();
         for part in parts {
             self.unload(&part).await?;
         }
         told
     }
 
-    /// Loads, and says what came of it to whoever still waits.
     async fn load(self: Arc<Self>, model: ModelId) -> Result<Loaded, LoadError> {
         let request = LoadRequest { model_name: model.to_string(), ..LoadRequest::default() };
         // Longer than anybody waits: an answer that comes late is still one. What has none by then is the index's to tell.
         let deadline = self.clock.deadline_in(self.config.load_timeout.saturating_mul(2));
         let answer = self.rpc.call::<LoadResponse>(self.config.dialect.load(), &request, deadline).await;
-        let result = match answer {
+        match answer {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
             Err(why) => Err(self.load_error(&model, why)),
-        };
-        let unwanted = {
-            let mut held = self.held.lock();
-            let unwanted = matches!(held.get(&model), Some(Held::Loading { unwanted: true, .. }));
-            match &result {
-                // Listed as loading until it is unloaded: a look in between proves nothing.
-                _ if unwanted => {}
-                Ok(loaded) => drop(held.insert(model.clone(), Held::Loaded(loaded.clone()))),
-                Err(_) => drop(held.remove(&model)),
-            }
-            unwanted
-        };
-        let result = if unwanted {
-            if let Err(why) = self.unload_all_of(&model).await {
-                warn!(model = %model, error = %why, "a load that nobody waits for has ended, and the model cannot be unloaded");
-            }
-            self.held.lock().remove(&model);
-            let message = format!("{model} was unloaded while it was loading");
-            Err(LoadError { fault: LoadFault::NotNow, message, nothing_attempted: false })
-        } else {
-            result
-        };
-        self.changes.announce();
-        result
+        }
     }
 
     /// What the server says that the copy takes.
@@ -326,48 +276,25 @@ impl Runtime for RepositoryServer {
     }
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
-        let id = &model.id;
-        let before = match self.inner.held.lock().get(id) {
-            Some(Held::Loaded(loaded)) => Some(loaded.clone()),
-            _ => None,
-        };
-        if let Some(loaded) = before
+        let (inner, id) = (&self.inner, &model.id);
+        if let Some(loaded) = inner.loads.loaded(id)
             && self.index().await.is_ok_and(|index| index.get(id) == Some(IndexEntry::Ready))
         {
             return Ok(loaded);
         }
-        let load = {
-            // Held while the task is begun: it cannot end before it is known here.
-            let mut held = self.inner.held.lock();
-            match held.get_mut(id) {
-                Some(Held::Loading { load, unwanted, .. }) => {
-                    *unwanted = false;
-                    load.clone()
-                }
-                _ => {
-                    let load = begun(Arc::clone(&self.inner), id.clone());
-                    held.insert(id.clone(), Held::Loading { load: load.clone(), since: self.inner.clock.now(), unwanted: false });
-                    load
-                }
-            }
-        };
-        load.await
+        let (load, unload) = (Arc::clone(inner).load(id.clone()), Arc::clone(inner).unload_all_of(id.clone()));
+        inner.loads.join(id, load, unload).await
     }
 
     async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
-        match self.inner.held.lock().get_mut(model) {
-            Some(Held::Loading { unwanted, .. }) => {
-                // Servers answer an unload during a load as they please; it is told when the load has ended.
-                *unwanted = true;
-                return Ok(());
-            }
-            _other => {}
+        // Servers answer an unload during a load as they please; it is told when the load has ended.
+        if self.inner.loads.give_up(model) {
+            return Ok(());
         }
-        let told = self.inner.unload_all_of(model).await;
+        let told = Arc::clone(&self.inner).unload_all_of(model.clone()).await;
         if told.is_ok() {
-            self.inner.held.lock().remove(model);
+            self.inner.loads.forget(model);
         }
-        self.inner.changes.announce();
         told
     }
 
@@ -381,11 +308,11 @@ impl Runtime for RepositoryServer {
     }
 
     async fn index(&self) -> Result<Index, RuntimeDown> {
-        self.inner.changes.look();
+        self.inner.loads.changes.look();
         // What was sent may still be on its way there, and what has just ended may be missing in an answer made before.
-        let mut loading: Vec<ModelId> = self.inner.loading();
+        let mut loading = self.inner.loads.under_way();
         let models = self.inner.models().await.map_err(|why| RuntimeDown(why.to_string()))?;
-        loading.extend(self.inner.loading());
+        loading.extend(self.inner.loads.under_way());
         let (mut entries, mut parts) = (HashMap::new(), Vec::new());
         for (name, state) in models {
             let State::Is(entry) = state else { continue };
@@ -406,7 +333,7 @@ impl Runtime for RepositoryServer {
 
     async fn index_changed(&self) {
         tokio::select! {
-            () = self.inner.changes.changed() => {}
+            () = self.inner.loads.changes.changed() => {}
             () = self.inner.clock.sleep(LOOK_AGAIN) => {}
         }
     }
@@ -418,38 +345,11 @@ impl Runtime for RepositoryServer {
 
 #[async_trait]
 impl Infer for RepositoryServer {
-    async fn infer(&self, model: &ModelId, mut request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
-        request.model_name = model.to_string();
-        request.model_version = String::new();
-        self.inner.rpc.call(MODEL_INFER, &request, deadline).await.map_err(|why| infer_error(model, why))
+    async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        open_inference::infer(&self.inner.rpc, model, request, deadline).await
     }
 
     async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
-        let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
-        let deadline = self.inner.clock.deadline_in(USUAL);
-        self.inner.rpc.call(MODEL_METADATA, &request, deadline).await.map_err(|why| infer_error(model, why))
-    }
-}
-
-/// A load in a task of its own.
-fn begun(inner: Arc<Inner>, model: ModelId) -> Load {
-    let task = tokio::spawn(Arc::clone(&inner).load(model.clone()));
-    let load = async move {
-        task.await.unwrap_or_else(|panic| {
-            // From here on the server's own index counts.
-            inner.held.lock().remove(&model);
-            Err(LoadError { fault: LoadFault::NotNow, message: format!("the load panicked: {panic}"), nothing_attempted: false })
-        })
-    };
-    load.boxed().shared()
-}
-
-fn infer_error(model: &ModelId, why: RpcError) -> InferError {
-    match why {
-        RpcError::Late => InferError::DeadlineExceeded,
-        RpcError::Said { code, message } if is_unknown_model(code, &message) => InferError::NotLoaded(model.clone()),
-        RpcError::Said { code, message } => InferError::Refused { code: code as i32, message },
-        RpcError::Away(why) => InferError::Away(why),
-        RpcError::Unreadable(why) => InferError::Failed(why),
+        open_inference::metadata(&self.inner.rpc, model, self.inner.clock.deadline_in(USUAL)).await
     }
 }

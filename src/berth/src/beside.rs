@@ -46,16 +46,31 @@ pub(crate) struct AgentArgs {
     /// How long the server may take at start until it answers [default: 180s]
     #[arg(long, env = "BERTH_START_TIMEOUT", value_name = "DURATION")]
     start_timeout: Option<String>,
-    /// What a model takes before it was ever loaded: its bytes on disk times this [default: MODELSIZE_MULTIPLIER, else 1.25]
+    /// What a model takes before it was ever loaded: its bytes on disk times this [default: MODELSIZE_MULTIPLIER, else 1.25,
+    /// 2.75 for TorchServe]
     #[arg(long, env = "BERTH_SIZE_FACTOR", value_name = "FACTOR")]
     size_factor: Option<String>,
     /// Requests that one copy of a model serves at a time; 0 is no limit [default: LIMIT_PER_MODEL_CONCURRENCY, else 0]
     #[arg(long, env = "BERTH_MODEL_CONCURRENCY", value_name = "N")]
     model_concurrency: Option<String>,
+    /// OpenVINO Model Server: the configuration file that it was started with, written anew at start [default: MODEL_CONFIG_FILE, else
+    /// model_config_list.json under ROOT_MODEL_DIR, else under /models]
+    #[arg(long, env = "BERTH_MODEL_CONFIG", value_name = "FILE")]
+    model_config: Option<String>,
+    /// TorchServe: requests that a worker computes together; 0 is the server's own [default: REQUEST_BATCH_SIZE, else 0]
+    #[arg(long, env = "BERTH_BATCH_SIZE", value_name = "N")]
+    batch_size: Option<String>,
+    /// TorchServe: how long a batch waits to be full; 0s is the server's own [default: MAX_BATCH_DELAY_SECS, which counts
+    /// milliseconds, else 0s]
+    #[arg(long, env = "BERTH_BATCH_DELAY", value_name = "DURATION")]
+    batch_delay: Option<String>,
+    /// TorchServe: how long a worker may take for an answer; 0s is the server's own [default: 0s]
+    #[arg(long, env = "BERTH_RESPONSE_TIMEOUT", value_name = "DURATION")]
+    response_timeout: Option<String>,
 }
 
 /// The keys, as flags and as keys of the file.
-pub(crate) const KEYS: [&str; 10] = [
+pub(crate) const KEYS: [&str; 14] = [
     "runtime",
     "runtime-endpoint",
     "runtime-data-endpoint",
@@ -66,6 +81,10 @@ pub(crate) const KEYS: [&str; 10] = [
     "start-timeout",
     "size-factor",
     "model-concurrency",
+    "model-config",
+    "batch-size",
+    "batch-delay",
+    "response-timeout",
 ];
 
 impl AgentArgs {
@@ -81,6 +100,10 @@ impl AgentArgs {
             "start-timeout" => self.start_timeout.as_ref(),
             "size-factor" => self.size_factor.as_ref(),
             "model-concurrency" => self.model_concurrency.as_ref(),
+            "model-config" => self.model_config.as_ref(),
+            "batch-size" => self.batch_size.as_ref(),
+            "batch-delay" => self.batch_delay.as_ref(),
+            "response-timeout" => self.response_timeout.as_ref(),
             _ => None,
         }
     }
@@ -97,13 +120,17 @@ const fn upstream(key: &'static str, variable: &'static str, translate: fn(&str)
     Upstream { key, variable, translate }
 }
 
-const UPSTREAM: [Upstream; 13] = [
+const UPSTREAM: [Upstream; 16] = [
     upstream("runtime-endpoint", "RUNTIME_PORT", |port| format!("port:{port}")),
     upstream("runtime-data-endpoint", "RUNTIME_DATA_ENDPOINT", str::to_owned),
     upstream("load-concurrency", "LOADING_CONCURRENCY", str::to_owned),
     upstream("load-timeout", "LOADTIME_TIMEOUT", |millis| format!("{millis}ms")),
     upstream("size-factor", "MODELSIZE_MULTIPLIER", str::to_owned),
     upstream("model-concurrency", "LIMIT_PER_MODEL_CONCURRENCY", str::to_owned),
+    upstream("model-config", "MODEL_CONFIG_FILE", str::to_owned),
+    upstream("batch-size", "REQUEST_BATCH_SIZE", str::to_owned),
+    // Whatever it is called, its number went to the server as it is, which reads milliseconds.
+    upstream("batch-delay", "MAX_BATCH_DELAY_SECS", |number| format!("{number}ms")),
     upstream("storage-config", "STORAGE_CONFIG_DIR", str::to_owned),
     upstream("pvc-mounts", "PVC_MOUNTS_DIR", str::to_owned),
     upstream("grpc", "MM_SVC_GRPC_PORT", |port| format!("0.0.0.0:{port}")),
@@ -178,8 +205,8 @@ struct Usual {
     orders: &'static str,
     /// Where it takes requests, if elsewhere.
     requests: Option<&'static str>,
-    /// Why it cannot be used yet, if so.
-    missing: Option<&'static str>,
+    /// What a model takes before it was ever loaded: its bytes on disk times this, in percent.
+    size_percent: u32,
 }
 
 const USUAL: [Usual; 5] = [
@@ -190,7 +217,7 @@ const USUAL: [Usual; 5] = [
         folder: "_triton_models",
         orders: "port:8001",
         requests: None,
-        missing: None,
+        size_percent: 125,
     },
     Usual {
         kind: ServerKind::MlServer,
@@ -199,7 +226,7 @@ const USUAL: [Usual; 5] = [
         folder: "_mlserver_models",
         orders: "port:8001",
         requests: None,
-        missing: None,
+        size_percent: 125,
     },
     Usual {
         kind: ServerKind::Ovms,
@@ -209,7 +236,7 @@ const USUAL: [Usual; 5] = [
         // Its REST port.
         orders: "port:8888",
         requests: Some("port:8001"),
-        missing: Some("OpenVINO Model Server cannot be given orders yet"),
+        size_percent: 125,
     },
     Usual {
         kind: ServerKind::TorchServe,
@@ -218,7 +245,8 @@ const USUAL: [Usual; 5] = [
         folder: "_torchserve_models",
         orders: "port:7071",
         requests: Some("port:7070"),
-        missing: Some("TorchServe cannot be given orders yet"),
+        // An archive is packed, and each model has a Python of its own.
+        size_percent: 275,
     },
     Usual {
         kind: ServerKind::ModelRuntime,
@@ -227,7 +255,7 @@ const USUAL: [Usual; 5] = [
         folder: "_modelruntime_models",
         orders: "port:8085",
         requests: None,
-        missing: None,
+        size_percent: 125,
     },
 ];
 
@@ -261,6 +289,21 @@ pub(crate) struct Beside {
     pub(crate) size_percent: u32,
     /// Requests that one copy serves at a time.
     pub(crate) max_concurrency: Option<NonZeroU32>,
+    /// The configuration file of an OpenVINO Model Server.
+    pub(crate) model_config: PathBuf,
+    /// How the workers of a TorchServe compute.
+    pub(crate) batches: Batches,
+}
+
+/// How the workers of a TorchServe compute; `None` is the server's own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Batches {
+    /// Requests together.
+    pub(crate) size: Option<NonZeroU32>,
+    /// How long a batch waits to be full.
+    pub(crate) delay: Option<Duration>,
+    /// How long an answer may take.
+    pub(crate) response_timeout: Option<Duration>,
 }
 
 /// Checks what was given. Faults are told in `reading`; then the answer is of no use.
@@ -277,9 +320,6 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         reading.fault("runtime", problem);
         return None;
     };
-    if let Some(missing) = usual.missing {
-        reading.fault("runtime", missing);
-    }
     let name = reading.text("serving-runtime").or(usual.name).map(Arc::from);
     if name.is_none() {
         reading.faults.push("--serving-runtime: which ServingRuntime describes the server? write its name".to_owned());
@@ -299,10 +339,10 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
     let repository = reading.text("repository").map_or_else(|| root.join(usual.folder), PathBuf::from);
     let count = |text: &str| text.parse::<u32>().map_err(|_not_a_number| format!("{text:?} is not a whole number"));
     let above_zero = |text: &str| NonZeroU32::new(count(text)?).ok_or_else(|| "must be more than nothing".to_owned());
-    let duration = |text: &str| match humantime::parse_duration(text) {
-        Ok(duration) if duration.is_zero() => Err("must be more than nothing".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(fault) => Err(format!("{text:?} is not a duration such as 30s or 2m: {fault}")),
+    let perhaps = |text: &str| humantime::parse_duration(text).map_err(|fault| format!("{text:?} is not a duration such as 30s or 2m: {fault}"));
+    let duration = |text: &str| match perhaps(text)? {
+        Duration::ZERO => Err("must be more than nothing".to_owned()),
+        duration => Ok(duration),
     };
     Some(Beside {
         kind: usual.kind,
@@ -313,8 +353,14 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         load_concurrency: reading.parsed("load-concurrency", above_zero),
         load_timeout: reading.parsed("load-timeout", duration),
         start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
-        size_percent: reading.parsed("size-factor", percent).unwrap_or(125),
+        size_percent: reading.parsed("size-factor", percent).unwrap_or(usual.size_percent),
         max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
+        model_config: reading.text("model-config").map_or_else(|| root.join("model_config_list.json"), PathBuf::from),
+        batches: Batches {
+            size: reading.parsed("batch-size", count).and_then(NonZeroU32::new),
+            delay: reading.parsed("batch-delay", perhaps).filter(|delay| !delay.is_zero()),
+            response_timeout: reading.parsed("response-timeout", perhaps).filter(|timeout| !timeout.is_zero()),
+        },
     })
 }
 

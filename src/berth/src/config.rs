@@ -468,7 +468,8 @@ fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
             | "tls-cert"
             | "tls-key"
             | "dataplane-config-path"
-            | "repository" => beside(&text),
+            | "repository"
+            | "model-config" => beside(&text),
             "tls-client-ca" | "payload-ca" => text.split(',').map(|file| beside(file.trim())).collect::<Vec<_>>().join(","),
             _ => text,
         };
@@ -862,6 +863,37 @@ mod tests {
         ] {
             let told = given(variables).map(|_| String::new()).unwrap_or_else(|faults| faults.to_string());
             assert!(told.contains(says), "{variables:?}: {told}");
+        }
+    }
+
+    #[test]
+    fn each_kind_of_server_is_found_where_its_container_has_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (kind, orders, requests, repository, percent) in [
+            ("triton", "localhost:8001", "localhost:8001", "/models/_triton_models", 125),
+            ("mlserver", "localhost:8001", "localhost:8001", "/models/_mlserver_models", 125),
+            ("ovms", "localhost:8888", "localhost:8001", "/models/_ovms_models", 125),
+            ("torchserve", "localhost:7071", "localhost:7070", "/models/_torchserve_models", 275),
+        ] {
+            let command = AgentArgs::augment_args(Line::new("agent"));
+            let flags = ["agent", "--standalone", "--runtime", kind, "--manifests", folder.path().to_str().expect("text")];
+            let matches = command.get_matches_from(flags);
+            let variables = [("MODEL_CONFIG_FILE", "/m/c.json"), ("REQUEST_BATCH_SIZE", "0"), ("MAX_BATCH_DELAY_SECS", "50")];
+            let read = |given: &[(&str, &str)]| {
+                let config = read_with(&matches, Command::Agent, &|name| given.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()));
+                config.expect("right").beside.expect("it is an agent")
+            };
+            let beside = read(&[]);
+            assert_eq!((beside.orders.to_string().as_str(), beside.requests.to_string().as_str()), (orders, requests), "{kind}");
+            assert_eq!((beside.repository, beside.size_percent), (PathBuf::from(repository), percent), "{kind}");
+            assert_eq!(
+                (beside.model_config, beside.batches),
+                (PathBuf::from("/models/model_config_list.json"), beside::Batches::default()),
+                "{kind}"
+            );
+            let beside = read(&variables);
+            assert_eq!((beside.model_config, beside.batches.size), (PathBuf::from("/m/c.json"), None), "{kind}");
+            assert_eq!(beside.batches.delay, Some(Duration::from_millis(50)), "{kind}");
         }
     }
 

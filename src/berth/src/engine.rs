@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_adapters::{
-    Dialect, ModelRuntimeConfig, ModelRuntimeServer, OnnxConfig, OnnxRuntime, OnnxStartError, RepositoryConfig, RepositoryServer, Runtime,
-    RuntimeInfo, StartError,
+    Dialect, ModelRuntimeConfig, ModelRuntimeServer, OnnxConfig, OnnxRuntime, OnnxStartError, OvmsConfig, OvmsServer, RepositoryConfig,
+    RepositoryServer, Runtime, RuntimeInfo, StartError, TorchServe, TorchServeConfig,
 };
 use berth_proxy::methods::Methods;
 use berth_proxy::{Frontend, Here, ProxyConfig, Ready, RuntimeServer};
@@ -67,9 +67,10 @@ impl Engine {
             ping_timeout: ORDERS_PING,
             ..berth_upstream::Config::default()
         };
-        let server = Server::new(beside.orders.clone(), connections, clock.clone(), HostNet::shared());
+        let server_at = |target: &Target| Server::new(target.clone(), connections.clone(), clock.clone(), HostNet::shared());
+        let server = server_at(&beside.orders);
         // Not the server's own orders: who may send requests may not load and unload.
-        let mut methods = Methods::inference();
+        let mut methods = methods(beside.kind);
         let repository = |dialect| RepositoryConfig {
             dialect,
             name: Arc::clone(&beside.name),
@@ -84,7 +85,37 @@ impl Engine {
         let runtime: Arc<dyn Runtime> = match beside.kind {
             ServerKind::Triton => Arc::new(RepositoryServer::start(repository(Dialect::Triton), server, clock.clone()).await?),
             ServerKind::MlServer => Arc::new(RepositoryServer::start(repository(Dialect::MlServer), server, clock.clone()).await?),
-            // The configuration has told so already.
+            ServerKind::Ovms => {
+                let config = OvmsConfig {
+                    name: Arc::clone(&beside.name),
+                    repository: beside.repository.clone(),
+                    config_file: beside.model_config.clone(),
+                    capacity: Some(Footprint::host(memory.bytes)),
+                    load_concurrency: beside.load_concurrency.unwrap_or(TOGETHER),
+                    load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
+                    start_timeout: beside.start_timeout,
+                    size_percent: beside.size_percent,
+                    max_concurrency: beside.max_concurrency,
+                };
+                let requests = server_at(&beside.requests);
+                Arc::new(OvmsServer::start(config, beside.orders.clone(), requests, clock.clone(), HostNet::shared()).await?)
+            }
+            ServerKind::TorchServe => {
+                let config = TorchServeConfig {
+                    name: Arc::clone(&beside.name),
+                    store: beside.repository.clone(),
+                    capacity: Some(Footprint::host(memory.bytes)),
+                    load_concurrency: beside.load_concurrency.unwrap_or(NonZeroU32::MIN),
+                    load_timeout: beside.load_timeout.unwrap_or(LOAD_TIMEOUT),
+                    start_timeout: beside.start_timeout,
+                    size_percent: beside.size_percent,
+                    max_concurrency: beside.max_concurrency,
+                    batch_size: beside.batches.size,
+                    max_batch_delay: beside.batches.delay,
+                    response_timeout: beside.batches.response_timeout,
+                };
+                Arc::new(TorchServe::start(config, server, server_at(&beside.requests), clock.clone()).await?)
+            }
             ServerKind::ModelRuntime => {
                 let config = ModelRuntimeConfig {
                     name: Arc::clone(&beside.name),
@@ -103,10 +134,6 @@ impl Engine {
                     why: format!("says of its methods what cannot be: {why}"),
                 })?;
                 Arc::new(server)
-            }
-            ServerKind::Ovms | ServerKind::TorchServe => {
-                let why = "cannot be given orders yet".to_owned();
-                return Err(StartError::Unfit { kind: "this server", target: beside.orders.to_string(), why });
             }
         };
         Ok(Engine::Beside(runtime, Box::new(Requests { target: beside.requests.clone(), methods })))
@@ -153,8 +180,64 @@ impl Engine {
     }
 }
 
+/// The methods that clients may call.
+fn methods(kind: ServerKind) -> Methods {
+    let named = |infos: &[(&str, &[u32])]| {
+        let infos = infos.iter().map(|(method, path)| ((*method).to_owned(), path.to_vec())).collect();
+        // Every path is a constant that is one.
+        Methods::of_runtime(&infos, false).unwrap_or_else(|_| Methods::inference())
+    };
+    match kind {
+        ServerKind::Triton | ServerKind::MlServer | ServerKind::ModelRuntime => Methods::inference(),
+        ServerKind::Ovms => named(&[
+            ("inference.GRPCInferenceService/ModelInfer", &[1]),
+            ("inference.GRPCInferenceService/ModelStreamInfer", &[1]),
+            ("inference.GRPCInferenceService/ModelMetadata", &[1]),
+            ("inference.GRPCInferenceService/ModelReady", &[1]),
+            ("tensorflow.serving.PredictionService/Predict", &[1, 1]),
+            ("tensorflow.serving.PredictionService/GetModelMetadata", &[1, 1]),
+        ]),
+        ServerKind::TorchServe => named(&[
+            ("org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions", &[1]),
+            ("org.pytorch.serve.grpc.inference.InferenceAPIsService/StreamPredictions", &[1]),
+            // By the names that it gives to the Open Inference Protocol, and by those that clients know.
+            ("org.pytorch.serve.grpc.openinference.GRPCInferenceService/ModelInfer", &[1]),
+            ("org.pytorch.serve.grpc.openinference.GRPCInferenceService/ModelMetadata", &[1]),
+            ("org.pytorch.serve.grpc.openinference.GRPCInferenceService/ModelReady", &[1]),
+            ("inference.GRPCInferenceService/ModelInfer", &[1]),
+            ("inference.GRPCInferenceService/ModelMetadata", &[1]),
+        ]),
+    }
+}
+
+/// Loads at a time where one order may be for several models.
+const TOGETHER: NonZeroU32 = NonZeroU32::MIN.saturating_add(3);
+
 /// How long a load may take where nobody says.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How long a server may be deaf to a question whether it lives while it takes an order.
 const ORDERS_PING: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_get_to_a_server_and_its_orders_do_not() {
+        for (kind, passes, does_not) in [
+            (ServerKind::Triton, "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/RepositoryModelLoad"),
+            (ServerKind::Ovms, "/inference.GRPCInferenceService/ModelInfer", "/tensorflow.serving.ModelService/HandleReloadConfigRequest"),
+            (ServerKind::Ovms, "/tensorflow.serving.PredictionService/Predict", "/tensorflow.serving.ModelService/GetModelStatus"),
+            (
+                ServerKind::TorchServe,
+                "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+                "/org.pytorch.serve.grpc.management.ManagementAPIsService/RegisterModel",
+            ),
+        ] {
+            let methods = methods(kind);
+            assert!(methods.of(passes).is_ok_and(|method| method.inject.is_some()), "{kind:?}: {passes}");
+            assert!(methods.of(does_not).is_err(), "{kind:?}: {does_not}");
+        }
+    }
+}

@@ -27,9 +27,11 @@ pub fn bundled() -> Vec<Arc<Desired>> {
 }
 
 /// The descriptions of inference servers that come with the program: what `deploy/runtimes` holds.
-const BESIDE: [(&str, &str); 2] = [
+const BESIDE: [(&str, &str); 4] = [
     ("triton-2.x", include_str!("../../../deploy/runtimes/triton-2.x.yaml")),
     ("mlserver-1.x", include_str!("../../../deploy/runtimes/mlserver-1.x.yaml")),
+    ("ovms-1.x", include_str!("../../../deploy/runtimes/ovms-1.x.yaml")),
+    ("torchserve-0.x", include_str!("../../../deploy/runtimes/torchserve-0.x.yaml")),
 ];
 
 /// The ClusterServingRuntime of this name that comes with the program, for an inference server beside it. `None`: its
