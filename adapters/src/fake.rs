@@ -44,6 +44,7 @@ pub struct Script {
     measured: Option<Option<Footprint>>,
     /// What it takes where it does not say so.
     takes: Option<Footprint>,
+    measured_after: Option<Duration>,
     load_failures: Vec<LoadFault>,
     max_concurrency: Option<NonZeroU32>,
     unload_refusals: u32,
@@ -60,6 +61,7 @@ impl Default for Script {
             hangs: false,
             measured: None,
             takes: None,
+            measured_after: None,
             load_failures: Vec::new(),
             max_concurrency: None,
             unload_refusals: 0,
@@ -118,6 +120,13 @@ impl Script {
     pub fn taking(mut self, bytes: ByteSize) -> Self {
         self.takes = Some(Footprint::host(bytes));
         self.unmeasured()
+    }
+
+    /// What a copy takes is told this long after somebody asks for it, and not by its load.
+    #[must_use]
+    pub fn measured_after(mut self, takes: Duration) -> Self {
+        self.measured_after = Some(takes);
+        self
     }
 
     /// The next `times` loads fail. After [`LoadFault::TimedOut`] the server goes on and ends ready, `loading_for`
@@ -439,7 +448,7 @@ impl Shared {
             let Some(held) = state.held.get_mut(model) else { return };
             let Some(fault) = fault else {
                 held.at = IndexEntry::Ready;
-                let measured = script.measured.unwrap_or_else(|| Some(held.takes.clone()));
+                let measured = script.measured.unwrap_or_else(|| Some(held.takes.clone())).filter(|_| script.measured_after.is_none());
                 held.outcome.send_replace(Some(Ok(Loaded { measured, max_concurrency: script.max_concurrency })));
                 drop(state);
                 return self.changes.announce();
@@ -514,6 +523,12 @@ impl Runtime for FakeRuntime {
 
     fn estimate(&self, artifacts: &Artifacts) -> Option<Footprint> {
         Some(Footprint::host(artifacts.size))
+    }
+
+    async fn size(&self, model: &ModelId) -> Option<Footprint> {
+        let after = self.0.state.lock().script(model).measured_after?;
+        self.0.clock.sleep(after).await;
+        self.0.state.lock().held.get(model).map(|held| held.takes.clone())
     }
 
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {

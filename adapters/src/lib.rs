@@ -28,7 +28,7 @@ mod torchserve;
 mod unknown;
 
 pub use fake::FakeRuntime;
-pub use modelruntime::{ModelRuntimeConfig, ModelRuntimeServer};
+pub use modelruntime::{Entrance, ModelRuntimeConfig, ModelRuntimeServer, ServedConfig, serve_contract};
 pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
 pub use ovms::{OvmsConfig, OvmsServer};
 pub use repository::{Dialect, RepositoryConfig, RepositoryServer};

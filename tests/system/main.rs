@@ -17,6 +17,7 @@ mod lifecycle;
 mod logs;
 mod memory;
 mod mesh;
+mod modelruntime;
 mod orders;
 mod ovms;
 mod payloads;

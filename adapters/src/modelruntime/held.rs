@@ -331,3 +331,248 @@ async fn carry_unload<S: Asked>(server: Arc<S>, model: ModelId, purges: u64) -> 
     held.changes.announce();
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const DONE: Loaded = Loaded { measured: None, max_concurrency: None };
+
+    /// A server with one model, which takes its time and refuses as it is told.
+    struct Server {
+        held: Held,
+        load_takes: Duration,
+        unload_takes: Duration,
+        state: Mutex<State>,
+    }
+
+    #[derive(Default)]
+    struct State {
+        refusals: u32,
+        failures: u32,
+        /// What it truly holds.
+        holds: bool,
+        loading: bool,
+        unloading: bool,
+        loads: u32,
+        /// When unloads began, in milliseconds.
+        unloads: Vec<u128>,
+        /// Orders that met where none may.
+        met: bool,
+    }
+
+    /// Tells the state when an order ends, also when it is cancelled.
+    struct Ends<'a>(&'a Mutex<State>, fn(&mut State) -> &mut bool);
+
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            *self.1(&mut self.0.lock()) = false;
+        }
+    }
+
+    impl Asked for Server {
+        fn held(&self) -> &Held {
+            &self.held
+        }
+
+        async fn load(&self, _model: &ModelId, _order: Order) -> Result<Loaded, LoadError> {
+            let _ends = {
+                let mut state = self.state.lock();
+                state.met |= state.loading || state.unloading;
+                (state.loading, state.loads) = (true, state.loads + 1);
+                Ends(&self.state, |state| &mut state.loading)
+            };
+            // From here on it may hold something, whatever becomes of the call.
+            self.state.lock().holds = true;
+            self.held.clock.sleep(self.load_takes).await;
+            let mut state = self.state.lock();
+            if state.failures > 0 {
+                state.failures -= 1;
+                return Err(LoadError { fault: LoadFault::BadModel, message: "bad".to_owned(), nothing_attempted: false });
+            }
+            Ok(DONE)
+        }
+
+        async fn unload(&self, _model: &ModelId) -> Result<(), UnloadError> {
+            let _ends = {
+                let mut state = self.state.lock();
+                state.met |= state.loading || state.unloading;
+                state.unloading = true;
+                let at = self.held.clock.wall().0;
+                state.unloads.push(at.into());
+                Ends(&self.state, |state| &mut state.unloading)
+            };
+            self.held.clock.sleep(self.unload_takes).await;
+            let mut state = self.state.lock();
+            if state.refusals > 0 {
+                state.refusals -= 1;
+                return Err(UnloadError("not yet".to_owned()));
+            }
+            state.holds = false;
+            Ok(())
+        }
+    }
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn server(load_takes: Duration, unload_takes: Duration, refusals: u32) -> Arc<Server> {
+        let clock = Clock::starting_at(berth_types::UnixMillis(0));
+        Arc::new(Server { held: Held::new(clock), load_takes, unload_takes, state: Mutex::new(State { refusals, ..State::default() }) })
+    }
+
+    fn id() -> ModelId {
+        ModelId::new("m").expect("valid")
+    }
+
+    fn caller(server: &Arc<Server>) -> JoinHandle<Result<Loaded, LoadError>> {
+        let server = Arc::clone(server);
+        let order = Order { model_type: String::new(), path: String::new(), key: String::new() };
+        tokio::spawn(async move { load(&server, &id(), &order).await })
+    }
+
+    impl Server {
+        fn entry(&self) -> Option<IndexEntry> {
+            self.held.index().get(&id())
+        }
+
+        async fn pass(&self, time: Duration) {
+            self.held.clock.sleep(time).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_load_ends_with_its_last_caller_and_unloads_follow_until_one_is_confirmed() {
+        let server = server(secs(100), Duration::ZERO, 3);
+        let (first, second) = (caller(&server), caller(&server));
+        server.pass(secs(1)).await;
+        first.abort();
+        server.pass(secs(1)).await;
+        assert_eq!((server.entry(), server.state.lock().loading), (Some(IndexEntry::Loading), true), "somebody still waits");
+        second.abort();
+        server.pass(Duration::from_millis(10)).await;
+        assert_eq!((server.entry(), server.state.lock().loading), (Some(IndexEntry::Unloading), false));
+        server.pass(secs(20)).await;
+        assert_eq!((server.entry(), server.state.lock().holds), (None, false));
+        let tries: Vec<_> = server.state.lock().unloads.iter().map(|at| at / 1000).collect();
+        assert_eq!(tries, [2, 3, 5, 9], "at once, then after longer and longer pauses");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_load_of_a_model_that_is_being_unloaded_begins_when_that_is_confirmed() {
+        let server = server(secs(1), secs(5), 0);
+        caller(&server).await.expect("no panic").expect("it loads");
+        let (unloading, held) = (Arc::clone(&server), Arc::clone(&server));
+        let unloading = tokio::spawn(async move { unload(&unloading, &id()).await });
+        server.pass(secs(1)).await;
+        let again = caller(&server);
+        server.pass(secs(3)).await;
+        assert_eq!((held.entry(), server.state.lock().loads), (Some(IndexEntry::Unloading), 1));
+        assert_eq!(unloading.await.expect("no panic"), Ok(()));
+        assert_eq!(again.await.expect("no panic"), Ok(DONE));
+        let state = server.state.lock();
+        assert_eq!((held.entry(), state.loads, state.met), (Some(IndexEntry::Ready), 2, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unload_of_a_model_that_loads_gives_the_load_up_and_is_confirmed_by_the_index() {
+        let server = server(secs(100), secs(2), 0);
+        let loading = caller(&server);
+        server.pass(secs(1)).await;
+        assert_eq!(unload(&server, &id()).await, Ok(()));
+        let given_up = loading.await.expect("no panic").expect_err("it was given up");
+        assert_eq!((given_up.fault, server.entry()), (LoadFault::NotNow, Some(IndexEntry::Unloading)));
+        server.pass(secs(3)).await;
+        assert_eq!((server.entry(), server.state.lock().holds), (None, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_load_says_so_once_its_unload_is_confirmed_or_has_taken_too_long() {
+        for (unload_takes, refusals, after, entry) in
+            [(secs(2), 0, secs(3), None), (secs(60), 0, secs(6), Some(IndexEntry::Unloading)), (secs(1), 1, secs(2), Some(IndexEntry::Unloading))]
+        {
+            let server = server(secs(1), unload_takes, refusals);
+            server.state.lock().failures = 1;
+            let began = server.held.clock.now();
+            let failed = caller(&server).await.expect("no panic").expect_err("it fails");
+            let took = server.held.clock.now() - began;
+            assert_eq!((took, failed.nothing_attempted, server.entry()), (after, entry.is_none(), entry), "{unload_takes:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_holds_nothing_any_more_confirms_all_but_orders_that_are_under_way() {
+        let server = server(secs(1), secs(5), 9);
+        caller(&server).await.expect("no panic").expect("it loads");
+        let telling = Arc::clone(&server);
+        let unloading = tokio::spawn(async move { unload(&telling, &id()).await });
+        server.pass(secs(1)).await;
+        assert_eq!(server.held.purged(), 0);
+        assert_eq!(server.entry(), Some(IndexEntry::Unloading), "the order may still arrive, and a load must not overtake it");
+        assert!(unloading.await.expect("no panic").is_err());
+        assert_eq!(server.entry(), None);
+        caller(&server).await.expect("no panic").expect("it loads");
+        assert_eq!((server.held.purged(), server.entry()), (1, None));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Call,
+        Leave(usize),
+        Unload,
+        Pass(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Call),
+            3 => (0..4_usize).prop_map(Step::Leave),
+            2 => Just(Step::Unload),
+            4 => (0..3000_u64).prop_map(Step::Pass),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(85), ..Default::default() })]
+        #[test]
+        fn whatever_callers_do_orders_never_meet_and_what_is_not_listed_is_not_held(
+            steps in prop::collection::vec(step(), 1..40), takes in (0..2000_u64, 0..2000_u64), trouble in (0..4_u32, 0..3_u32)
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+            let outcome = runtime.block_on(async {
+                let server = server(Duration::from_millis(takes.0), Duration::from_millis(takes.1), trouble.0);
+                server.state.lock().failures = trouble.1;
+                let mut callers = Vec::new();
+                for step in steps {
+                    match step {
+                        Step::Call => callers.push(caller(&server)),
+                        Step::Leave(at) if at < callers.len() => callers.swap_remove(at).abort(),
+                        Step::Leave(_) => {}
+                        Step::Unload => {
+                            let server = Arc::clone(&server);
+                            tokio::spawn(async move { unload(&server, &id()).await });
+                        }
+                        Step::Pass(millis) => server.pass(Duration::from_millis(millis)).await,
+                    }
+                    let (listed, state) = (server.entry().is_some(), server.state.lock());
+                    prop_assert!(listed || !state.holds, "it holds what is not listed, at {step:?}");
+                    prop_assert!(!state.met, "orders met, at {step:?}");
+                }
+                drop(callers);
+                // Whoever is in charge asks again until it is so.
+                for _ in 0..10 {
+                    server.pass(secs(10)).await;
+                    let _ = unload(&server, &id()).await;
+                }
+                server.pass(secs(30)).await;
+                prop_assert!(server.entry().is_none() && !server.state.lock().holds && !server.state.lock().met);
+                Ok(())
+            });
+            outcome?;
+        }
+    }
+}

@@ -15,6 +15,7 @@
 
 mod held;
 mod key;
+mod served;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,8 @@ use crate::{
     Artifacts, Health, Index, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError, UnloadError,
     beat,
 };
+pub use served::{Entrance, ServedConfig, serve_contract};
+
 use held::{Asked, Held, Order};
 use status::{Parameters, Standing};
 

@@ -1,9 +1,11 @@
 //! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine, `berth
-//! agent` the same before an inference server of its own process; the other commands talk to a running server.
+//! agent` the same before an inference server of its own process, `berth runtime` the engine alone for somebody else's mesh; the
+//! other commands talk to a running server.
 
 mod beside;
 mod cli;
 mod config;
+mod contract;
 mod data_plane;
 mod engine;
 mod fetching;
@@ -29,6 +31,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::beside::AgentArgs;
 use crate::cli::ClientCommand;
 use crate::config::ServeArgs;
+use crate::contract::RuntimeArgs;
 
 /// Every allocation is counted per thread, so that the embedded engine can say what a model takes.
 #[global_allocator]
@@ -48,6 +51,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Serve models with an inference server that runs beside this process
     Agent(Box<AgentArgs>),
+    /// Serve ONNX models to a ModelMesh, or to `berth agent`, by its runtime contract
+    Runtime(Box<RuntimeArgs>),
     #[command(flatten)]
     Client(Box<ClientCommand>),
 }
@@ -70,6 +75,7 @@ fn main() -> ExitCode {
         // Not only the values: where each came from matters to the configuration.
         (Command::Serve(_), Some((_, matches))) => run_serve(matches, config::Command::Serve),
         (Command::Agent(_), Some((_, matches))) => run_serve(matches, config::Command::Agent),
+        (Command::Runtime(args), _) => run_to_end(contract::run(*args)),
         (Command::Serve(_) | Command::Agent(_), None) => ExitCode::from(USAGE),
     }
 }
@@ -79,6 +85,10 @@ fn run_serve(matches: &clap::ArgMatches, command: config::Command) -> ExitCode {
         Ok(config) => config,
         Err(faults) => return complain(&faults, USAGE),
     };
+    run_to_end(serve::serve(config))
+}
+
+fn run_to_end(serving: impl Future<Output = Result<(), serve::ServeError>>) -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return complain(&"another TLS provider is installed already", 1);
     }
@@ -86,7 +96,7 @@ fn run_serve(matches: &clap::ArgMatches, command: config::Command) -> ExitCode {
         Ok(runtime) => runtime,
         Err(fault) => return complain(&format!("cannot start threads: {fault}"), 1),
     };
-    let ended = runtime.block_on(serve::serve(config));
+    let ended = runtime.block_on(serving);
     // The embedded engine cannot be interrupted; whatever it still computes dies with the process.
     runtime.shutdown_timeout(ENGINE_GRACE);
     match ended {

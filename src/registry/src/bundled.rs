@@ -38,6 +38,10 @@ const BESIDE: [(&str, &str); 4] = [
 /// description is the user's to give.
 #[must_use]
 pub fn bundled_beside(name: &str) -> Option<Arc<Desired>> {
+    if name == EMBEDDED_RUNTIME {
+        // The same engine in a process of its own: `berth runtime`.
+        return bundled().into_iter().next();
+    }
     let (file, text) = BESIDE.iter().find(|(known, _)| *known == name)?;
     let read = manifest::read(Path::new(&format!("{file}.yaml")), text);
     let (_, object) = read.objects.into_iter().next()?;

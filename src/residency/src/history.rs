@@ -178,7 +178,10 @@ impl History {
     }
 }
 
-fn read_file(path: &Path) -> Result<(HashMap<ModelId, Known>, HashMap<ContentDigest, Learned>), String> {
+/// What a file holds: models, and what contents take.
+type Remembered = (HashMap<ModelId, Known>, HashMap<ContentDigest, Learned>);
+
+fn read_file(path: &Path) -> Result<Remembered, String> {
     let size = match std::fs::metadata(path) {
         Ok(meta) => meta.len(),
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
 /// A bound socket that accepts connections.
@@ -83,6 +83,26 @@ impl HostNet {
     pub fn shared() -> Arc<dyn Net> {
         Arc::new(HostNet)
     }
+}
+
+impl HostNet {
+    /// Listens on a Unix socket. A file that a dead process has left there is replaced.
+    ///
+    /// # Errors
+    /// What the system says, with the path in the text.
+    pub fn listen_unix(self, path: &Path) -> io::Result<UnixListener> {
+        let bound = match UnixListener::bind(path) {
+            Err(fault) if fault.kind() == io::ErrorKind::AddrInUse && is_dead(path) => {
+                std::fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+            }
+            bound => bound,
+        };
+        bound.map_err(|fault| io::Error::new(fault.kind(), format!("cannot listen on {}: {fault}", path.display())))
+    }
+}
+
+fn is_dead(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_err_and(|fault| fault.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 #[async_trait]

@@ -144,6 +144,6 @@ impl Courier for Post {
     async fn deliver(&mut self, payload: &Payload, message: Option<Bytes>) -> Result<(), Lost> {
         let clock = self.clock.clone();
         // Given up in the middle, the connection goes too: it was taken out.
-        clock.until(clock.deadline_in(WHOLE), self.posted(payload, message)).await.unwrap_or(Err(Lost::Timeout))
+        clock.until(clock.deadline_in(WHOLE), Box::pin(self.posted(payload, message))).await.unwrap_or(Err(Lost::Timeout))
     }
 }

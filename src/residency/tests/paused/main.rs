@@ -8,4 +8,5 @@ mod memory;
 mod remembering;
 mod rig;
 mod schedule;
+mod sizing;
 mod waiting;
