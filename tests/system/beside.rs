@@ -25,7 +25,9 @@ async fn beside_triton(fixture: &Fixture, host_memory: &str) -> Result<(Triton, 
     let repository = fixture.path("repository");
     std::fs::create_dir_all(&repository)?;
     let triton = Triton::with_onnx(&fixture.parts, &repository).await?;
-    let berth = fixture.serve(host_memory).beside("triton", &triton.grpc(), &repository).start().await?;
+    // Its models are processes of their own: what they really take is far more than their files.
+    let serve = fixture.serve(host_memory).beside("triton", &triton.grpc(), &repository).flag("--runtime-process", "off");
+    let berth = serve.start().await?;
     Ok((triton, berth))
 }
 

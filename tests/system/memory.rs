@@ -10,7 +10,7 @@ use crate::fixture::{Fixture, service};
 
 const MIB: u64 = 1 << 20;
 /// All that the server may have.
-const LIMIT: u64 = 420 * MIB;
+const LIMIT: u64 = 480 * MIB;
 /// What models may take of it by the ledger.
 const BUDGET: &str = "320MiB";
 /// What a model's files have, and what it takes of that: from half to twenty times.

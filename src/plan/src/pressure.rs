@@ -90,6 +90,14 @@ pub fn learns_alone(need: &Footprint, budget: &Footprint) -> bool {
     need.iter().any(|(pool, bytes)| bytes > budget.get(pool).percent(5))
 }
 
+/// How much room a copy gets for its load whose files were never loaded and that is thought to take `need`: sixteen times
+/// that, but no more than three tenths of a memory. A guess by the size of files is that far off at times, and what is not
+/// needed of it is given back when the load has ended.
+#[must_use]
+pub fn cautious(need: &Footprint, budget: &Footprint) -> Footprint {
+    Footprint::of(need.iter().map(|(pool, bytes)| (pool, bytes.max(bytes.percent(1600).min(budget.get(pool).percent(30))))))
+}
+
 /// Whether the server has so much that it gives to nobody that it had better be started anew: what it `kept` with no copy
 /// loaded, and what copies hold that it does not unload, against `percent` of a memory.
 #[must_use]
@@ -168,6 +176,13 @@ mod tests {
         assert!(is_certain(&host(100), &host(10)) && !is_certain(&host(100), &host(11)) && !is_certain(&host(0), &host(0)));
         assert!(learns_alone(&host(6), &host(100)) && !learns_alone(&host(5), &host(100)));
         assert_eq!(retained(&host(100), &host(30), &host(50)), host(20));
+    }
+
+    #[test]
+    fn a_first_load_gets_room_for_a_guess_that_is_far_off() {
+        for (need, expected) in [(1, 16), (5, 30), (40, 40), (0, 0)] {
+            assert_eq!(cautious(&host(need), &host(100)), host(expected), "{need}");
+        }
     }
 
     #[test]

@@ -186,6 +186,7 @@ impl Owner {
             return Turn::Blocks;
         }
         let (may, need, waited_for) = (entry.may_evict(), entry.need.clone().unwrap_or_default(), !entry.waiters.is_empty());
+        let need = self.room_for(model, need);
         loop {
             let memory = self.memory();
             match admit(&need, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall()) {

@@ -638,6 +638,10 @@ impl Owner {
                 if measured.is_none() {
                     self.work.size(model.clone(), life);
                 }
+                // Room that was given out of caution is given back.
+                if let (Some(lease), Some(need)) = (entry.lease.as_mut(), entry.need.clone()) {
+                    lease.correct(need);
+                }
                 let own_word = measured.map(|measured| (measured, true));
                 if let Some((measured, certain)) = own_word.or(learned)
                     && let Some(refusal) = self.charge(model, &measured, certain)

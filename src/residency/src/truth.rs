@@ -252,11 +252,14 @@ impl Owner {
     pub(crate) fn would_learn_alone(&self, model: &ModelId) -> bool {
         self.truth.tells_held()
             && !self.knows_size_of(model)
-            && self
-                .entries
-                .get(model)
-                .and_then(|entry| entry.lease.as_ref())
-                .is_some_and(|lease| pressure::learns_alone(lease.bytes(), self.ledger.budget()))
+            && self.entries.get(model).and_then(|entry| entry.need.as_ref()).is_some_and(|need| pressure::learns_alone(need, self.ledger.budget()))
+    }
+
+    /// The room that `model` gets, which is thought to take `need`.
+    pub(crate) fn room_for(&self, model: &ModelId, need: Footprint) -> Footprint {
+        let declared =
+            self.entries.get(model).and_then(|entry| entry.registration.as_ref()).is_some_and(|registration| registration.declared_size.is_some());
+        if !declared && self.truth.tells_held() && !self.knows_size_of(model) { pressure::cautious(&need, self.ledger.budget()) } else { need }
     }
 
     fn knows_size_of(&self, model: &ModelId) -> bool {
@@ -307,8 +310,9 @@ impl Owner {
         let undisturbed = self.truth.learning.get(model).is_some_and(|learning| learning.stirred == Some(self.truth.stirred));
         let Around { before, after } = around.filter(|around| undisturbed && around.before.life == around.after.life)?;
         let (before, after) = (before.held()?, after.held()?);
-        let need = self.entries.get(model)?.lease.as_ref()?.bytes().clone();
-        let charged = self.ledger.sums().memory.charged.minus(&need);
+        let entry = self.entries.get(model)?;
+        let need = entry.need.clone()?;
+        let charged = self.ledger.sums().memory.charged.minus(entry.lease.as_ref()?.bytes());
         // Of a server whose beginning nobody saw, all may have been kept.
         let kept = self.truth.base.as_ref().map_or_else(|| need.clone(), |base| pressure::retained(&before, base, &charged));
         let seen = |footprint: &Footprint| Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0));
@@ -332,7 +336,7 @@ impl Owner {
         if error.fault != LoadFault::OutOfMemory {
             return error;
         }
-        let need = self.entries.get(model).and_then(|entry| entry.lease.as_ref()).map(|lease| lease.bytes().clone()).unwrap_or_default();
+        let need = self.entries.get(model).and_then(|entry| entry.need.clone()).unwrap_or_default();
         let Memory { budget, charged, .. } = self.ledger.sums().memory;
         let mut message = format!("{}; it was given {need}, models take {charged} of {budget}", error.message);
         if let Some(usage) = self.truth.reading().and_then(|reading| reading.usage(Pool::Host)) {

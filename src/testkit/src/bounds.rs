@@ -21,6 +21,13 @@ impl Bounds {
         let mounted = Path::new("/sys/fs/cgroup/memory").join(path);
         let name = format!("berth-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let bounds = Bounds { folder: mounted.join(name) };
+        // Groups of tests that have ended, whose last process had not when they were dropped.
+        for entry in
+            fs::read_dir(&mounted).into_iter().flatten().flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("berth-test-"))
+        {
+            let ended = fs::read_to_string(entry.path().join("cgroup.procs")).is_ok_and(|pids| pids.is_empty());
+            let _ = ended.then(|| fs::remove_dir(entry.path()));
+        }
         fs::create_dir(&bounds.folder).ok()?;
         fs::write(bounds.folder.join("memory.limit_in_bytes"), bytes.to_string()).ok()?;
         Some(bounds)

@@ -94,6 +94,21 @@ async fn what_files_take_is_known_under_any_name_and_after_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_load_that_takes_twenty_times_its_files_does_not_take_more_than_there_is() {
+    let world = World::limited_to(kib(1000));
+    let pod = world.pod(kib(800), |_| {});
+    for (name, takes) in [("a", 300), ("b", 300), ("hungry", 240)] {
+        pod.fetch.always(name, Scripted::arrives(kib(15)));
+        pod.runtime.script(name, Script::default().taking(kib(takes)).loading_for(secs(1)));
+        pod.use_once(name).await;
+    }
+    // 100 for the server itself: with both others there would have been 940 of 1000, which is above the mark.
+    assert_eq!(pod.held(), ["b", "hungry"]);
+    assert!(pod.runtime.peak_held().total() <= kib(600), "{}", pod.runtime.peak_held());
+    assert_eq!(pod.charged().await, kib(540), "what was not needed of the room is given back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_unknown_model_loads_alone_and_small_ones_together() {
     let world = World::default();
     let pod = world.pod(kib(1000), |_| {});
@@ -178,7 +193,7 @@ async fn memory_that_others_use_is_not_given_out() {
     World::set(&world.others, kib(0));
     pod.use_once("a").await;
     assert_eq!(pod.held(), ["a", "b"], "what is free is seen again before it is asked for");
-    World::set(&world.others, kib(800));
+    World::set(&world.others, kib(700));
     let waits = pod.ensure("c", secs(5)).await;
     assert!(waits.is_ok(), "a small one is made room for: both others go");
     World::set(&world.others, kib(2000));
