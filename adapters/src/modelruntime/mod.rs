@@ -98,6 +98,8 @@ struct Shared {
     orders: Mutex<HashMap<ModelId, Order>>,
     /// The server broke off a call: it may be another process by now.
     broke: AtomicBool,
+    /// Held while the server is asked how it stands: who waits for it may find that it was done.
+    greeting: tokio::sync::Mutex<()>,
     /// Attempts to connect, when last looked at.
     connections: AtomicU64,
     /// Whether the server has `predictModelSize`, as far as is known.
@@ -160,6 +162,7 @@ impl ModelRuntimeServer {
             clock: clock.clone(),
             orders: Mutex::default(),
             broke: AtomicBool::new(false),
+            greeting: tokio::sync::Mutex::default(),
             predicts: AtomicBool::new(true),
             sizes: AtomicBool::new(true),
         });
@@ -233,6 +236,7 @@ impl Shared {
         let connections = self.rpc.connections();
         let reconnected = self.connections.swap(connections, Ordering::AcqRel) != connections;
         if was_down || self.broke.load(Ordering::Acquire) || (reconnected && self.has_lost_one().await) {
+            let _alone = self.greeting.lock().await;
             return self.greet().await;
         }
         Ok(())
@@ -429,8 +433,18 @@ impl Runtime for ModelRuntimeServer {
     }
 
     async fn doubt(&self, model: &ModelId) {
-        if !self.shared.held.is_loaded(model) || self.shared.measure(model, USUAL).await.is_ok() {
+        let shared = &self.shared;
+        // Asked on the connection that there is now: another one than before, and a model lost, is another process.
+        let _ = shared.rpc.call::<()>(HEALTH, &(), shared.clock.deadline_in(USUAL)).await;
+        if !shared.held.is_loaded(model) || shared.measure(model, USUAL).await.is_ok() {
             return;
+        }
+        {
+            let _alone = shared.greeting.lock().await;
+            let is_another = shared.rpc.connections() != shared.connections.load(Ordering::Acquire);
+            if is_another && shared.held.is_loaded(model) && shared.greet().await.is_ok() {
+                return;
+            }
         }
         // By the contract it does not hold it then. What is left of it goes.
         warn!(model = %model, "the model runtime has lost a model");

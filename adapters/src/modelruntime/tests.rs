@@ -417,7 +417,7 @@ async fn what_a_server_is_heard_not_to_hold_is_believed_unless_it_knows_its_size
     rig.client.doubt(&model).await;
     assert_eq!((rig.entry("m").await, script.asked("unload")), (Some(IndexEntry::Ready), 0), "it has its size");
     rig.client.doubt(&model).await;
-    assert_eq!((rig.entry("m").await, script.asked("unload")), (None, 1), "what is left of it goes");
+    assert_eq!((rig.entry("m").await, script.asked("unload"), script.asked("status")), (None, 1, 1), "what is left of it goes");
     rig.client.doubt(&model).await;
     assert_eq!(script.asked("unload"), 1, "nobody thinks that it is there");
 }
