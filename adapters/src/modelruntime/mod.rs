@@ -413,7 +413,13 @@ impl Runtime for ModelRuntimeServer {
             plan.entries.insert(name, layout::plan::Entry::Link(path));
         }
         let root = self.shared.config.folder.clone();
-        let made = tokio::task::spawn_blocking(move || plan.carry_out(&root)).await;
+        let source = artifacts.model.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            // Nothing in it may lead out of the model's folder: the server follows links.
+            layout::listing::read(&source, "the model runtime")?;
+            plan.carry_out(&root)
+        });
+        let made = made.await;
         let made = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
         let (path, schema) = (made.path.join(file), schema.map(|(name, _)| made.path.join(name)));
         let order = self.shared.order(model, path.display().to_string(), schema.as_deref(), artifacts.size)?;

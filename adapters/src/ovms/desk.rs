@@ -328,7 +328,8 @@ impl Owner {
                 Some(Err(refused(fault, &format!("{KIND} did not load it ({words}): its log says more"), false)))
             }
             Some(State::Absent | State::Is(IndexEntry::Unloading)) | None => Some(Err(match why {
-                Some(why) => refused(LoadFault::BadModel, why, false),
+                // A reload that went wrong as a whole says nothing of a model that it did not come to.
+                Some(why) => refused(LoadFault::NotNow, why, false),
                 None => refused(LoadFault::NotNow, &format!("{KIND} does not list it: is its configuration file {file}?"), false),
             })),
         });

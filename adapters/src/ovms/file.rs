@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::layout::ovms;
@@ -34,6 +35,8 @@ fn put(file: &Path, text: &str) -> io::Result<()> {
     beside.push(".new");
     let beside = folder.join(beside);
     fs::write(&beside, text)?;
+    // The server may be another user, whatever this process' umask is.
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o644))?;
     fs::rename(beside, file)
 }
 
@@ -57,8 +60,13 @@ fn foreign(file: &Path, root: &Path) -> Result<Option<String>, String> {
         Err(fault) if fault.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(fault) => return Err(fault.to_string()),
     };
-    // What cannot be read is what a writer left half-way, and no server loads anything from it.
-    let models = ovms::models(&text).unwrap_or_default();
+    // What is no JSON is what a writer left half-way, and no server loads anything from it.
+    let Ok(whole) = serde_json::from_slice::<serde_json::Value>(&text) else { return Ok(None) };
+    let ours = whole.as_object().is_some_and(|sections| sections.keys().all(|section| section == "model_config_list"));
+    let models = ovms::models(&text)
+        .ok()
+        .filter(|_| ours)
+        .ok_or("it has settings that Berth did not put there, and would be emptied: name a file of its own")?;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     Ok(models.into_iter().find(|(_, folder)| !absolute(folder).starts_with(absolute(root))).map(|(name, _)| name))
 }
@@ -87,5 +95,12 @@ mod tests {
         assert_eq!(ovms::models(&fs::read(&file).expect("there")), Ok(models));
         fs::write(&file, "{\"model_config").expect("written");
         claim(&file, &root).await.expect("half a file lists nothing");
+        for foreign in [r#"{"mediapipe_config_list":[]}"#, r#"{"model_config_list":[],"monitoring":{}}"#, r#"{"model_config_list":[{"config":{}}]}"#]
+        {
+            fs::write(&file, foreign).expect("written");
+            let refused = claim(&file, &root).await.expect_err("another's");
+            assert!(refused.contains("name a file of its own"), "{foreign}: {refused}");
+            assert_eq!(fs::read_to_string(&file).expect("there"), foreign);
+        }
     }
 }

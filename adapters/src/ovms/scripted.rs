@@ -20,12 +20,20 @@ use crate::rpc::RpcError;
 pub(super) const BROKEN: &str = "-broken";
 pub(super) const SLOW: &str = "-slow";
 
+/// Where slow models wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Open,
+    OpenOnce,
+    Shut,
+}
+
 pub(super) struct Scripted {
     file: PathBuf,
     clock: Clock,
     one_at_a_time: tokio::sync::Mutex<()>,
     seen: Mutex<Seen>,
-    open: watch::Sender<bool>,
+    door: watch::Sender<Door>,
 }
 
 #[derive(Default)]
@@ -45,17 +53,22 @@ fn status(state: &str, code: &str, message: &str) -> Value {
 
 impl Scripted {
     pub(super) fn new(file: PathBuf, clock: Clock) -> Arc<Self> {
-        let open = watch::Sender::new(true);
-        Arc::new(Scripted { file, clock, one_at_a_time: tokio::sync::Mutex::default(), seen: Mutex::default(), open })
+        let door = watch::Sender::new(Door::Open);
+        Arc::new(Scripted { file, clock, one_at_a_time: tokio::sync::Mutex::default(), seen: Mutex::default(), door })
     }
 
     /// Slow models wait at the door.
     pub(super) fn shut(&self) {
-        self.open.send_replace(false);
+        self.door.send_replace(Door::Shut);
     }
 
     pub(super) fn let_in(&self) {
-        self.open.send_replace(true);
+        self.door.send_replace(Door::Open);
+    }
+
+    /// The slow model that waits, or else the next one; then the door is shut again.
+    pub(super) fn let_one_in(&self) {
+        self.door.send_replace(Door::OpenOnce);
     }
 
     pub(super) fn lose_answers(&self, lose: bool) {
@@ -116,7 +129,12 @@ impl Scripted {
         names.sort_by_key(|name| name.ends_with(SLOW));
         for name in names {
             if name.ends_with(SLOW) {
-                let _ = self.open.subscribe().wait_for(|open| *open).await;
+                let _ = self.door.subscribe().wait_for(|door| *door != Door::Shut).await;
+                self.door.send_if_modified(|door| {
+                    let once = *door == Door::OpenOnce;
+                    *door = if once { Door::Shut } else { *door };
+                    once
+                });
             }
             if self.seen.lock().away {
                 return Err(RpcError::Away("reset".to_owned()));

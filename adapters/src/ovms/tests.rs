@@ -50,6 +50,14 @@ impl Place {
         let laid_out = server.lay_out(&model, &artifacts).await.expect("it can be laid out");
         server.load(&model, &laid_out).await
     }
+
+    /// Two callers load what is laid out once.
+    async fn load_twice(&self, server: &OvmsServer, id: &str) -> (Result<Loaded, LoadError>, Result<Loaded, LoadError>) {
+        let model = registration(id);
+        let artifacts = Artifacts { model: self.folder.path().join("model.onnx"), schema: None, size: ByteSize(1000) };
+        let laid_out = server.lay_out(&model, &artifacts).await.expect("it can be laid out");
+        tokio::join!(server.load(&model, &laid_out), server.load(&model, &laid_out))
+    }
 }
 
 fn id(text: &str) -> ModelId {
@@ -81,7 +89,7 @@ async fn a_load_is_one_until_the_server_has_answered_and_then_unloaded_if_nobody
     let server = place.start().await.expect("it answers");
     place.server.shut();
     let model = format!("m{SLOW}");
-    let both = async { tokio::join!(place.load(&server, &model), place.load(&server, &model)) };
+    let both = place.load_twice(&server, &model);
     let meanwhile = async {
         place.server.at_the_door().await;
         assert_eq!(server.index().await.expect("it answers").get(&id(&model)), Some(IndexEntry::Loading));

@@ -350,19 +350,21 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         duration => Ok(duration),
     };
     let memory = orders.as_ref().map(|orders| memory::check(reading, orders));
+    // The server is told these paths, and its working directory is another.
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     Some(Beside {
         kind: usual.kind,
         memory: memory?,
         orders: orders?,
         requests: requests?,
         name: name?,
-        repository,
+        repository: absolute(repository),
         load_concurrency: reading.parsed("load-concurrency", above_zero),
         load_timeout: reading.parsed("load-timeout", duration),
         start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
         size_percent: reading.parsed("size-factor", percent).unwrap_or(usual.size_percent),
         max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
-        model_config: reading.text("model-config").map_or_else(|| root.join("model_config_list.json"), PathBuf::from),
+        model_config: absolute(reading.text("model-config").map_or_else(|| root.join("model_config_list.json"), PathBuf::from)),
         batches: Batches {
             size: reading.parsed("batch-size", count).and_then(NonZeroU32::new),
             delay: reading.parsed("batch-delay", perhaps).filter(|delay| !delay.is_zero()),

@@ -424,7 +424,8 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
     }
     let mut config = check(&mut reading, file, variable);
     config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
-    let folders = [Some(&config.manifests), Some(&config.data), Some(&config.pvc_mounts), config.storage_config.as_ref()];
+    let model_config = config.beside.as_ref().filter(|beside| beside.kind == beside::ServerKind::Ovms).map(|beside| &beside.model_config);
+    let folders = [Some(&config.manifests), Some(&config.data), Some(&config.pvc_mounts), config.storage_config.as_ref(), model_config];
     if let Some(lost) = config.beside.as_ref().and_then(|beside| beside.would_empty(folders.into_iter().flatten().map(PathBuf::as_path))) {
         reading.fault("repository", format!("it is emptied at start, and {} lies in it: name another folder", lost.display()));
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_telemetry::{Clock, Net, Peer};
-use berth_types::{ByteSize, Pool, Reading, Real};
+use berth_types::{ByteSize, Pool, Reading, Real, Usage};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use crate::cgroup::{self, Groups};
@@ -52,10 +53,15 @@ pub struct HostConfig {
 /// This machine.
 pub struct Host {
     seen: Arc<Seen>,
+    /// Threads that may look at a time.
+    places: Arc<Semaphore>,
     metrics: Option<MetricsPage>,
     net: Arc<dyn Net>,
     clock: Clock,
 }
+
+/// A reading takes a millisecond: more at a time means that something hangs.
+const PLACES: usize = 4;
 
 /// What takes blocking calls.
 struct Seen {
@@ -79,8 +85,22 @@ impl Host {
     #[must_use]
     pub fn new(config: HostConfig, net: Arc<dyn Net>, clock: Clock) -> Self {
         let HostConfig { root, server, scope, gpus, metrics } = config;
-        Host { seen: Arc::new(Seen { root, which: server, scope, gpus, found: Mutex::default() }), metrics, net, clock }
+        Host {
+            seen: Arc::new(Seen { root, which: server, scope, gpus, found: Mutex::default() }),
+            places: Arc::new(Semaphore::new(PLACES)),
+            metrics,
+            net,
+            clock,
+        }
     }
+}
+
+/// Of a machine that others use as well only the last memory counts: marks in percent of all of a large one would call it
+/// nearly full while there is room for many models. The usual high mark means a GiB at most so.
+fn last_of(machine: Usage) -> Usage {
+    const LAST: ByteSize = ByteSize((25 << 30) / 2);
+    let limit = machine.limit.min(LAST);
+    Usage { used: limit.saturating_sub(machine.free()), limit }
 }
 
 impl Seen {
@@ -114,8 +134,11 @@ impl Seen {
         let tree: HashSet<u32> = server.as_ref().filter(|_| whole).map(|(process, _)| process::tree(&self.root, process.pid)).unwrap_or_default();
         let groups = server.as_ref().and_then(|(_, groups)| groups.as_ref());
         let held = (!tree.is_empty()).then(|| process::held(&self.root, tree.iter().copied())).flatten();
-        let usage =
-            groups.and_then(Groups::usage).into_iter().chain(whole.then(|| cgroup::machine(&self.root)).flatten()).min_by_key(|usage| usage.free());
+        let usage = groups
+            .and_then(Groups::usage)
+            .into_iter()
+            .chain(whole.then(|| cgroup::machine(&self.root)).flatten().map(last_of))
+            .min_by_key(|usage| usage.free());
         let mut reading = Reading {
             pools: [(Pool::Host, Real { held, usage })].into(),
             oom_kills: groups.and_then(Groups::oom_kills),
@@ -131,8 +154,14 @@ impl Seen {
 #[async_trait]
 impl Source for Host {
     async fn read(&self) -> Reading {
+        // A driver that hangs takes these few threads, and not all that there are.
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return Reading::default() };
         let seen = Arc::clone(&self.seen);
-        let mut reading = tokio::task::spawn_blocking(move || seen.read()).await.unwrap_or_default();
+        let reading = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            seen.read()
+        });
+        let mut reading = reading.await.unwrap_or_default();
         let Some(page) = &self.metrics else { return reading };
         match metrics::fetch(page, &*self.net, &self.clock).await {
             Ok(text) => {

@@ -186,7 +186,14 @@ impl Owner {
             return Turn::Blocks;
         }
         let (may, need, waited_for) = (entry.may_evict(), entry.need.clone().unwrap_or_default(), !entry.waiters.is_empty());
-        let need = self.room_for(model, need);
+        // The room for a guess that is far off is wanted where idle copies give it, and no reason to wait or to drain.
+        let roomy = self.room_for(model, need.clone());
+        let has_room = roomy == need || {
+            let memory = self.memory();
+            let admission = admit(&roomy, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall());
+            !matches!(admission, Admission::Refuse(_))
+        };
+        let need = if has_room { roomy } else { need };
         loop {
             let memory = self.memory();
             match admit(&need, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall()) {

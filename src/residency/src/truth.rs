@@ -9,7 +9,7 @@
 //! Invariants: without a source, and of what it cannot tell, nothing changes; nothing is evicted on a reading that is older
 //! than the last memory that came back; memory that was seen to be kept by the server never makes a copy look smaller.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use berth_adapters::{LoadError, LoadFault};
 use berth_memory::Source;
 use berth_plan::{Event, MayEvict, Memory, Phase, free_up, pressure};
 use berth_telemetry::{Counter, Gauge, Metrics};
-use berth_types::{ContentDigest, Footprint, ModelId, Pool, Reading};
+use berth_types::{ByteSize, ContentDigest, Footprint, ModelId, Pool, Reading, Usage};
 use tracing::{info, warn};
 
 use crate::Recycle;
@@ -56,6 +56,15 @@ enum Recycling {
     Told,
 }
 
+/// Whether evicting helps a memory that is nearly full.
+#[derive(Clone, Copy, Debug)]
+enum Relief {
+    /// Copies were evicted that were charged with `freed`, when so much was in `use`.
+    Tried { used: ByteSize, freed: ByteSize },
+    /// It did not: the server keeps what it has, or others use it. Nothing more goes until noticeably more than this is used.
+    Futile { used: ByteSize },
+}
+
 /// What is known, and what follows.
 pub(crate) struct Truth {
     source: Option<Arc<dyn Source>>,
@@ -75,6 +84,7 @@ pub(crate) struct Truth {
     base: Option<Footprint>,
     retained: Footprint,
     strained: BTreeSet<Pool>,
+    relief: BTreeMap<Pool, Relief>,
     bloated: bool,
     recycling: Option<Recycling>,
 }
@@ -93,6 +103,7 @@ impl Truth {
             base: None,
             retained: Footprint::default(),
             strained: BTreeSet::new(),
+            relief: BTreeMap::new(),
             bloated: false,
             recycling: None,
         }
@@ -223,7 +234,7 @@ impl Owner {
     /// Copies go, least recently used first, from memories that are nearly full.
     fn relieve_what_is_full(&mut self) {
         let Some(reading) = self.truth.reading() else { return };
-        let mut excess = Vec::new();
+        let (mut excess, mut used) = (Vec::new(), Vec::new());
         for (pool, usage) in reading.pools.iter().filter_map(|(pool, real)| Some((*pool, real.usage?))).collect::<Vec<_>>() {
             let before = self.truth.strained.contains(&pool);
             let strain = pressure::strain(before, usage, self.config.marks);
@@ -232,17 +243,50 @@ impl Owner {
             } else if !strain.strained && self.truth.strained.remove(&pool) {
                 info!(pool = %pool, used = %usage.used, limit = %usage.limit, "memory is no longer nearly full");
             }
-            // Only what models are charged with can be had back.
-            if self.ledger.sums().memory.charged.get(pool).0 > 0 {
+            // Only what models are charged with can be had back, and only if they give it back.
+            if strain.strained && !self.is_futile(pool, usage) && self.ledger.sums().memory.charged.get(pool).0 > 0 {
                 excess.push((pool, strain.excess));
+                used.push((pool, usage.used));
+            } else if !strain.strained {
+                self.truth.relief.remove(&pool);
             }
         }
-        let excess = Footprint::of(excess).minus(&self.ledger.sums().memory.returning);
+        let returning = self.ledger.sums().memory.returning;
+        let excess = Footprint::of(excess).minus(&returning);
         let victims = free_up(&excess, residents(&mut self.lru, &self.entries, self.clock.now()));
         for victim in victims {
             if self.evict_idle(&victim, "memory is nearly full") {
                 self.metrics.add(Counter::PressureEvictions, &[], 1);
             }
+        }
+        let more = self.ledger.sums().memory.returning.minus(&returning);
+        for (pool, used) in used.into_iter().filter(|(pool, _)| more.get(*pool).0 > 0) {
+            let tried = self.truth.relief.entry(pool).or_insert(Relief::Tried { used, freed: ByteSize::ZERO });
+            if let Relief::Tried { freed, .. } = tried {
+                *freed += more.get(pool);
+            }
+        }
+    }
+
+    /// Whether evicting more would not help: what went before freed less than half of what it was charged with.
+    fn is_futile(&mut self, pool: Pool, usage: Usage) -> bool {
+        let all_back = self.ledger.sums().memory.returning.get(pool).0 == 0;
+        match self.truth.relief.get(&pool).copied() {
+            Some(Relief::Tried { used, freed }) if all_back => {
+                self.truth.relief.remove(&pool);
+                let futile = usage.used + freed.percent(50) > used;
+                if futile {
+                    warn!(pool = %pool, used = %usage.used, evicted = %freed, "memory stays nearly full although models were evicted: others use it, or the runtime keeps it");
+                    self.truth.relief.insert(pool, Relief::Futile { used: usage.used });
+                }
+                futile
+            }
+            Some(Relief::Futile { used }) if usage.used <= used + usage.limit.percent(2) => true,
+            Some(Relief::Futile { .. }) => {
+                self.truth.relief.remove(&pool);
+                false
+            }
+            Some(Relief::Tried { .. }) | None => false,
         }
     }
 
@@ -309,16 +353,26 @@ impl Owner {
     pub(crate) fn learned(&mut self, model: &ModelId, around: Option<&Around>) -> Option<(Footprint, bool)> {
         let undisturbed = self.truth.learning.get(model).is_some_and(|learning| learning.stirred == Some(self.truth.stirred));
         let Around { before, after } = around.filter(|around| undisturbed && around.before.life == around.after.life)?;
-        let (before, after) = (before.held()?, after.held()?);
+        let (held_before, held_after) = (before.held()?, after.held()?);
         let entry = self.entries.get(model)?;
         let need = entry.need.clone()?;
         let charged = self.ledger.sums().memory.charged.minus(entry.lease.as_ref()?.bytes());
         // Of a server whose beginning nobody saw, all may have been kept.
-        let kept = self.truth.base.as_ref().map_or_else(|| need.clone(), |base| pressure::retained(&before, base, &charged));
-        let seen = |footprint: &Footprint| Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0));
-        let grown = seen(&after.minus(&before));
-        let measured = pressure::charge(&seen(&need), &grown, &kept);
-        Some((measured, pressure::is_certain(&grown, &kept)))
+        let kept = self.truth.base.as_ref().map_or_else(|| need.clone(), |base| pressure::retained(&held_before, base, &charged));
+        let is_told = |pool: Pool| [before, after].iter().all(|reading| reading.pools.get(&pool).is_some_and(|real| real.held.is_some()));
+        let seen =
+            |footprint: &Footprint| Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0 && is_told(*pool)));
+        let unseen = Footprint::of(need.iter().filter(|(pool, _)| !is_told(*pool)));
+        let (need, grown) = (seen(&need), seen(&held_after.minus(&held_before)));
+        // Nearly nothing: it is taken at the first request, or from files, or somebody else was looked at.
+        if grown.total() < need.total().percent(10) {
+            return None;
+        }
+        let measured = pressure::charge(&need, &grown, &kept);
+        // What somebody has declared may be needed later.
+        let declared = self.entries.get(model)?.registration.as_ref().is_some_and(|registration| registration.declared_size.is_some());
+        let measured = if declared { measured.max(&need) } else { measured };
+        Some((measured.plus(&unseen), pressure::is_certain(&grown, &kept) && unseen.total() == ByteSize::ZERO))
     }
 
     /// Forgets that the load was watched; true when it ended because the kernel killed for want of memory.
@@ -370,6 +424,11 @@ impl Owner {
             Some(Recycling::Draining) if !bloated && !left => {
                 info!("the runtime has given its memory back, it is used again");
                 self.truth.recycling = None;
+            }
+            Some(Recycling::Told) if !bloated => {
+                info!("the runtime has given its memory back after all, it is used again");
+                self.truth.recycling = None;
+                self.shared.bloated.send_replace(None);
             }
             Some(Recycling::Draining) if bloated && !left => {
                 let why = format!("the runtime keeps {} that no model has and does not unload {}", self.truth.retained, sums.unconfirmed);

@@ -383,7 +383,7 @@ async fn drops_are_said_once_a_minute_with_their_number_and_without_secrets() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let _logging = logging(subscriber);
     let queues = queues("http://user:s3cret@a/s3cret?*", settings(1, 1 << 20, 1));
     for _ in 0..125 {
         queues.put(b"too long");
@@ -401,6 +401,14 @@ async fn drops_are_said_once_a_minute_with_their_number_and_without_secrets() {
 /// What is logged.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<PlainMutex<Vec<u8>>>);
+
+/// Has the log of this thread written by `subscriber`. What other tests first log meanwhile is asked of it, too: of a single
+/// subscriber the library asks the one of the thread that logs, which may have none, and then nothing of that line is ever written.
+pub(crate) fn logging(subscriber: impl tracing::Subscriber + Send + Sync) -> (tracing::subscriber::DefaultGuard, tracing::Dispatch) {
+    let other = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(io::sink).finish();
+    let other = tracing::Dispatch::new(other);
+    (tracing::subscriber::set_default(subscriber), other)
+}
 
 impl Lines {
     pub(crate) fn text(&self) -> String {
@@ -424,7 +432,7 @@ async fn the_logger_writes_a_line_for_each_payload_and_no_data() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let _logging = logging(subscriber);
     let queues = queues("logger:///*", settings(8, 1 << 20, 1));
     queues.put(b"s3cret");
     queues.observe().failed(Code::Unavailable);

@@ -316,3 +316,39 @@ async fn a_model_goes_when_nobody_used_it_for_as_long_as_it_is_to_be_kept() {
     assert_eq!(pod.held(), ["usual"]);
     drop(pod.residency.ensure_loaded(&short, pod.clock.deadline_in(secs(5))).await.expect("it is loaded by use"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_load_by_which_the_server_grew_next_to_nothing_tells_nothing_of_its_size() {
+    let pod = World::default().pod(kib(1000), |_| {});
+    pod.runtime.script("mapped", Script::default().taking(ByteSize::ZERO));
+    pod.use_once("mapped").await;
+    let charged = charge_of(&pod, "mapped").await;
+    assert!(charged >= Some(kib(4)), "its files have 4 KiB, and are read at the first request maybe: {charged:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_stay_when_their_going_does_not_help_until_more_is_used() {
+    let used = Arc::new(AtomicU64::new(0));
+    let pod = {
+        let used = Arc::clone(&used);
+        let mut parts = Parts::with_memory(kib(900)).beside().measured_by(move |runtime| {
+            let held = ByteSize(BASE + runtime.takes().get(Pool::Host).0);
+            let used = ByteSize(used.load(Ordering::Relaxed)).max(held);
+            let usage = Some(Usage { used, limit: kib(1000) });
+            Reading { pools: [(Pool::Host, Real { held: Some(held), usage })].into(), ..Reading::default() }
+        });
+        parts.config.marks = berth_plan::pressure::Marks { high_percent: 92, low_percent: 85 };
+        parts.start()
+    };
+    pod.runtime.script_all(Script::default().taking(kib(100)));
+    for name in ["a", "b", "c"] {
+        pod.use_once(name).await;
+    }
+    // Whatever goes, others take it at once.
+    World::set(&used, kib(940));
+    pod.pass(secs(60)).await;
+    assert_eq!(pod.held(), ["b", "c"]);
+    World::set(&used, kib(970));
+    pod.pass(secs(60)).await;
+    assert!(pod.held().is_empty(), "noticeably more is used, so it is tried once more");
+}

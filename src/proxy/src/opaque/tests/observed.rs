@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::LogHeaders;
-use crate::payloads::tests::{Lines, Received, data};
+use crate::payloads::tests::{Lines, Received, data, logging};
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// As a client sends them, one of them twice.
@@ -140,7 +140,7 @@ async fn lines_about_a_request_carry_its_trace_and_the_headers_that_were_asked_f
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().json().with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let _logging = logging(subscriber);
     let (_runtime, mut world, _seen) = echoing().await;
     world.frontend.log_headers(LogHeaders::parse(r#"{"x-tenant": "tenant"}"#).unwrap());
     let headers = [TRACE[0], ("x-tenant", "a"), ("authorization", "Bearer s3cret")];
