@@ -36,7 +36,8 @@ fn agent(fixture: &Fixture, ovms: &Ovms, host_memory: &str) -> Result<Serve> {
 
 async fn beside_ovms(fixture: &Fixture, host_memory: &str) -> Result<(Ovms, Berth)> {
     let ovms = Ovms::start(&fixture.parts).await?;
-    let berth = agent(fixture, &ovms, host_memory)?.start().await?;
+    // What the stand-in takes for a model has nothing to do with what the server would: budgets here are of files.
+    let berth = agent(fixture, &ovms, host_memory)?.flag("--runtime-process", "off").start().await?;
     Ok((ovms, berth))
 }
 

@@ -48,7 +48,9 @@ pub(crate) async fn run(args: RuntimeArgs) -> Result<(), ServeError> {
     let usage = |why: String| ServeError::Usage(ConfigFaults(vec![why]));
     log::start(log::Format::Text, &args.log, false).map_err(|fault| usage(format!("--log: {fault}")))?;
     let clock = Clock::system();
-    let models = std::fs::canonicalize(&args.models).map_err(|fault| usage(format!("--models: {fault}")))?;
+    // Where it is not there yet it may come.
+    let models = std::fs::canonicalize(&args.models).or_else(|_absent| std::path::absolute(&args.models));
+    let models = models.map_err(|fault| usage(format!("--models: {fault}")))?;
     let capacity = match args.host_memory {
         Some(bytes) => bytes,
         None => machine::host_memory().map_err(anyhow::Error::msg)?.bytes,

@@ -247,7 +247,16 @@ mod tests {
         let mut lives = Vec::new();
         for _ in 0..2 {
             let mut server = tokio::process::Command::new(&link).arg("600").kill_on_drop(true).spawn().expect("it can be started");
-            lives.push(host.read().await.life.expect("it can be seen"));
+            // Its name can be read a moment after it was started.
+            let seen = async {
+                loop {
+                    if let Some(life) = host.read().await.life {
+                        return life;
+                    }
+                }
+            };
+            let clock = Clock::system();
+            lives.push(clock.until(clock.deadline_in(Duration::from_secs(10)), seen).await.expect("it can be seen"));
             assert!(host.end_server().await);
             let status = server.wait().await.expect("it ends");
             assert!(!status.success(), "it was told to end");
