@@ -96,8 +96,10 @@ struct Shared {
     held: Held,
     /// What to say to load a model that is laid out.
     orders: Mutex<HashMap<ModelId, Order>>,
-    /// The server broke off a call: it may be another process by now.
-    broke: AtomicBool,
+    /// Times that the server broke off a call, or was asked how it stands: it may be another process since.
+    doubts: AtomicU64,
+    /// Those of them that are settled: it is known which process it is.
+    settled: AtomicU64,
     /// Held while the server is asked how it stands: who waits for it may find that it was done.
     greeting: tokio::sync::Mutex<()>,
     /// Attempts to connect, when last looked at.
@@ -161,7 +163,8 @@ impl ModelRuntimeServer {
             rpc,
             clock: clock.clone(),
             orders: Mutex::default(),
-            broke: AtomicBool::new(false),
+            doubts: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             greeting: tokio::sync::Mutex::default(),
             predicts: AtomicBool::new(true),
             sizes: AtomicBool::new(true),
@@ -228,18 +231,33 @@ async fn ready(rpc: &Rpc, within: Duration, clock: &Clock) -> Result<Parameters,
 impl Shared {
     /// Whether the server lives, and is ready again if it was away.
     async fn lives(&self, was_down: bool, deadline: Deadline) -> Result<(), RpcError> {
+        let doubts = self.doubts.load(Ordering::Acquire);
         match self.rpc.call::<()>(HEALTH, &(), deadline).await {
             // Not knowing the question is an answer.
             Ok(()) | Err(RpcError::Said { .. } | RpcError::Unreadable(_)) => {}
             Err(why) => return Err(why),
         }
+        if !was_down && !self.is_reconnected() {
+            // No process outlives its connections: it broke off a call, and is the same.
+            self.settled.fetch_max(doubts, Ordering::AcqRel);
+            return Ok(());
+        }
         let connections = self.rpc.connections();
-        let reconnected = self.connections.swap(connections, Ordering::AcqRel) != connections;
-        if was_down || self.broke.load(Ordering::Acquire) || (reconnected && self.has_lost_one().await) {
+        if was_down || self.is_doubtful() || self.has_lost_one().await {
             let _alone = self.greeting.lock().await;
             return self.greet().await;
         }
+        self.connections.store(connections, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether it is connected to anew since it was last known which process it is.
+    fn is_reconnected(&self) -> bool {
+        self.rpc.connections() != self.connections.load(Ordering::Acquire)
+    }
+
+    fn is_doubtful(&self) -> bool {
+        self.doubts.load(Ordering::Acquire) > self.settled.load(Ordering::Acquire)
     }
 
     /// Whether the server says that it does not know a model that it had loaded. One that does not tell is the same as before: what
@@ -251,9 +269,10 @@ impl Shared {
         }
     }
 
-    /// The server may be another process: it is asked until it is ready, and holds nothing then.
+    /// The server may be another process: it is asked until it is ready, and holds nothing then. Until that has been written
+    /// down the books are in doubt, also where nobody waits for it any more.
     async fn greet(&self) -> Result<(), RpcError> {
-        self.broke.store(false, Ordering::Release);
+        let doubts = self.doubts.fetch_add(1, Ordering::AcqRel) + 1;
         let answer =
             self.rpc.call::<RuntimeStatusResponse>(STATUS, &RuntimeStatusRequest {}, self.clock.deadline_in(self.config.start_timeout)).await;
         let why = match answer.map(status::standing) {
@@ -263,6 +282,7 @@ impl Shared {
                 }
                 self.connections.store(self.rpc.connections(), Ordering::Release);
                 let lost = self.held.purged();
+                self.settled.fetch_max(doubts, Ordering::AcqRel);
                 info!(models = lost, "the model runtime is ready and holds nothing");
                 return Ok(());
             }
@@ -271,14 +291,13 @@ impl Shared {
             Ok(Err(faults)) => faults,
             Err(why) => why.to_string(),
         };
-        self.broke.store(true, Ordering::Release);
         Err(RpcError::Away(why))
     }
 
     /// A call had no answer.
     fn note(&self, why: &RpcError) {
         if matches!(why, RpcError::Away(_)) {
-            self.broke.store(true, Ordering::Release);
+            self.doubts.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -416,7 +435,7 @@ impl Runtime for ModelRuntimeServer {
         let source = artifacts.model.clone();
         let made = tokio::task::spawn_blocking(move || {
             // Nothing in it may lead out of the model's folder: the server follows links.
-            layout::listing::read(&source, "the model runtime")?;
+            layout::listing::read(&source, KIND)?;
             plan.carry_out(&root)
         });
         let made = made.await;
@@ -447,16 +466,20 @@ impl Runtime for ModelRuntimeServer {
         }
         {
             let _alone = shared.greeting.lock().await;
-            let is_another = shared.rpc.connections() != shared.connections.load(Ordering::Acquire);
-            if is_another && shared.held.is_loaded(model) && shared.greet().await.is_ok() {
+            if shared.is_reconnected() && shared.held.is_loaded(model) && shared.greet().await.is_ok() {
                 return;
             }
         }
         // By the contract it does not hold it then. What is left of it goes.
         warn!(model = %model, "the model runtime has lost a model");
-        if held::unload(&self.shared, model).await.is_err() {
-            tokio::spawn(held::see_off(Arc::clone(&self.shared), model.clone()));
-        }
+        let (server, model) = (Arc::clone(shared), model.clone());
+        // Also when nobody waits for it any more.
+        let going = tokio::spawn(async move {
+            if held::unload(&server, &model).await.is_err() {
+                held::see_off(server, model).await;
+            }
+        });
+        let _ = going.await;
     }
 
     async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
@@ -477,7 +500,7 @@ impl Runtime for ModelRuntimeServer {
         if let Health::Down { why } = &*self.health.borrow() {
             return Err(RuntimeDown(why.to_string()));
         }
-        if self.shared.broke.load(Ordering::Acquire) {
+        if self.shared.is_doubtful() {
             return Err(RuntimeDown("it broke off a call, and is asked whether it is the same as before".to_owned()));
         }
         Ok(self.shared.held.index())

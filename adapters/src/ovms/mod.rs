@@ -128,7 +128,8 @@ impl OvmsServer {
             version: version.into(),
             capacity: config.capacity.clone(),
             load_concurrency: config.load_concurrency,
-            load_timeout: config.load_timeout,
+            // What is ordered while the server reloads waits for that first. The desk says when the load itself is late.
+            load_timeout: patience.saturating_mul(2),
             reads_files_while_loaded: true,
         };
         let tasks = [AbortOnDropHandle::new(tokio::spawn(at_work)), AbortOnDropHandle::new(tokio::spawn(asking))];

@@ -68,6 +68,8 @@ enum Relief {
 /// What is known, and what follows.
 pub(crate) struct Truth {
     source: Option<Arc<dyn Source>>,
+    /// The server's process, as far as it was ever seen.
+    life: Option<u64>,
     /// The newest reading, the moment in the owner's sequence at which it was begun, and when it was there.
     reading: Option<(u64, Instant, Reading)>,
     /// One is under way.
@@ -93,6 +95,7 @@ impl Truth {
     pub(crate) fn new(source: Option<Arc<dyn Source>>, now: Instant) -> Self {
         Truth {
             source,
+            life: None,
             reading: None,
             looking: false,
             next: now,
@@ -189,9 +192,8 @@ impl Owner {
     pub(crate) fn on_memory_read(&mut self, began: u64, reading: Reading) {
         let now = self.clock.now();
         self.truth.looking = false;
-        let before = self.truth.reading().and_then(|reading| reading.life);
-        if let (Some(before), Some(life)) = (before, reading.life)
-            && before != life
+        if let Some(life) = reading.life
+            && self.truth.life.replace(life).is_some_and(|before| before != life)
         {
             self.another_server(!self.loading.is_empty());
         }
@@ -233,7 +235,9 @@ impl Owner {
 
     /// Copies go, least recently used first, from memories that are nearly full.
     fn relieve_what_is_full(&mut self) {
-        let Some(reading) = self.truth.reading() else { return };
+        let Some((_, _, reading)) = &self.truth.reading else { return };
+        // Of what nobody can tell any more nothing follows.
+        self.truth.strained.retain(|pool| reading.usage(*pool).is_some());
         let (mut excess, mut used) = (Vec::new(), Vec::new());
         for (pool, usage) in reading.pools.iter().filter_map(|(pool, real)| Some((*pool, real.usage?))).collect::<Vec<_>>() {
             let before = self.truth.strained.contains(&pool);

@@ -52,7 +52,9 @@ enum Watcher {
     None,
     /// What will, if the answer lasts.
     Later(Box<dyn FnOnce(Watch) -> BoxFuture<'static, ()> + Send>),
-    Now(#[allow(dead_code, reason = "held")] AbortOnDropHandle<()>),
+    Now {
+        _task: AbortOnDropHandle<()>,
+    },
 }
 
 struct Open {
@@ -204,7 +206,7 @@ fn watch(answer: &Arc<Mutex<Shared>>) {
     match std::mem::replace(&mut shared.watcher, Watcher::None) {
         Watcher::Later(task) => {
             let task = task(Watch(Arc::clone(answer)));
-            shared.watcher = Watcher::Now(AbortOnDropHandle::new(tokio::spawn(task)));
+            shared.watcher = Watcher::Now { _task: AbortOnDropHandle::new(tokio::spawn(task)) };
         }
         other => shared.watcher = other,
     }
