@@ -269,6 +269,12 @@ impl Gathering {
         self.resumed
     }
 
+    /// The blobs of its files, in the plan's order. Another download may have some of them too.
+    #[must_use]
+    pub fn blobs(&self) -> &[BlobId] {
+        &self.ids
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Plan {

@@ -20,6 +20,7 @@ use tonic::Code;
 use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
 use crate::context::{Contexts, LogHeaders};
+use crate::cores::{Cores, Place};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::mesh::Managing;
@@ -84,7 +85,11 @@ enum Runtime {
     /// A part of this process.
     Here(Arc<dyn Infer>),
     /// No part of this process: calls are passed on to it as they come.
-    There(Server),
+    There {
+        server: Server,
+        /// What drives the connections of the gRPC port.
+        cores: Cores,
+    },
 }
 
 /// The inference service of this process, whatever the protocol.
@@ -116,11 +121,16 @@ impl<M: Models> Frontend<M> {
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
-    /// the REST port as the Open Inference Protocol has them.
+    /// the REST port as the Open Inference Protocol has them. Starts as many threads as `config` says.
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
+        // All threads together have as many connections to it.
+        let each = connections.connections.div_ceil(config.threads.max(1));
+        let of_each = berth_upstream::Config { connections: each, ..connections.clone() };
+        let way = |driver| Server::driven_by(driver, target.clone(), of_each.clone(), clock.clone(), Arc::clone(&net));
+        let cores = Cores::start(config.threads, way);
         let server = Server::new(target, connections, clock.clone(), net);
-        Self::over(models, Runtime::There(server), methods, clock, metrics, config, ready)
+        Self::over(models, Runtime::There { server, cores }, methods, clock, metrics, config, ready)
     }
 
     fn over(models: M, runtime: Runtime, methods: Methods, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
@@ -146,7 +156,15 @@ impl<M: Models> Frontend<M> {
     pub(crate) fn server(&self) -> Option<&Server> {
         match &self.runtime {
             Runtime::Here(_) => None,
-            Runtime::There(server) => Some(server),
+            Runtime::There { server, .. } => Some(server),
+        }
+    }
+
+    /// Where the next connection of the gRPC port is driven; `None`: where it was accepted.
+    pub(crate) fn place(&self) -> Option<Place> {
+        match &self.runtime {
+            Runtime::Here(_) => None,
+            Runtime::There { cores, .. } => cores.place(),
         }
     }
 
@@ -216,7 +234,7 @@ impl<M: Models> Frontend<M> {
         let mut observed = None;
         let outcome = match &self.runtime {
             Runtime::Here(infer) => self.infer_here(&**infer, asked, request, call, deadline, &mut observed).await,
-            Runtime::There(server) => self.infer_behind(server, asked, request, call, deadline, &mut observed).await,
+            Runtime::There { server, .. } => self.infer_behind(server, asked, request, call, deadline, &mut observed).await,
         };
         if let Some(observed) = observed {
             call.ended(observed, &outcome);
@@ -325,7 +343,7 @@ impl<M: Models> Frontend<M> {
     ) -> Result<ModelMetadataResponse, Fault> {
         let about = match &self.runtime {
             Runtime::Here(infer) => self.metadata_here(&**infer, asked, deadline).await?,
-            Runtime::There(server) => self.metadata_there(server, asked, metadata, deadline).await?,
+            Runtime::There { server, .. } => self.metadata_there(server, asked, metadata, deadline).await?,
         };
         known_version(asked, version, &about).map(|()| about)
     }
