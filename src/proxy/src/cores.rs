@@ -7,7 +7,7 @@
 //! there: the REST port, whose JSON is parsed, runs elsewhere.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -15,21 +15,37 @@ use berth_upstream::Server;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use crate::opaque::Young;
+
 /// The threads, each with its way to the runtime. They end when this is dropped, and with them whatever they still drive.
 pub(crate) struct Cores(Vec<Core>);
 
 struct Core {
     handle: Handle,
-    server: Server,
+    way: Arc<Way>,
     /// Connections that it drives.
     open: Arc<AtomicUsize>,
     _runs: oneshot::Sender<()>,
 }
 
+/// What the calls of one thread have in common, or those of all that have none of their own.
+pub(crate) struct Way {
+    /// The runtime, over connections of that thread.
+    pub(crate) server: Server,
+    /// Answers that have just begun to be passed on.
+    pub(crate) young: Young,
+}
+
+impl Way {
+    pub(crate) fn to(server: Server) -> Arc<Self> {
+        Arc::new(Way { server, young: Young::default() })
+    }
+}
+
 /// A connection's place on one of the threads, until it is dropped.
 pub(crate) struct Place {
     pub(crate) handle: Handle,
-    pub(crate) server: Server,
+    pub(crate) way: Arc<Way>,
     open: Arc<AtomicUsize>,
 }
 
@@ -45,7 +61,7 @@ impl Cores {
         let mut cores = Vec::with_capacity(count);
         for number in 0..count {
             match run(number) {
-                Ok((handle, runs)) => cores.push(Core { server: server(handle.clone()), handle, open: Arc::default(), _runs: runs }),
+                Ok((handle, runs)) => cores.push(Core { way: Way::to(server(handle.clone())), handle, open: Arc::default(), _runs: runs }),
                 Err(fault) => {
                     tracing::warn!(error = %fault, threads = number, wanted = count, "the data plane has fewer threads than it was to have");
                     break;
@@ -59,20 +75,27 @@ impl Cores {
     pub(crate) fn place(&self) -> Option<Place> {
         let core = self.0.iter().min_by_key(|core| core.open.load(Ordering::Relaxed))?;
         core.open.fetch_add(1, Ordering::Relaxed);
-        Some(Place { handle: core.handle.clone(), server: core.server.clone(), open: Arc::clone(&core.open) })
+        Some(Place { handle: core.handle.clone(), way: Arc::clone(&core.way), open: Arc::clone(&core.open) })
     }
 }
 
-/// Starts one thread, which ends once what is returned with it is dropped.
+/// Starts one thread, which ends once what is returned with it is dropped. Its runtime is made there: one must not end where others
+/// run.
 fn run(number: usize) -> io::Result<(Handle, oneshot::Sender<()>)> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     let (runs, ended) = oneshot::channel();
-    let handle = runtime.handle().clone();
-    thread::Builder::new().name(format!("data-plane-{number}")).spawn(move || {
-        // Dropped or told: over in any case.
-        let _ = runtime.block_on(ended);
-        runtime.shutdown_background();
+    let (tell, made) = mpsc::sync_channel(1);
+    thread::Builder::new().name(format!("data-plane-{number}")).spawn(move || match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let _ = tell.send(Ok(runtime.handle().clone()));
+            // Dropped or told: over in any case.
+            let _ = runtime.block_on(ended);
+            runtime.shutdown_background();
+        }
+        Err(fault) => {
+            let _ = tell.send(Err(fault));
+        }
     })?;
+    let handle = made.recv().map_err(io::Error::other)??;
     Ok((handle, runs))
 }
 

@@ -20,13 +20,12 @@ use tonic::Code;
 use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
 use crate::context::{Contexts, LogHeaders};
-use crate::cores::{Cores, Place};
+use crate::cores::{Cores, Place, Way};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
-use crate::opaque::Young;
 use crate::payloads::{Observed, Payloads};
 use crate::route::{self, Here, Models};
 use crate::waiting::Waiting;
@@ -86,7 +85,7 @@ enum Runtime {
     Here(Arc<dyn Infer>),
     /// No part of this process: calls are passed on to it as they come.
     There {
-        server: Server,
+        way: Arc<Way>,
         /// What drives the connections of the gRPC port.
         cores: Cores,
     },
@@ -105,8 +104,6 @@ pub struct Frontend<M = Here> {
     pub(crate) bodies: Budget,
     /// What those of them may hold that wait for a model.
     pub(crate) waiting: Waiting,
-    /// Answers that have just begun to be passed on.
-    pub(crate) young: Young,
     /// Who looks at requests and answers; mostly nobody.
     payloads: OnceLock<Payloads>,
     contexts: OnceLock<Contexts>,
@@ -124,13 +121,13 @@ impl<M: Models> Frontend<M> {
     /// the REST port as the Open Inference Protocol has them. Starts as many threads as `config` says.
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
-        // All threads together have as many connections to it.
-        let each = connections.connections.div_ceil(config.threads.max(1));
+        // Two at least, lest answers that nobody reads fill the window of the only one.
+        let each = connections.connections.div_ceil(config.threads.max(1)).max(2);
         let of_each = berth_upstream::Config { connections: each, ..connections.clone() };
-        let way = |driver| Server::driven_by(driver, target.clone(), of_each.clone(), clock.clone(), Arc::clone(&net));
-        let cores = Cores::start(config.threads, way);
-        let server = Server::new(target, connections, clock.clone(), net);
-        Self::over(models, Runtime::There { server, cores }, methods, clock, metrics, config, ready)
+        let of_thread = |driver| Server::driven_by(driver, target.clone(), of_each.clone(), clock.clone(), Arc::clone(&net));
+        let cores = Cores::start(config.threads, of_thread);
+        let way = Way::to(Server::new(target, connections, clock.clone(), net));
+        Self::over(models, Runtime::There { way, cores }, methods, clock, metrics, config, ready)
     }
 
     fn over(models: M, runtime: Runtime, methods: Methods, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
@@ -145,7 +142,6 @@ impl<M: Models> Frontend<M> {
             ready,
             bodies,
             waiting,
-            young: Young::default(),
             payloads: OnceLock::new(),
             contexts: OnceLock::new(),
             managing: OnceLock::new(),
@@ -156,7 +152,15 @@ impl<M: Models> Frontend<M> {
     pub(crate) fn server(&self) -> Option<&Server> {
         match &self.runtime {
             Runtime::Here(_) => None,
-            Runtime::There { server, .. } => Some(server),
+            Runtime::There { way, .. } => Some(&way.server),
+        }
+    }
+
+    /// The way to it of calls that have none of their own.
+    pub(crate) fn way(&self) -> Option<&Arc<Way>> {
+        match &self.runtime {
+            Runtime::Here(_) => None,
+            Runtime::There { way, .. } => Some(way),
         }
     }
 
@@ -234,7 +238,7 @@ impl<M: Models> Frontend<M> {
         let mut observed = None;
         let outcome = match &self.runtime {
             Runtime::Here(infer) => self.infer_here(&**infer, asked, request, call, deadline, &mut observed).await,
-            Runtime::There { server, .. } => self.infer_behind(server, asked, request, call, deadline, &mut observed).await,
+            Runtime::There { way, .. } => self.infer_behind(&way.server, asked, request, call, deadline, &mut observed).await,
         };
         if let Some(observed) = observed {
             call.ended(observed, &outcome);
@@ -343,7 +347,7 @@ impl<M: Models> Frontend<M> {
     ) -> Result<ModelMetadataResponse, Fault> {
         let about = match &self.runtime {
             Runtime::Here(infer) => self.metadata_here(&**infer, asked, deadline).await?,
-            Runtime::There { server, .. } => self.metadata_there(server, asked, metadata, deadline).await?,
+            Runtime::There { way, .. } => self.metadata_there(server, asked, metadata, deadline).await?,
         };
         known_version(asked, version, &about).map(|()| about)
     }

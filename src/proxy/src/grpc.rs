@@ -7,7 +7,6 @@ use berth_proto::inference::{
     ServerLiveResponse, ServerMetadataRequest, ServerReadyRequest, ServerReadyResponse,
 };
 use berth_types::ByteSize;
-use berth_upstream::Server;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Version, header};
 use prost::Message;
@@ -20,7 +19,7 @@ use tracing::Instrument as _;
 use crate::body::{Answer, Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
 use crate::connections::{self, Door, Handler};
-use crate::cores::Place;
+use crate::cores::{Place, Way};
 use crate::frontend::{Call, Frontend, MODEL_INFER};
 use crate::health::HealthService;
 use crate::id::asked;
@@ -43,7 +42,7 @@ pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<D
     let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
     let reflection = Reflection::new(shutdown.clone(), managed);
-    connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection, server: None }, &config, &clock, shutdown).await;
+    connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection, way: None }, &config, &clock, shutdown).await;
 }
 
 struct GrpcPort<M> {
@@ -51,13 +50,13 @@ struct GrpcPort<M> {
     health: HealthServer<HealthService>,
     reflection: Reflection,
     /// The way to the runtime of a connection that has its own.
-    server: Option<Server>,
+    way: Option<Arc<Way>>,
 }
 
 impl<M> Clone for GrpcPort<M> {
     fn clone(&self) -> Self {
-        let (frontend, server) = (Arc::clone(&self.frontend), self.server.clone());
-        GrpcPort { frontend, health: self.health.clone(), reflection: self.reflection.clone(), server }
+        let (frontend, way) = (Arc::clone(&self.frontend), self.way.clone());
+        GrpcPort { frontend, health: self.health.clone(), reflection: self.reflection.clone(), way }
     }
 }
 
@@ -69,7 +68,7 @@ impl<M: Models> Handler for GrpcPort<M> {
     }
 
     fn at(&self, place: &Place) -> Self {
-        GrpcPort { server: Some(place.server.clone()), ..self.clone() }
+        GrpcPort { way: Some(Arc::clone(&place.way)), ..self.clone() }
     }
 
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
@@ -98,8 +97,8 @@ impl<M: Models> GrpcPort<M> {
         let method = head.uri.path().strip_prefix(SERVICE);
         // About this server, not about a model: answered here.
         let here = matches!(method, Some("ModelReady" | "ServerLive" | "ServerReady" | "ServerMetadata"));
-        if let (Some(server), false) = (self.server.as_ref().or(self.frontend.server()), here) {
-            return Ok(self.frontend.pass(server, &head, body).await);
+        if let (Some(way), false) = (self.way.as_ref().or(self.frontend.way()), here) {
+            return Ok(self.frontend.pass(way, &head, body).await);
         }
         if let (Err(fault), false) = (self.frontend.methods().of(head.uri.path()), here) {
             return Ok(wire::fault(&fault));

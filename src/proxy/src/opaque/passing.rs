@@ -108,8 +108,7 @@ impl<B: Incoming> Source<B> {
                 Progress::More => {}
             }
             if extract.is_behind() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return rest(cx);
             }
         }
     }
@@ -139,8 +138,7 @@ impl<B: Incoming> Source<B> {
             let Some(injector) = &mut self.injector else { return Poll::Ready(None) };
             let behind = injector.is_behind();
             if behind && !std::mem::replace(&mut self.rested, true) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return rest(cx);
             }
             self.rested = false;
             let frame = match self.kept.get(self.passed).cloned() {
@@ -352,3 +350,14 @@ impl<B: Incoming> Body for Passing<B> {
         SizeHint::default()
     }
 }
+
+/// Pending until others have had their turn: tasks, sockets and timers. A waker alone would call it again before the sockets.
+fn rest<T>(cx: &mut Context<'_>) -> Poll<T> {
+    match pin!(tokio::task::yield_now()).poll(cx) {
+        // Nobody's turn is counted outside of a runtime.
+        Poll::Ready(()) => cx.waker().wake_by_ref(),
+        Poll::Pending => {}
+    }
+    Poll::Pending
+}
+
