@@ -57,7 +57,7 @@ pub(crate) struct AgentArgs {
     #[arg(long, env = "BERTH_MODEL_CONCURRENCY", value_name = "N")]
     model_concurrency: Option<String>,
     /// Threads that pass gRPC requests on, each with connections of its own; 0: those that everything else runs on [default: the
-    /// number of cores]
+    /// number of cores, at most 8]
     #[arg(long, env = "BERTH_GRPC_THREADS", value_name = "N")]
     grpc_threads: Option<String>,
     /// OpenVINO Model Server: the configuration file that it was started with, written anew at start [default: MODEL_CONFIG_FILE, else
@@ -378,7 +378,7 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
         size_percent: reading.parsed("size-factor", percent).unwrap_or(usual.size_percent),
         max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
-        grpc_threads: reading.parsed("grpc-threads", threads).unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get)),
+        grpc_threads: reading.parsed("grpc-threads", threads).unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get).min(8)),
         model_config: absolute(reading.text("model-config").map_or_else(|| root.join("model_config_list.json"), PathBuf::from)),
         batches: Batches {
             size: reading.parsed("batch-size", count).and_then(NonZeroU32::new),

@@ -7,8 +7,8 @@
 //! there: the REST port, whose JSON is parsed, runs elsewhere.
 
 use std::io;
-use std::sync::{Arc, mpsc};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use berth_upstream::Server;

@@ -148,15 +148,7 @@ impl<M: Models> Frontend<M> {
         })
     }
 
-    /// What calls are passed on to, where the runtime is no part of this process.
-    pub(crate) fn server(&self) -> Option<&Server> {
-        match &self.runtime {
-            Runtime::Here(_) => None,
-            Runtime::There { way, .. } => Some(&way.server),
-        }
-    }
-
-    /// The way to it of calls that have none of their own.
+    /// The way to a runtime that is no part of this process, for calls that have none of their own.
     pub(crate) fn way(&self) -> Option<&Arc<Way>> {
         match &self.runtime {
             Runtime::Here(_) => None,
@@ -347,7 +339,7 @@ impl<M: Models> Frontend<M> {
     ) -> Result<ModelMetadataResponse, Fault> {
         let about = match &self.runtime {
             Runtime::Here(infer) => self.metadata_here(&**infer, asked, deadline).await?,
-            Runtime::There { way, .. } => self.metadata_there(server, asked, metadata, deadline).await?,
+            Runtime::There { way, .. } => self.metadata_there(&way.server, asked, metadata, deadline).await?,
         };
         known_version(asked, version, &about).map(|()| about)
     }

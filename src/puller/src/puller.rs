@@ -417,7 +417,7 @@ impl Inner {
                 let total: ByteSize = items.iter().map(|item| item.object.size).sum();
                 let gathering = keep(&self.clock, &mut first, self.tier.gather(model, plan)).await?;
                 reporter.listed(items.len(), total, gathering.resumed());
-                let _wants = self.sharing.join(gathering.blobs(), &haste);
+                let _wants = self.sharing.join(gathering.missing(), &haste);
                 let transfer = Transfer {
                     remote: &remote,
                     verify: settings.verify(),

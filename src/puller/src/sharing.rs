@@ -26,10 +26,10 @@ pub(crate) struct Wants<'a> {
 
 impl Sharing {
     /// A download that is as urgent as `haste` says begins to fetch `blobs`.
-    pub(crate) fn join(&self, blobs: &[BlobId], haste: &Arc<Haste>) -> Wants<'_> {
+    pub(crate) fn join(&self, blobs: Vec<BlobId>, haste: &Arc<Haste>) -> Wants<'_> {
         let mut tied = Vec::new();
         let mut sharing = self.0.lock();
-        for blob in blobs {
+        for blob in &blobs {
             let all = sharing.entry(*blob).or_default();
             for other in all.iter() {
                 if !Arc::ptr_eq(other, haste) && !tied.iter().any(|known| Arc::ptr_eq(known, other)) {
@@ -42,7 +42,7 @@ impl Sharing {
         for other in &tied {
             haste.tie(other);
         }
-        Wants { sharing: self, blobs: blobs.to_vec(), haste: Arc::clone(haste) }
+        Wants { sharing: self, blobs, haste: Arc::clone(haste) }
     }
 }
 
@@ -71,26 +71,26 @@ mod tests {
         let sharing = Sharing::default();
         let [a, b, c, d]: [Arc<Haste>; 4] = std::array::from_fn(|_| Arc::new(Haste::new(Urgency::Background)));
         let blob = |n: u8| BlobId([n; 16]);
-        let _a = sharing.join(&[blob(1), blob(2), blob(2)], &a);
-        let _b = sharing.join(&[blob(2), blob(3)], &b);
-        let _c = sharing.join(&[blob(3)], &c);
-        let _d = sharing.join(&[blob(4)], &d);
+        let _a = sharing.join(vec![blob(1), blob(2), blob(2)], &a);
+        let _b = sharing.join(vec![blob(2), blob(3)], &b);
+        let _c = sharing.join(vec![blob(3)], &c);
+        let _d = sharing.join(vec![blob(4)], &d);
         assert!(![&a, &b, &c, &d].iter().any(|haste| haste.is_waited_for()));
         a.raise();
         assert_eq!([&a, &b, &c, &d].map(|haste| haste.is_waited_for()), [true, true, true, false], "also those that stand behind another");
         // Who joins what is waited for is waited for, and raises.
         let late = Arc::new(Haste::new(Urgency::Waited));
-        let _late = sharing.join(&[blob(4)], &late);
+        let _late = sharing.join(vec![blob(4)], &late);
         assert!(d.is_waited_for());
     }
 
     #[test]
-    fn who_has_left_is_raised_no_more_and_nothing_stays_behind() {
+    fn who_leaves_is_met_by_nobody_who_comes_later_and_nothing_stays_behind() {
         let sharing = Sharing::default();
         let [a, b]: [Arc<Haste>; 2] = std::array::from_fn(|_| Arc::new(Haste::new(Urgency::Background)));
-        drop(sharing.join(&[BlobId([1; 16]), BlobId([1; 16])], &a));
+        drop(sharing.join(vec![BlobId([1; 16]), BlobId([1; 16])], &a));
+        let wants = sharing.join(vec![BlobId([1; 16])], &b);
         b.raise();
-        let wants = sharing.join(&[BlobId([1; 16])], &b);
         assert!(!a.is_waited_for());
         drop(wants);
         assert!(sharing.0.lock().is_empty());

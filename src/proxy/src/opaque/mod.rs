@@ -31,6 +31,7 @@ use http::{HeaderMap, Response, StatusCode};
 
 use crate::body::{Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
+use crate::cores::Way;
 use crate::frontend::Frontend;
 use crate::id::{self, Asked};
 use crate::meters::Measured;

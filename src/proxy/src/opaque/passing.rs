@@ -5,7 +5,7 @@
 //! answered: then the same request can be sent once more, with another id if need be.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -353,11 +353,6 @@ impl<B: Incoming> Body for Passing<B> {
 
 /// Pending until others have had their turn: tasks, sockets and timers. A waker alone would call it again before the sockets.
 fn rest<T>(cx: &mut Context<'_>) -> Poll<T> {
-    match pin!(tokio::task::yield_now()).poll(cx) {
-        // Nobody's turn is counted outside of a runtime.
-        Poll::Ready(()) => cx.waker().wake_by_ref(),
-        Poll::Pending => {}
-    }
+    let _pending = pin!(tokio::task::yield_now()).poll(cx);
     Poll::Pending
 }
-

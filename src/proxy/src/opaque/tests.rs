@@ -289,6 +289,56 @@ async fn each_thread_passes_on_what_comes_to_it_over_a_connection_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_port_with_threads_stops_when_the_last_answer_is_out_and_its_threads_end_with_it() {
+    let (entered, mut entries) = unbounded();
+    let go_on = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&go_on);
+    let behaviour: Behaviour = Arc::new(move |_| {
+        let (entered, gate) = (entered.clone(), Arc::clone(&gate));
+        async move {
+            let _ = entered.unbounded_send(());
+            let _passed = gate.acquire().await;
+            well(vec![message(b"late")])
+        }
+        .boxed()
+    });
+    let runtime = runtime(behaviour).await;
+    let models = FakeModels::new();
+    let server = RuntimeServer {
+        target: runtime.addr.to_string().parse().unwrap(),
+        connections: berth_upstream::Config::default(),
+        net: Arc::new(HostNet),
+        methods: Methods::default(),
+    };
+    let config = ProxyConfig { threads: 2, ..ProxyConfig::default() };
+    let frontend = Frontend::before(models.clone(), server, Clock::system(), &Metrics::default(), config, Arc::new(|| Ok(())));
+    let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (addr, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let place = frontend.place().unwrap();
+    let ended_with_it = place.handle.spawn(std::future::pending::<()>());
+    drop(place);
+    let port = tokio::spawn(serve_grpc(frontend, listener, stop.clone()));
+    let calls = [client(addr, 1 << 20).await, client(addr, 1 << 20).await].map(|mut client| {
+        tokio::spawn(async move {
+            let answer = client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))).await.unwrap();
+            answer.into_body().collect().await.unwrap().to_bytes()
+        })
+    });
+    for _ in &calls {
+        entries.next().await.unwrap();
+    }
+    stop.cancel();
+    assert!(!port.is_finished() && !ended_with_it.is_finished());
+    go_on.add_permits(2);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), message(b"late"));
+    }
+    port.await.unwrap();
+    assert!(ended_with_it.await.unwrap_err().is_cancelled());
+    models.guards.subscribe().wait_for(|guards| *guards == 0).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_model_comes_from_headers_or_the_message_wherever_in_it_and_else_from_nowhere() {
     let (_runtime, mut world, mut seen) = echoing().await;
     let (none, first) = (field(7, b"x"), naming("digits", 1));
