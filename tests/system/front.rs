@@ -42,7 +42,7 @@ pub(crate) async fn of_models(models: impl Models, target: &str, infos: &[(&str,
         net: Arc::new(HostNet),
         methods: Methods::of_runtime(&infos, true).map_err(anyhow::Error::msg)?,
     };
-    let config = ProxyConfig { max_message, body_budget: ByteSize(max_message.0 * 8), ..ProxyConfig::default() };
+    let config = ProxyConfig { threads: 2, max_message, body_budget: ByteSize(max_message.0 * 8), ..ProxyConfig::default() };
     let frontend = Frontend::before(models, runtime, Clock::system(), &Metrics::default(), config, Arc::new(|| Ok(())));
     let (stop, local) = (CancellationToken::new(), "127.0.0.1:0".parse()?);
     let (grpc, rest) = (HostNet.listen(local).await?, HostNet.listen(local).await?);

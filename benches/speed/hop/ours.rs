@@ -1,7 +1,7 @@
 //! Our side: the gRPC port before a runtime that is no part of this process, with a real residency under it.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZero, NonZeroU32};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +45,9 @@ pub(super) async fn serve(target: &str, connections: usize) -> anyhow::Result<()
         net: HostNet::shared(),
         methods: Methods::default(),
     };
-    let config = ProxyConfig::default();
+    // As the agent has it.
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let config = ProxyConfig { threads, ..ProxyConfig::default() };
     let frontend = Frontend::before(Here::new(views, residency), runtime, clock, &metrics, config, Arc::new(|| Ok(())));
     let listener = HostNet.listen(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     println!("address: {}", listener.local_addr()?);

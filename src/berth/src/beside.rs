@@ -2,11 +2,13 @@
 //! containers, so that a pod that was made for them needs no other variables.
 
 use std::ffi::OsString;
-use std::num::NonZeroU32;
+use std::num::{NonZero, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use berth_proxy::MOST_THREADS;
 use berth_upstream::Target;
 use clap::Args;
 
@@ -54,6 +56,10 @@ pub(crate) struct AgentArgs {
     /// Requests that one copy of a model serves at a time; 0 is no limit [default: LIMIT_PER_MODEL_CONCURRENCY, else 0]
     #[arg(long, env = "BERTH_MODEL_CONCURRENCY", value_name = "N")]
     model_concurrency: Option<String>,
+    /// Threads that pass gRPC requests on, each with connections of its own; 0: those that everything else runs on [default: the
+    /// number of cores, at most 8]
+    #[arg(long, env = "BERTH_GRPC_THREADS", value_name = "N")]
+    grpc_threads: Option<String>,
     /// OpenVINO Model Server: the configuration file that it was started with, written anew at start [default: MODEL_CONFIG_FILE, else
     /// model_config_list.json under ROOT_MODEL_DIR, else under /models]
     #[arg(long, env = "BERTH_MODEL_CONFIG", value_name = "FILE")]
@@ -73,7 +79,7 @@ pub(crate) struct AgentArgs {
 }
 
 /// The keys, as flags and as keys of the file.
-pub(crate) const KEYS: [&str; 14] = [
+pub(crate) const KEYS: [&str; 15] = [
     "runtime",
     "runtime-endpoint",
     "runtime-data-endpoint",
@@ -84,6 +90,7 @@ pub(crate) const KEYS: [&str; 14] = [
     "start-timeout",
     "size-factor",
     "model-concurrency",
+    "grpc-threads",
     "model-config",
     "batch-size",
     "batch-delay",
@@ -103,6 +110,7 @@ impl AgentArgs {
             "start-timeout" => self.start_timeout.as_ref(),
             "size-factor" => self.size_factor.as_ref(),
             "model-concurrency" => self.model_concurrency.as_ref(),
+            "grpc-threads" => self.grpc_threads.as_ref(),
             "model-config" => self.model_config.as_ref(),
             "batch-size" => self.batch_size.as_ref(),
             "batch-delay" => self.batch_delay.as_ref(),
@@ -294,6 +302,8 @@ pub(crate) struct Beside {
     pub(crate) size_percent: u32,
     /// Requests that one copy serves at a time.
     pub(crate) max_concurrency: Option<NonZeroU32>,
+    /// Threads that pass gRPC requests on.
+    pub(crate) grpc_threads: usize,
     /// The configuration file of an OpenVINO Model Server.
     pub(crate) model_config: PathBuf,
     /// How the workers of a TorchServe compute.
@@ -343,6 +353,10 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
     let root = variable("ROOT_MODEL_DIR").filter(|root| !root.is_empty()).map_or_else(|| PathBuf::from("/models"), PathBuf::from);
     let repository = reading.text("repository").map_or_else(|| root.join(usual.folder), PathBuf::from);
     let count = |text: &str| text.parse::<u32>().map_err(|_not_a_number| format!("{text:?} is not a whole number"));
+    let threads = |text: &str| match count(text)? as usize {
+        threads if threads > MOST_THREADS => Err(format!("{threads} is too many: write a number up to {MOST_THREADS}")),
+        threads => Ok(threads),
+    };
     let above_zero = |text: &str| NonZeroU32::new(count(text)?).ok_or_else(|| "must be more than nothing".to_owned());
     let perhaps = |text: &str| humantime::parse_duration(text).map_err(|fault| format!("{text:?} is not a duration such as 30s or 2m: {fault}"));
     let duration = |text: &str| match perhaps(text)? {
@@ -364,6 +378,7 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         start_timeout: reading.parsed("start-timeout", duration).unwrap_or(Duration::from_secs(180)),
         size_percent: reading.parsed("size-factor", percent).unwrap_or(usual.size_percent),
         max_concurrency: reading.parsed("model-concurrency", count).and_then(NonZeroU32::new),
+        grpc_threads: reading.parsed("grpc-threads", threads).unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get).min(8)),
         model_config: absolute(reading.text("model-config").map_or_else(|| root.join("model_config_list.json"), PathBuf::from)),
         batches: Batches {
             size: reading.parsed("batch-size", count).and_then(NonZeroU32::new),

@@ -255,7 +255,8 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let usual = ProxyConfig::default();
     // Several of the largest requests at a time, whatever their limit is.
     let body_budget = usual.body_budget.max(config.max_message.percent(400));
-    let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, ..usual };
+    let threads = config.beside.as_ref().map_or(0, |beside| beside.grpc_threads);
+    let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, threads, ..usual };
     let frontend = engine.frontend(Here::new(views.clone(), residency.clone()), clock.clone(), &metrics, proxy_config, ready);
     let (mut payloads, stop_payloads) = (JoinSet::new(), CancellationToken::new());
     frontend.log_headers(config.log_headers.clone());

@@ -29,6 +29,7 @@ use berth_registry::{Kind, Managed, Management, NameEntry, Store, View, Views};
 use berth_telemetry::{Clock, Gauge, Metrics};
 use berth_types::{Location, ManagedModel, ManagedPut, ManagedRecords, ModelId, Name, PodId, Registration, UnixMillis};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -76,6 +77,8 @@ struct Shared {
     clock: Clock,
     metrics: Metrics,
     default_owner: Option<Arc<str>>,
+    /// What calls are carried out by.
+    driver: Handle,
     copies: Arc<Copies>,
     runtimes: watch::Receiver<Arc<[RuntimeSpec]>>,
     /// Models that are gone and not unloaded yet.
@@ -91,6 +94,9 @@ type Outcome = Arc<Mutex<Option<Result<Vec<ManagedPut>, Refused>>>>;
 impl Manager {
     /// Shows what the store keeps. Before the leader reads the resources, so that names are held by those who have them.
     #[must_use]
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, which carries out the calls.
     pub fn open(deps: ManagerDeps) -> Self {
         let ManagerDeps { controller, store, records, views, agents, clock, metrics, default_owner } = deps;
         let (copies, runtimes) = (Arc::clone(&controller.copies), controller.runtimes.clone());
@@ -103,6 +109,7 @@ impl Manager {
             clock,
             metrics,
             default_owner,
+            driver: Handle::current(),
             copies,
             runtimes,
             retiring: Arc::default(),
@@ -145,31 +152,33 @@ impl Manager {
 impl Management for Manager {
     async fn register(&self, model: NewModel) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
-        in_a_task(async move {
-            let view = shared.view()?;
-            if shared.records.managed_model(model.id.as_str()).is_none() {
-                let wanted = registration_of(&model)?;
-                if let Some(theirs) = view.model(model.id.as_str()) {
-                    let same = *theirs.class == *wanted.class && (&theirs.path, &theirs.schema_path) == (&wanted.path, &wanted.schema_path);
-                    return if same { Ok(()) } else { Err(Refused::Exists(shared.belongs(model.id.as_str()))) };
+        self.0
+            .finished(async move {
+                let view = shared.view()?;
+                if shared.records.managed_model(model.id.as_str()).is_none() {
+                    let wanted = registration_of(&model)?;
+                    if let Some(theirs) = view.model(model.id.as_str()) {
+                        let same = *theirs.class == *wanted.class && (&theirs.path, &theirs.schema_path) == (&wanted.path, &wanted.schema_path);
+                        return if same { Ok(()) } else { Err(Refused::Exists(shared.belongs(model.id.as_str()))) };
+                    }
+                    shared.hosted(&wanted).map_err(|none| Refused::Blocked(none.message))?;
                 }
-                shared.hosted(&wanted).map_err(|none| Refused::Blocked(none.message))?;
-            }
-            shared.change(move |there| managed::register(there, &model)).await
-        })
-        .await
+                shared.change(move |there| managed::register(there, &model)).await
+            })
+            .await
     }
 
     async fn unregister(&self, id: ModelId) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
-        in_a_task(async move {
-            let view = shared.view()?;
-            if view.model(id.as_str()).is_some() && shared.records.managed_model(id.as_str()).is_none() {
-                return Err(Refused::Blocked(shared.belongs(id.as_str())));
-            }
-            shared.change(move |there| managed::unregister(there, &id)).await
-        })
-        .await
+        self.0
+            .finished(async move {
+                let view = shared.view()?;
+                if view.model(id.as_str()).is_some() && shared.records.managed_model(id.as_str()).is_none() {
+                    return Err(Refused::Blocked(shared.belongs(id.as_str())));
+                }
+                shared.change(move |there| managed::unregister(there, &id)).await
+            })
+            .await
     }
 
     fn model(&self, id: &str) -> Result<ModelStanding, Refused> {
@@ -214,47 +223,49 @@ impl Management for Manager {
     async fn set_name(&self, mut ask: SetName) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
         ask.owner = ask.owner.or_else(|| shared.default_owner.clone());
-        in_a_task(async move {
-            let view = shared.view()?;
-            let name = ask.name.as_str();
-            if view.is_resource_name(name) {
-                return Err(Refused::Exists(shared.belongs(name)));
-            }
-            if shared.records.managed_model(ask.target.as_str()).is_none() {
-                if view.model(ask.target.as_str()).is_some() {
-                    return Err(Refused::Blocked(shared.belongs(ask.target.as_str())));
+        self.0
+            .finished(async move {
+                let view = shared.view()?;
+                let name = ask.name.as_str();
+                if view.is_resource_name(name) {
+                    return Err(Refused::Exists(shared.belongs(name)));
                 }
-                if let Some(info) = &ask.info {
-                    let model = NewModel { id: ask.target.clone(), info: info.clone(), last_used: ask.last_used };
-                    shared.hosted(&registration_of(&model)?).map_err(|none| Refused::Blocked(none.message))?;
+                if shared.records.managed_model(ask.target.as_str()).is_none() {
+                    if view.model(ask.target.as_str()).is_some() {
+                        return Err(Refused::Blocked(shared.belongs(ask.target.as_str())));
+                    }
+                    if let Some(info) = &ask.info {
+                        let model = NewModel { id: ask.target.clone(), info: info.clone(), last_used: ask.last_used };
+                        shared.hosted(&registration_of(&model)?).map_err(|none| Refused::Blocked(none.message))?;
+                    }
                 }
-            }
-            let at = Arc::clone(&shared);
-            let decide = move |there: &dyn ManagedRecords| {
-                let (pods, now) = (at.agents.pods(), at.clock.wall());
-                managed::set_name(there, &ask, &|model| at.copies.held(model, &pods, now))
-            };
-            shared.change(decide).await
-        })
-        .await
+                let at = Arc::clone(&shared);
+                let decide = move |there: &dyn ManagedRecords| {
+                    let (pods, now) = (at.agents.pods(), at.clock.wall());
+                    managed::set_name(there, &ask, &|model| at.copies.held(model, &pods, now))
+                };
+                shared.change(decide).await
+            })
+            .await
     }
 
     async fn delete_name(&self, name: Name, owner: Option<Arc<str>>) -> Result<(), Refused> {
         let shared = Arc::clone(&self.0);
-        in_a_task(async move {
-            let view = shared.view()?;
-            if let Some(entry) = view.name(name.as_str()).filter(|_| view.is_resource_name(name.as_str())) {
-                let theirs = owner_in(entry);
-                // Somebody else's name counts as none, as it always did.
-                return match owner.is_some() && owner.as_deref() != theirs {
-                    true => Ok(()),
-                    false => Err(Refused::Blocked(shared.belongs(name.as_str()))),
-                };
-            }
-            let owner = owner.or_else(|| shared.default_owner.clone());
-            shared.change(move |there| Ok(managed::delete_name(there, &name, owner.as_deref()))).await
-        })
-        .await
+        self.0
+            .finished(async move {
+                let view = shared.view()?;
+                if let Some(entry) = view.name(name.as_str()).filter(|_| view.is_resource_name(name.as_str())) {
+                    let theirs = owner_in(entry);
+                    // Somebody else's name counts as none, as it always did.
+                    return match owner.is_some() && owner.as_deref() != theirs {
+                        true => Ok(()),
+                        false => Err(Refused::Blocked(shared.belongs(name.as_str()))),
+                    };
+                }
+                let owner = owner.or_else(|| shared.default_owner.clone());
+                shared.change(move |there| Ok(managed::delete_name(there, &name, owner.as_deref()))).await
+            })
+            .await
     }
 
     fn name(&self, name: &str, owner: Option<&str>) -> Result<Option<NameStanding>, Refused> {
@@ -287,14 +298,6 @@ impl Management for Manager {
     }
 }
 
-/// Finishes whatever becomes of who waits for it.
-async fn in_a_task<T: Send + 'static>(work: impl Future<Output = Result<T, Refused>> + Send + 'static) -> Result<T, Refused> {
-    match tokio::spawn(work).await {
-        Ok(outcome) => outcome,
-        Err(fault) => Err(Refused::Unkept(format!("the call was lost: {fault}"))),
-    }
-}
-
 fn not_ready() -> Refused {
     Refused::NotReady("resources are still being read: try again".to_owned())
 }
@@ -313,6 +316,14 @@ fn owner_in(entry: &NameEntry) -> Option<&'static str> {
 }
 
 impl Shared {
+    /// What `work` comes to, which is finished whatever becomes of who waits for it and of the thread that it waits on.
+    async fn finished<T: Send + 'static>(&self, work: impl Future<Output = Result<T, Refused>> + Send + 'static) -> Result<T, Refused> {
+        match self.driver.spawn(work).await {
+            Ok(outcome) => outcome,
+            Err(fault) => Err(Refused::Unkept(format!("the call was lost: {fault}"))),
+        }
+    }
+
     /// The view, once it can tell what does not exist.
     fn view(&self) -> Result<Arc<View>, Refused> {
         Some(self.views.current()).filter(|view| view.is_ready()).ok_or_else(not_ready)

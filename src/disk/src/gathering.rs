@@ -269,6 +269,14 @@ impl Gathering {
         self.resumed
     }
 
+    /// The blobs of its files that are not whole at the moment, in the plan's order. Another download may have some of them too.
+    #[must_use]
+    pub fn missing(&self) -> Vec<BlobId> {
+        let ledger = self.tier.0.ledger.lock();
+        let is_whole = |id: &BlobId| ledger.blob(id).is_some_and(|blob| matches!(blob.state, State::Whole(_)));
+        self.ids.iter().copied().filter(|id| !is_whole(id)).collect()
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Plan {

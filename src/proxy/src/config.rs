@@ -36,11 +36,17 @@ pub struct ProxyConfig {
     /// How long a client may leave the answer of a runtime unread before it is given up; half of that at least. While it
     /// waits for more nothing counts: only what is there and not taken.
     pub unread_timeout: Duration,
+    /// Threads that drive the connections of the gRPC port, where the runtime is no part of this process; 0: those that everything
+    /// else runs on.
+    pub threads: usize,
     /// Name in the server's metadata.
     pub server_name: String,
     /// Version in the server's metadata.
     pub server_version: String,
 }
+
+/// The most [`ProxyConfig::threads`]: more than a machine has processors.
+pub const MOST_THREADS: usize = 1024;
 
 impl Default for ProxyConfig {
     fn default() -> Self {
@@ -57,6 +63,7 @@ impl Default for ProxyConfig {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             unread_timeout: Duration::from_secs(60),
+            threads: 0,
             server_name: "berth".to_owned(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -96,6 +103,9 @@ impl ProxyConfig {
                 faults.push(format!("{name} is {value}, it must be between 64 KiB and 2 GiB - 1 B"));
             }
         }
+        if self.threads > MOST_THREADS {
+            faults.push(format!("threads is {}, it must be at most {MOST_THREADS}", self.threads));
+        }
         if self.max_streams == 0 {
             faults.push("max_streams is 0, it must be at least 1".to_owned());
         }
@@ -125,6 +135,7 @@ mod tests {
             head_timeout: Duration::ZERO,
             idle_timeout: LONG,
             unread_timeout: Duration::ZERO,
+            threads: MOST_THREADS + 1,
             ..ProxyConfig::default()
         };
         let faults = broken.faults();
@@ -138,10 +149,11 @@ mod tests {
             "head_timeout",
             "idle_timeout",
             "unread_timeout",
+            "threads",
         ] {
             assert!(faults.iter().any(|fault| fault.starts_with(field)), "{field} in {faults:?}");
         }
-        assert_eq!(faults.len(), 9);
+        assert_eq!(faults.len(), 10);
         let small = ProxyConfig { max_message: ByteSize::mib(2), body_budget: ByteSize::mib(1), ..ProxyConfig::default() };
         assert_eq!(small.faults(), ["body_budget is 1 MiB, less than max_message of 2 MiB"]);
     }

@@ -34,11 +34,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::ProxyConfig;
+use crate::cores::Place;
 use crate::first::{self, Glimpse, Heads, Protocol, Replay};
 use crate::tls::{ClientIdentity, Refusal, Speaks, Tls};
 
@@ -75,6 +77,17 @@ impl<B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>
 /// Something that answers the requests of a port.
 pub(crate) trait Handler: Clone + Send + Sync + 'static {
     type Body: Outbound;
+
+    /// A place where the next connection is driven; `None`: here.
+    fn place(&self) -> Option<Place> {
+        None
+    }
+
+    /// The same for a connection at `place`.
+    fn at(&self, _place: &Place) -> Self {
+        self.clone()
+    }
+
     fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<Self::Body>, Infallible>> + Send;
 }
 
@@ -142,6 +155,7 @@ where
 pub(crate) async fn serve(door: impl Into<Door>, handler: impl Handler, config: &ProxyConfig, clock: &Clock, shutdown: CancellationToken) {
     let Door { listener, tls, speaks } = door.into();
     let terms = Arc::new(Terms::new(config, clock, tls.map(|tls| (tls, speaks))));
+    let port = Port { handler, terms, shutdown: shutdown.clone() };
     let (mut turned_away, mut tide) = (TurnedAway::default(), Tide::default());
     let mut connections = JoinSet::new();
     loop {
@@ -154,7 +168,7 @@ pub(crate) async fn serve(door: impl Into<Door>, handler: impl Handler, config: 
             },
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) if connections.len() < config.max_connections => {
-                    connections.spawn(connection(stream, Some(peer), handler.clone(), Arc::clone(&terms), shutdown.clone()));
+                    port.begin(stream, peer, &mut connections);
                     tide.is_in(connections.len());
                 }
                 Ok(_closed) => {
@@ -172,10 +186,37 @@ pub(crate) async fn serve(door: impl Into<Door>, handler: impl Handler, config: 
     }
     // Clients whose connections the system has made for us already count as served: they are not reset.
     while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        connections.spawn(connection(stream, Some(peer), handler.clone(), Arc::clone(&terms), shutdown.clone()));
+        port.begin(stream, peer, &mut connections);
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// What the connections of a port have in common.
+struct Port<H> {
+    handler: H,
+    terms: Arc<Terms>,
+    shutdown: CancellationToken,
+}
+
+impl<H: Handler> Port<H> {
+    fn begin(&self, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>) {
+        let (terms, shutdown) = (Arc::clone(&self.terms), self.shutdown.clone());
+        let Some(place) = self.handler.place() else {
+            connections.spawn(connection(stream, Some(peer), self.handler.clone(), terms, shutdown));
+            return;
+        };
+        let (handler, driver) = (self.handler.at(&place), place.handle.clone());
+        let moved = stream.into_std(); // the system tells another thread of it from now on
+        let driven = async move {
+            match moved.and_then(TcpStream::from_std) {
+                Ok(stream) => connection(stream, Some(peer), handler, terms, shutdown).await,
+                Err(fault) => tracing::warn!(error = %fault, "connection not accepted"),
+            }
+            drop(place);
+        };
+        connections.spawn_on(driven, &driver);
+    }
 }
 
 /// How many connections there were at most, since their memory was last handed back to the system. The C library would keep
@@ -451,7 +492,6 @@ mod tests {
     use berth_telemetry::{HostNet, Net};
     use http_body_util::{BodyExt as _, Empty, Full};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-    use tokio::net::TcpStream;
 
     use super::*;
     use crate::tls::ClientAuth;

@@ -20,12 +20,12 @@ use tonic::Code;
 use crate::budget::Budget;
 use crate::codes::{Fault, Quoted};
 use crate::context::{Contexts, LogHeaders};
+use crate::cores::{Cores, Place, Way};
 use crate::health::Ready;
 use crate::id::Asked;
 use crate::mesh::Managing;
 use crate::meters::Meters;
 use crate::methods::Methods;
-use crate::opaque::Young;
 use crate::payloads::{Observed, Payloads};
 use crate::route::{self, Here, Models};
 use crate::waiting::Waiting;
@@ -84,7 +84,11 @@ enum Runtime {
     /// A part of this process.
     Here(Arc<dyn Infer>),
     /// No part of this process: calls are passed on to it as they come.
-    There(Server),
+    There {
+        way: Arc<Way>,
+        /// What drives the connections of the gRPC port.
+        cores: Cores,
+    },
 }
 
 /// The inference service of this process, whatever the protocol.
@@ -100,8 +104,6 @@ pub struct Frontend<M = Here> {
     pub(crate) bodies: Budget,
     /// What those of them may hold that wait for a model.
     pub(crate) waiting: Waiting,
-    /// Answers that have just begun to be passed on.
-    pub(crate) young: Young,
     /// Who looks at requests and answers; mostly nobody.
     payloads: OnceLock<Payloads>,
     contexts: OnceLock<Contexts>,
@@ -116,11 +118,16 @@ impl<M: Models> Frontend<M> {
     }
 
     /// The same before a runtime that is no part of this process: calls are passed on to it as they come, and requests of
-    /// the REST port as the Open Inference Protocol has them.
+    /// the REST port as the Open Inference Protocol has them. Starts as many threads as `config` says.
     pub fn before(models: M, runtime: RuntimeServer, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
         let RuntimeServer { target, connections, net, methods } = runtime;
-        let server = Server::new(target, connections, clock.clone(), net);
-        Self::over(models, Runtime::There(server), methods, clock, metrics, config, ready)
+        // Two at least, lest answers that nobody reads fill the window of the only one.
+        let each = connections.connections.div_ceil(config.threads.max(1)).max(2);
+        let of_each = berth_upstream::Config { connections: each, ..connections.clone() };
+        let of_thread = |driver| Server::driven_by(driver, target.clone(), of_each.clone(), clock.clone(), Arc::clone(&net));
+        let cores = Cores::start(config.threads, of_thread);
+        let way = Way::to(Server::new(target, connections, clock.clone(), net));
+        Self::over(models, Runtime::There { way, cores }, methods, clock, metrics, config, ready)
     }
 
     fn over(models: M, runtime: Runtime, methods: Methods, clock: Clock, metrics: &Metrics, config: ProxyConfig, ready: Ready) -> Arc<Self> {
@@ -135,18 +142,25 @@ impl<M: Models> Frontend<M> {
             ready,
             bodies,
             waiting,
-            young: Young::default(),
             payloads: OnceLock::new(),
             contexts: OnceLock::new(),
             managing: OnceLock::new(),
         })
     }
 
-    /// What calls are passed on to, where the runtime is no part of this process.
-    pub(crate) fn server(&self) -> Option<&Server> {
+    /// The way to a runtime that is no part of this process, for calls that have none of their own.
+    pub(crate) fn way(&self) -> Option<&Arc<Way>> {
         match &self.runtime {
             Runtime::Here(_) => None,
-            Runtime::There(server) => Some(server),
+            Runtime::There { way, .. } => Some(way),
+        }
+    }
+
+    /// Where the next connection of the gRPC port is driven; `None`: where it was accepted.
+    pub(crate) fn place(&self) -> Option<Place> {
+        match &self.runtime {
+            Runtime::Here(_) => None,
+            Runtime::There { cores, .. } => cores.place(),
         }
     }
 
@@ -216,7 +230,7 @@ impl<M: Models> Frontend<M> {
         let mut observed = None;
         let outcome = match &self.runtime {
             Runtime::Here(infer) => self.infer_here(&**infer, asked, request, call, deadline, &mut observed).await,
-            Runtime::There(server) => self.infer_behind(server, asked, request, call, deadline, &mut observed).await,
+            Runtime::There { way, .. } => self.infer_behind(&way.server, asked, request, call, deadline, &mut observed).await,
         };
         if let Some(observed) = observed {
             call.ended(observed, &outcome);
@@ -325,7 +339,7 @@ impl<M: Models> Frontend<M> {
     ) -> Result<ModelMetadataResponse, Fault> {
         let about = match &self.runtime {
             Runtime::Here(infer) => self.metadata_here(&**infer, asked, deadline).await?,
-            Runtime::There(server) => self.metadata_there(server, asked, metadata, deadline).await?,
+            Runtime::There { way, .. } => self.metadata_there(&way.server, asked, metadata, deadline).await?,
         };
         known_version(asked, version, &about).map(|()| about)
     }

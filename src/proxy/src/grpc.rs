@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use crate::body::{Answer, Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
 use crate::connections::{self, Door, Handler};
+use crate::cores::{Place, Way};
 use crate::frontend::{Call, Frontend, MODEL_INFER};
 use crate::health::HealthService;
 use crate::id::asked;
@@ -41,23 +42,35 @@ pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<D
     let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
     let reflection = Reflection::new(shutdown.clone(), managed);
-    connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection }, &config, &clock, shutdown).await;
+    connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection, way: None }, &config, &clock, shutdown).await;
 }
 
 struct GrpcPort<M> {
     frontend: Arc<Frontend<M>>,
     health: HealthServer<HealthService>,
     reflection: Reflection,
+    /// The way to the runtime of a connection that has its own.
+    way: Option<Arc<Way>>,
 }
 
 impl<M> Clone for GrpcPort<M> {
     fn clone(&self) -> Self {
-        GrpcPort { frontend: Arc::clone(&self.frontend), health: self.health.clone(), reflection: self.reflection.clone() }
+        let (frontend, way) = (Arc::clone(&self.frontend), self.way.clone());
+        GrpcPort { frontend, health: self.health.clone(), reflection: self.reflection.clone(), way }
     }
 }
 
 impl<M: Models> Handler for GrpcPort<M> {
     type Body = Outgoing;
+
+    fn place(&self) -> Option<Place> {
+        self.frontend.place()
+    }
+
+    fn at(&self, place: &Place) -> Self {
+        GrpcPort { way: Some(Arc::clone(&place.way)), ..self.clone() }
+    }
+
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
         let Some(context) = self.frontend.context(request.headers()) else { return self.answered(request).await };
         let answer = Box::pin(self.answered(request).instrument(context.clone())).await;
@@ -84,8 +97,8 @@ impl<M: Models> GrpcPort<M> {
         let method = head.uri.path().strip_prefix(SERVICE);
         // About this server, not about a model: answered here.
         let here = matches!(method, Some("ModelReady" | "ServerLive" | "ServerReady" | "ServerMetadata"));
-        if let (Some(server), false) = (self.frontend.server(), here) {
-            return Ok(self.frontend.pass(server, &head, body).await);
+        if let (Some(way), false) = (self.way.as_ref().or(self.frontend.way()), here) {
+            return Ok(self.frontend.pass(way, &head, body).await);
         }
         if let (Err(fault), false) = (self.frontend.methods().of(head.uri.path()), here) {
             return Ok(wire::fault(&fault));

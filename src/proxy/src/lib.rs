@@ -17,6 +17,7 @@ pub mod codes;
 mod config;
 mod connections;
 mod context;
+mod cores;
 mod first;
 mod frontend;
 mod grpc;
@@ -40,7 +41,7 @@ mod weight;
 mod wire;
 
 pub use codes::{Fault, Verdict};
-pub use config::ProxyConfig;
+pub use config::{MOST_THREADS, ProxyConfig};
 pub use connections::{Door, serve_http};
 pub use context::LogHeaders;
 pub use frontend::{Frontend, RuntimeServer};

@@ -21,6 +21,7 @@ mod paths;
 mod patience;
 mod progress;
 mod puller;
+mod sharing;
 mod tally;
 mod transfer;
 

@@ -622,25 +622,52 @@ struct Known {
     class: Urgency,
     /// Whom to tell.
     lanes: Vec<(Weak<Shared>, LaneId)>,
+    /// What becomes as urgent as this.
+    tied: Vec<Weak<Haste>>,
 }
 
 impl Haste {
     pub(crate) fn new(class: Urgency) -> Self {
-        Haste(Mutex::new(Known { class, lanes: Vec::new() }))
+        Haste(Mutex::new(Known { class, lanes: Vec::new(), tied: Vec::new() }))
     }
 
-    /// Somebody waits from now on. Queued requests move up at once.
+    /// Somebody waits from now on, for this and for whatever is tied to it. Queued requests move up at once.
     pub(crate) fn raise(&self) {
-        let lanes = {
+        let mut rest = self.raise_alone();
+        while let Some(next) = rest.pop() {
+            rest.extend(next.raise_alone());
+        }
+    }
+
+    /// From now on each of the two is raised with the other.
+    pub(crate) fn tie(self: &Arc<Self>, other: &Arc<Haste>) {
+        for (one, other) in [(self, other), (other, self)] {
+            one.0.lock().tied.push(Arc::downgrade(other));
+        }
+        // Either may have been raised before it was tied.
+        if self.is_waited_for() || other.is_waited_for() {
+            self.raise();
+            other.raise();
+        }
+    }
+
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.0.lock().class == Urgency::Waited
+    }
+
+    /// Returns what is to be raised with it.
+    fn raise_alone(&self) -> Vec<Arc<Haste>> {
+        let (lanes, tied) = {
             let mut known = self.0.lock();
             known.class = Urgency::Waited;
-            std::mem::take(&mut known.lanes)
+            (std::mem::take(&mut known.lanes), std::mem::take(&mut known.tied))
         };
         for (shared, lane) in lanes {
             if let Some(shared) = shared.upgrade() {
                 Pace(shared).change(|core, _| core.raise(lane));
             }
         }
+        tied.iter().filter_map(Weak::upgrade).collect()
     }
 }
 

@@ -21,6 +21,7 @@ use crate::listing::{Finder, First, Found, keep};
 use crate::pace::{Haste, Lane, Limits, Pace};
 use crate::paths::{Item, StorePath, lay_out, local_names};
 use crate::progress::Reporter;
+use crate::sharing::Sharing;
 use crate::tally::{Counted, Tally};
 use crate::transfer::{Stop, Transfer};
 use crate::{Downloads, Fetch, Pinned, Progress, PullError, PullerConfig, Stage, Urgency};
@@ -79,6 +80,7 @@ struct Inner {
     tier: Tier,
     stores: Arc<dyn Open>,
     pace: Pace,
+    sharing: Sharing,
     downloads: Downloads,
     /// Of the downloads under way.
     reins: Mutex<HashMap<ModelId, Arc<Reins>>>,
@@ -147,6 +149,7 @@ impl Puller {
         let limits = Limits { requests: config.requests, parts_per_download: config.parts_per_model, bytes_per_second: config.bytes_per_second };
         let inner = Inner {
             pace: Pace::new(limits, clock.clone(), &metrics),
+            sharing: Sharing::default(),
             downloads: Downloads::new(clock.clone(), metrics.clone()),
             config,
             clock,
@@ -188,6 +191,12 @@ impl Puller {
         if self.inner.unwanted.lock().contains(model) && self.flights.is_unheard(model) {
             self.inner.reins_of(model, Urgency::Background).call_off.notify_one();
         }
+    }
+
+    /// Requests at the moment.
+    #[cfg(test)]
+    pub(crate) fn requests(&self) -> crate::pace::Snapshot {
+        self.inner.pace.snapshot()
     }
 
     /// Models that were forgotten while their download was under way.
@@ -392,7 +401,7 @@ impl Inner {
         let (path, schema) = paths(storage)?;
         let tally = Tally::new(self.metrics.clone(), settings.kind());
         let remote = Counted { remote: self.stores.open(settings)?, tally: tally.clone() };
-        let lane = self.pace.lane(settings.fingerprint(), haste);
+        let lane = self.pace.lane(settings.fingerprint(), Arc::clone(&haste));
         let names = local_names(&path, schema.as_ref());
         let mut changed = String::new();
         for start in 1..=STARTS {
@@ -408,6 +417,7 @@ impl Inner {
                 let total: ByteSize = items.iter().map(|item| item.object.size).sum();
                 let gathering = keep(&self.clock, &mut first, self.tier.gather(model, plan)).await?;
                 reporter.listed(items.len(), total, gathering.resumed());
+                let _wants = self.sharing.join(gathering.missing(), &haste);
                 let transfer = Transfer {
                     remote: &remote,
                     verify: settings.verify(),

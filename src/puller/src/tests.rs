@@ -599,3 +599,37 @@ async fn what_was_fetched_without_checks_is_no_answer_for_who_wants_them() {
     assert_eq!((&*loose.checked, &*strict.checked), ("lengths, content unverified", "crc32c"));
     assert_eq!((loose.digest.is_some(), strict.digest.is_some()), (false, true));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_bytes_that_another_download_fetches_makes_that_as_urgent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (puller, store) = over_memory(folder.path(), |_| {}).await;
+    store.put("m", noise(300_000, 1));
+    store.put("other", noise(300_000, 2));
+    // The first range is how an object is found.
+    let beyond = |request: &memory::Request| request.op == memory::Op::Get && request.range.as_ref().is_some_and(|range| range.start > 0);
+    store.trouble(beyond, memory::Trouble::Hold, usize::MAX);
+    let fetch = |name: &str, path: &str, urgency| {
+        let (puller, wanted) = (Arc::clone(&puller), model(name, "k", path));
+        tokio::spawn(async move { puller.fetch(&wanted, urgency).await })
+    };
+    let ahead = [fetch("ahead", "m", Urgency::Background), fetch("apart", "other", Urgency::Background)];
+    store.asked(|request| beyond(request) && request.key == "m").await;
+    store.asked(|request| beyond(request) && request.key == "other").await;
+    // Four ranges of each, and nothing else.
+    assert_eq!((puller.requests().under_way.background, puller.requests().under_way.waited), (8, 0));
+    let waiting = fetch("waiting", "m", Urgency::Waited);
+    let mut turns = 0;
+    while puller.requests().under_way.background > 4 {
+        turns += 1;
+        assert!(turns < 100_000, "nobody hurries: {:?}", puller.requests());
+        // What it needs runs on threads that may block.
+        let _ = tokio::task::spawn_blocking(std::thread::yield_now).await;
+    }
+    assert_eq!(puller.requests().under_way.background, 4, "those of the other object");
+    store.peace();
+    store.release();
+    for fetched in ahead.into_iter().chain([waiting]) {
+        assert_eq!(fetched.await.expect("ran").expect("there").size, ByteSize(300_000));
+    }
+}

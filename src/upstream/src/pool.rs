@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use berth_telemetry::{Clock, Net};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::config::Config;
@@ -32,6 +33,8 @@ pub(crate) struct Pool {
     config: Config,
     clock: Clock,
     net: Arc<dyn Net>,
+    /// What drives connections; `None`: the runtime of whoever needs one.
+    driver: Option<Handle>,
     inner: Mutex<Inner>,
 }
 
@@ -81,8 +84,8 @@ fn more(demand: usize, shares: &[usize], dialing: usize, expected: usize, most: 
 }
 
 impl Pool {
-    pub(crate) fn new(target: Target, config: Config, clock: Clock, net: Arc<dyn Net>) -> Arc<Self> {
-        Arc::new(Pool { target, config, clock, net, inner: Mutex::default() })
+    pub(crate) fn new(target: Target, config: Config, clock: Clock, net: Arc<dyn Net>, driver: Option<Handle>) -> Arc<Self> {
+        Arc::new(Pool { target, config, clock, net, driver, inner: Mutex::default() })
     }
 
     /// Room for one call, on a connection that was alive when last looked at.
@@ -192,7 +195,11 @@ impl Pool {
             inner.dialing += 1;
             let (id, pool) = (inner.next, Arc::downgrade(self));
             inner.next += 1;
-            tokio::spawn(connect(pool, id, self.target.clone(), self.config.clone(), self.clock.clone(), self.net.clone()));
+            let driven = connect(pool, id, self.target.clone(), self.config.clone(), self.clock.clone(), self.net.clone());
+            match &self.driver {
+                Some(driver) => driver.spawn(driven),
+                None => tokio::spawn(driven),
+            };
         }
     }
 

@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use http_body::Body;
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::answer::{Answer, Rest};
@@ -51,7 +52,13 @@ impl Server {
     /// The server at `target`. Nothing is opened before the first call.
     #[must_use]
     pub fn new(target: Target, config: Config, clock: Clock, net: Arc<dyn Net>) -> Self {
-        Server { pool: Pool::new(target, config, clock, net) }
+        Server { pool: Pool::new(target, config, clock, net, None) }
+    }
+
+    /// The same; its connections are driven by the runtime of `driver`, whichever calls come from.
+    #[must_use]
+    pub fn driven_by(driver: Handle, target: Target, config: Config, clock: Clock, net: Arc<dyn Net>) -> Self {
+        Server { pool: Pool::new(target, config, clock, net, Some(driver)) }
     }
 
     /// Where it listens.

@@ -38,15 +38,21 @@ pub(super) async fn wait(mut answer: Response<Answer>, clock: &Clock) -> Result<
     if first.trailers_ref().is_some_and(heads::is_not_here) {
         unknown::say(&mut answer);
     }
-    let mut bytes = first.data_ref().map_or(0, Bytes::len);
-    let mut frames = VecDeque::from([Ok(first)]);
+    answer.body_mut().put_back(VecDeque::from([Ok(first)]));
+    take_along(answer.body_mut());
+    Ok(answer)
+}
+
+/// Reads what of an answer is here by now and puts it back: it lies here in place of the connection's window. Nobody may be
+/// waiting for its next frame.
+pub(super) fn take_along(answer: &mut Answer) {
+    let (mut frames, mut bytes) = (VecDeque::new(), 0);
     while bytes <= ALONG
-        && !answer.body().is_end_stream()
-        && let Some(Some(frame)) = answer.body_mut().frame().now_or_never()
+        && !answer.is_end_stream()
+        && let Some(Some(frame)) = answer.frame().now_or_never()
     {
         bytes += frame.as_ref().ok().and_then(|frame| frame.data_ref()).map_or(0, Bytes::len);
         frames.push_back(frame);
     }
-    answer.body_mut().put_back(frames);
-    Ok(answer)
+    answer.put_back(frames);
 }

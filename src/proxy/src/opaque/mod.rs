@@ -31,6 +31,7 @@ use http::{HeaderMap, Response, StatusCode};
 
 use crate::body::{Incoming, Outgoing};
 use crate::codes::{Fault, Quoted};
+use crate::cores::Way;
 use crate::frontend::Frontend;
 use crate::id::{self, Asked};
 use crate::meters::Measured;
@@ -43,9 +44,9 @@ use passing::{Passing, Request};
 use sending::{Begun, Deadlines, Head, Sending};
 
 impl<M: Models> Frontend<M> {
-    /// Passes a call on to `server`.
-    pub(crate) async fn pass(&self, server: &Server, head: &Parts, body: hyper::body::Incoming) -> Response<Outgoing> {
-        let mut measured = self.meters.grpc.started(&self.clock);
+    /// Passes a call on by `way`.
+    pub(crate) async fn pass(&self, way: &Way, head: &Parts, body: hyper::body::Incoming) -> Response<Outgoing> {
+        let (server, mut measured) = (&way.server, self.meters.grpc.started(&self.clock));
         let in_headers = match id::plain(&head.headers) {
             Some(asked) => Ok(asked),
             None => match id::several(&head.headers) {
@@ -56,7 +57,7 @@ impl<M: Models> Frontend<M> {
         };
         let mut observed = None;
         match self.try_pass(server, head, in_headers, body, &mut observed).await {
-            Ok((called, request)) => called.answered::<M>(measured, request, observed, &self.young),
+            Ok((called, request)) => called.answered::<M>(measured, request, observed, &way.young),
             Err(fault) => {
                 observed.into_iter().for_each(|observed| observed.failed(fault.verdict().code));
                 measured.is(fault.verdict().code);

@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use super::passing::Request;
-use super::{infer_fault, is_late};
+use super::{begun, infer_fault, is_late};
 
 use crate::codes::{Fault, Quoted};
 use crate::meters::Measured;
@@ -200,9 +200,20 @@ impl Shared {
     }
 }
 
-/// Has an answer watched from now on, unless it has ended.
+/// Has an answer watched from now on, unless all of it has come: then its copy is free, whenever the client may read it.
 fn watch(answer: &Arc<Mutex<Shared>>) {
     let mut shared = answer.lock();
+    if shared.waits.is_none()
+        && let Some(open) = &mut shared.open
+    {
+        begun::take_along(&mut open.answer);
+        if open.answer.has_come() {
+            let free = std::mem::replace(&mut shared.watcher, Watcher::None);
+            drop(shared);
+            drop(free);
+            return;
+        }
+    }
     match std::mem::replace(&mut shared.watcher, Watcher::None) {
         Watcher::Later(task) => {
             let task = task(Watch(Arc::clone(answer)));

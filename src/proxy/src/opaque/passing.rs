@@ -5,7 +5,7 @@
 //! answered: then the same request can be sent once more, with another id if need be.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -108,8 +108,7 @@ impl<B: Incoming> Source<B> {
                 Progress::More => {}
             }
             if extract.is_behind() {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return rest(cx);
             }
         }
     }
@@ -139,8 +138,7 @@ impl<B: Incoming> Source<B> {
             let Some(injector) = &mut self.injector else { return Poll::Ready(None) };
             let behind = injector.is_behind();
             if behind && !std::mem::replace(&mut self.rested, true) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return rest(cx);
             }
             self.rested = false;
             let frame = match self.kept.get(self.passed).cloned() {
@@ -351,4 +349,10 @@ impl<B: Incoming> Body for Passing<B> {
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }
+}
+
+/// Pending until others have had their turn: tasks, sockets and timers. A waker alone would call it again before the sockets.
+fn rest<T>(cx: &mut Context<'_>) -> Poll<T> {
+    let _pending = pin!(tokio::task::yield_now()).poll(cx);
+    Poll::Pending
 }

@@ -25,6 +25,8 @@ use crate::wire::{self, Messages};
 
 /// Models that are asked at once.
 const AT_ONCE: usize = 4;
+/// Bytes of a message that are looked at before others have their turn.
+const STEP: usize = 256 << 10;
 
 /// What one model answered.
 struct One {
@@ -67,6 +69,7 @@ impl<M: Models> Frontend<M> {
         let mut share = self.bodies.share();
         let received = self.clock.until(deadline, Messages::new(&head.headers, body, self.config.max_message).only(&mut share));
         let message = received.await.unwrap_or(Err(Fault::SlowRequest))?;
+        self.takes_more(method, &message).await?;
         let all = head.headers.get("mm-required").is_some_and(|value| value == "all");
         let mut headers = head.headers.clone();
         headers.remove("grpc-encoding");
@@ -151,16 +154,27 @@ impl<M: Models> Frontend<M> {
 
     /// `message` as it goes to the runtime: with its prefix, and with the id of `model`.
     fn with_id(&self, method: &Method, message: &Bytes, model: &ModelId) -> Result<Vec<Bytes>, Fault> {
+        let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
+        let size = (message.len() + id.len()) as u64;
+        let length = u32::try_from(size).map_err(|_| Fault::TooLarge { size: Some(size), limit: self.config.max_message })?;
+        let prefix = Bytes::copy_from_slice(&Prefix { compressed: false, length }.to_bytes());
+        Ok([prefix, message.clone(), id].into_iter().filter(|piece| !piece.is_empty()).collect())
+    }
+
+    /// Whether an id can stand behind `message`: looked at once for all models, and in steps, with others in between.
+    async fn takes_more(&self, method: &Method, message: &Bytes) -> Result<(), Fault> {
+        let Some(path) = &method.inject else { return Ok(()) };
         let size = message.len() as u64;
         let length = u32::try_from(size).map_err(|_| Fault::TooLarge { size: Some(size), limit: self.config.max_message })?;
-        let id = method.inject.as_ref().map_or_else(Bytes::new, |path| suffix(path, model.as_str()));
-        let (mut injector, mut pieces) = (Injector::new(id, self.config.max_message.0, None), Vec::new());
-        let prefix = Prefix { compressed: false, length }.to_bytes();
-        for part in [Bytes::copy_from_slice(&prefix), message.clone()] {
-            injector.push(part, &mut pieces).map_err(|fault| fault_of(fault, &self.bodies))?;
+        let (mut injector, mut seen) = (Injector::new(suffix(path, "any"), self.config.max_message.0, None), Vec::new());
+        let prefix = Bytes::copy_from_slice(&Prefix { compressed: false, length }.to_bytes());
+        let steps = (0..message.len()).step_by(STEP).map(|at| message.slice(at..message.len().min(at + STEP)));
+        for piece in std::iter::once(prefix).chain(steps) {
+            injector.push(piece, &mut seen).map_err(|fault| fault_of(fault, &self.bodies))?;
+            seen.clear();
+            tokio::task::yield_now().await;
         }
-        injector.end().map_err(|fault| fault_of(fault, &self.bodies))?;
-        Ok(pieces)
+        injector.end().map_err(|fault| fault_of(fault, &self.bodies))
     }
 }
 

@@ -43,6 +43,8 @@ type Behaviour = Arc<dyn Fn(Request<Incoming>) -> futures::future::BoxFuture<'st
 /// A runtime that does what a test says, until it is dropped.
 struct Runtime {
     addr: SocketAddr,
+    /// Made with it so far.
+    connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -57,10 +59,12 @@ async fn runtime(behaviour: Behaviour) -> Runtime {
 }
 
 fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
-    let addr = listener.local_addr().unwrap();
+    let (addr, made) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let connections = Arc::clone(&made);
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
+            made.fetch_add(1, Ordering::Relaxed);
             let behaviour = Arc::clone(&behaviour);
             connections.spawn(async move {
                 let service = hyper::service::service_fn(move |request| {
@@ -74,7 +78,7 @@ fn runtime_on(listener: Listener, behaviour: Behaviour) -> Runtime {
             });
         }
     });
-    Runtime { addr, task }
+    Runtime { addr, connections, task }
 }
 
 /// A front before a runtime, and a client of it.
@@ -94,7 +98,7 @@ impl Drop for World {
 }
 
 async fn world(runtime: SocketAddr) -> World {
-    world_with(runtime, Methods::default(), ProxyConfig::default()).await
+    world_with(runtime, Methods::default(), ProxyConfig { threads: 2, ..ProxyConfig::default() }).await
 }
 
 async fn world_with(runtime: SocketAddr, methods: Methods, config: ProxyConfig) -> World {
@@ -265,6 +269,76 @@ async fn a_call_goes_to_the_runtime_with_the_id_behind_its_message_and_comes_bac
 }
 
 #[tokio::test]
+async fn each_thread_passes_on_what_comes_to_it_over_a_connection_of_its_own() {
+    let (runtime, mut world, _seen) = echoing().await;
+    let connections = || runtime.connections.load(Ordering::Relaxed);
+    for (clients, reached) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
+        let got = world.call(INFER, &[], whole(message(&naming("digits", 1)))).await;
+        assert_eq!((got.status().0, connections()), (Code::Ok, reached), "{clients} clients");
+        // The one before stays connected, and asks nothing more.
+        let before = std::mem::replace(&mut world.client, client(world.addr, 1 << 20).await);
+        tokio::spawn(async move { std::future::pending::<()>().map(|()| before).await });
+    }
+    let without = world_with(runtime.addr, Methods::default(), ProxyConfig::default()).await;
+    let before = connections();
+    for mut client in [client(without.addr, 1 << 20).await, client(without.addr, 1 << 20).await] {
+        client.ready().await.unwrap();
+        client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))).await.unwrap();
+    }
+    assert_eq!(connections() - before, 1, "where there are no threads all share one");
+}
+
+#[tokio::test]
+async fn a_port_with_threads_stops_when_the_last_answer_is_out_and_its_threads_end_with_it() {
+    let (entered, mut entries) = unbounded();
+    let go_on = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&go_on);
+    let behaviour: Behaviour = Arc::new(move |_| {
+        let (entered, gate) = (entered.clone(), Arc::clone(&gate));
+        async move {
+            let _ = entered.unbounded_send(());
+            let _passed = gate.acquire().await;
+            well(vec![message(b"late")])
+        }
+        .boxed()
+    });
+    let runtime = runtime(behaviour).await;
+    let models = FakeModels::new();
+    let server = RuntimeServer {
+        target: runtime.addr.to_string().parse().unwrap(),
+        connections: berth_upstream::Config::default(),
+        net: Arc::new(HostNet),
+        methods: Methods::default(),
+    };
+    let config = ProxyConfig { threads: 2, ..ProxyConfig::default() };
+    let frontend = Frontend::before(models.clone(), server, Clock::system(), &Metrics::default(), config, Arc::new(|| Ok(())));
+    let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (addr, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let place = frontend.place().unwrap();
+    let ended_with_it = place.handle.spawn(std::future::pending::<()>());
+    drop(place);
+    let port = tokio::spawn(serve_grpc(frontend, listener, stop.clone()));
+    let calls = [client(addr, 1 << 20).await, client(addr, 1 << 20).await].map(|mut client| {
+        tokio::spawn(async move {
+            let answer = client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))).await.unwrap();
+            answer.into_body().collect().await.unwrap().to_bytes()
+        })
+    });
+    for _ in &calls {
+        entries.next().await.unwrap();
+    }
+    stop.cancel();
+    assert!(!port.is_finished() && !ended_with_it.is_finished());
+    go_on.add_permits(2);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), message(b"late"));
+    }
+    port.await.unwrap();
+    assert!(ended_with_it.await.unwrap_err().is_cancelled());
+    models.guards.subscribe().wait_for(|guards| *guards == 0).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_model_comes_from_headers_or_the_message_wherever_in_it_and_else_from_nowhere() {
     let (_runtime, mut world, mut seen) = echoing().await;
     let (none, first) = (field(7, b"x"), naming("digits", 1));
@@ -388,7 +462,7 @@ async fn a_large_request_that_finds_no_model_is_told_to_come_again() {
 async fn what_a_runtime_does_not_find_twice_is_its_own_answer() {
     let answers = vec![badly("5", "no%20such%20tensor"), badly("5", "no%20such%20tensor"), badly("5", "no%20such%20tensor")];
     let runtime = runtime(scripted(answers)).await;
-    let mut world = world(runtime.addr).await;
+    let mut world = world_with(runtime.addr, Methods::default(), ProxyConfig::default()).await; // no thread of its own has this clock
     let got = world.call(INFER, &[], whole(message(&naming("digits", 1)))).await;
     assert_eq!(got.status(), (Code::NotFound, "no such tensor".to_owned()));
 }

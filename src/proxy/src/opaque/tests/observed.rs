@@ -141,7 +141,10 @@ async fn lines_about_a_request_carry_its_trace_and_the_headers_that_were_asked_f
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().json().with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
     let _logging = logging(subscriber);
-    let (_runtime, mut world, _seen) = echoing().await;
+    let (seen, _got) = unbounded();
+    let runtime = runtime(echo(seen)).await;
+    // Lines of this thread are kept, so nothing may run on others.
+    let mut world = world_with(runtime.addr, Methods::default(), ProxyConfig::default()).await;
     world.frontend.log_headers(LogHeaders::parse(r#"{"x-tenant": "tenant"}"#).unwrap());
     let headers = [TRACE[0], ("x-tenant", "a"), ("authorization", "Bearer s3cret")];
     let got = world.call(INFER, &headers, whole(message(&naming("unheard-of", 1)))).await;
