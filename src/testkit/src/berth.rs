@@ -18,7 +18,7 @@ use crate::{Exit, Parts, Process, Quickstart, free_port};
 const START: Duration = Duration::from_secs(60);
 
 /// The flags that say where to listen.
-const LISTENERS: [&str; 5] = ["--grpc", "--rest", "--api", "--metrics", "--probes"];
+const LISTENERS: [&str; 6] = ["--grpc", "--rest", "--api", "--metrics", "--probes", "--prestop"];
 
 /// How `berth serve` is to be started: every listener on a free port of the loopback address.
 pub struct Serve {
@@ -82,9 +82,9 @@ impl Serve {
         for (flag, value) in &self.flags {
             self.command.arg(flag).arg(value);
         }
-        let [grpc, rest, api, metrics, probes] =
+        let [grpc, rest, api, metrics, probes, prestop] =
             LISTENERS.map(|listener| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default());
-        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes })
+        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes, prestop })
     }
 
     /// Starts it and waits until it says that it is ready.
@@ -106,6 +106,7 @@ pub struct Berth {
     api: String,
     metrics: String,
     probes: String,
+    prestop: String,
 }
 
 impl Berth {
@@ -152,6 +153,12 @@ impl Berth {
     #[must_use]
     pub fn probes(&self, path: &str) -> String {
         format!("http://{}{path}", self.probes)
+    }
+
+    /// A URL of the listener for the hook before the end.
+    #[must_use]
+    pub fn prestop(&self, path: &str) -> String {
+        format!("http://{}{path}", self.prestop)
     }
 
     /// Sends the body of a REST inference request to `model`.
