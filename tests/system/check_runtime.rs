@@ -73,7 +73,7 @@ async fn a_server_in_go_keeps_every_rule_and_is_left_as_it_was() -> Result<()> {
 #[tokio::test]
 async fn a_server_that_breaks_a_rule_is_told_which_and_what_to_do() -> Result<()> {
     let cases: [(&[&str], &[&str], &str, &str); 4] = [
-        (&["-lies"], &[], "load-is-ready", "does not answer a request"),
+        (&["-lies"], &[], "load-is-ready", "its load was answered, and the server does not know the model"),
         (&["-keeps"], &[], "unload-is-gone", "after its unload it answers a request"),
         (&["-unknown-unload=3"], &[], "unknown-unload", "it answered InvalidArgument: what is never__isvc-0000000004?"),
         (&["-starting=1000000"], &["--start-timeout", "2s"], "ready", "is not ready after 2s: it is starting"),

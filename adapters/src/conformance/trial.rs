@@ -307,14 +307,14 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Checks what the server says of a loaded model.
+    /// Checks what the server says of a loaded model, if it says anything.
     pub(super) async fn is_described(&self, model: &ModelId) -> Checked {
-        if self.asked.is_err() {
-            return Ok(());
-        }
         match self.within("the model's metadata", self.runtime().metadata(model)).await? {
             Ok(metadata) => ensure(metadata.name == model.as_str(), || format!("the metadata of {model} says that it is of {:?}", metadata.name)),
+            Err(InferError::NotLoaded(_)) => Err(Short::Broken("its load was answered, and the server does not know the model".to_owned())),
             Err(InferError::Refused { code: UNIMPLEMENTED, .. }) => Ok(()),
+            // Then nothing is asked of it for that reason, which is told.
+            Err(_why) if self.asked.is_err() => Ok(()),
             Err(why) => Err(Short::Broken(format!("a loaded model has no metadata: {why}"))),
         }
     }

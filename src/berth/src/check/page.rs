@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
-use berth_adapters::conformance::{Outcome, Report, Rule, Verdict};
+use berth_adapters::conformance::{Outcome, RULES, Report, Rule, Verdict};
 
 use super::example::Example;
 use crate::beside::Beside;
@@ -46,6 +46,9 @@ impl Page {
 
     /// The sum, and what is left to say. `None`: the server was not ready.
     pub(super) fn ends(&mut self, report: Option<&Report>) {
+        if report.is_none() {
+            self.unchecked += RULES.len();
+        }
         print(&sum((self.kept, self.broken, self.unchecked), report));
     }
 }
@@ -110,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_sum_says_what_is_not_known_and_what_is_left() {
-        assert_eq!(sum((0, 1, 0), None), "1 rules: 0 kept, 1 broken, 0 unchecked\nthe others can be checked when the server is ready\n");
+        assert_eq!(sum((0, 1, 11), None), "12 rules: 0 kept, 1 broken, 11 unchecked\nthe others can be checked when the server is ready\n");
         let left = vec![berth_types::ModelId::new("m").expect("valid")];
         let report = Report { verdicts: vec![], silent: Some("no ModelInfer".to_owned()), left };
         let text = sum((9, 1, 2), Some(&report));
