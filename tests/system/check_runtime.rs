@@ -63,7 +63,7 @@ async fn a_server_in_go_keeps_every_rule_and_is_left_as_it_was() -> Result<()> {
     let (ran, mut server) = check_go(&fixture, &[], &[]).await?;
     ensure!(ran.exit == Exit::Code(0) && ran.errors.is_empty(), "{}", ran.all());
     ensure!(ran.rules("BROKEN").is_empty() && ran.rules("unchecked") == ["parking"] && ran.rules("kept").len() == 11, "{}", ran.all());
-    ensure!(ran.out.ends_with("\n12 rules: 11 kept, 0 broken, 1 unchecked\n"), "{}", ran.all());
+    ensure!(ran.out.ends_with("\n12 rules: 11 kept, 0 broken, 1 unchecked"), "{}", ran.all());
     ensure!(!fixture.path("laid-out").exists(), "the folder was not there before");
     let last = server.told("unloadModel", "ended", "other__ksp-").await?;
     ensure!(last["code"] == "OK", "{last}");

@@ -191,7 +191,7 @@ pub async fn verdicts_on<R: Runtime + Infer>(subject: &Subject<R>) -> Report {
         path: String::new(),
         good: &subject.good,
         bad: &subject.bad,
-        question: Question::Known { request: subject.request.clone(), answer: subject.answer.clone() },
+        question: Question::Known { request: Box::new(subject.request.clone()), answer: subject.answer.clone() },
         patience: PATIENCE,
     };
     examine(&trial, &mut |_verdict| {}).await

@@ -27,7 +27,7 @@ pub enum Question {
     /// A request that it answers with these outputs, in order, and maybe with more.
     Known {
         /// What it is asked.
-        request: ModelInferRequest,
+        request: Box<ModelInferRequest>,
         /// What the answer is about.
         answer: Vec<Output>,
     },
@@ -115,7 +115,7 @@ impl<'a> Bench<'a> {
     pub(super) async fn prepared(trial: &'a Trial<'a>) -> Self {
         let mut bench = Bench::unprepared(trial);
         bench.asked = match &trial.question {
-            Question::Known { request, answer } => Ok(Asked { request: request.clone(), answer: Some(answer.clone()) }),
+            Question::Known { request, answer } => Ok(Asked { request: (**request).clone(), answer: Some(answer.clone()) }),
             Question::Described => bench.described().await.map(|request| Asked { request, answer: None }),
         };
         if let Ok(Asked { request, .. }) = &bench.asked {

@@ -106,10 +106,10 @@ impl Example {
         match self.source {
             Source::Own(_) => Question::Described,
             Source::Onnx => Question::Known {
-                request: raw_request(&[("a", "FP32", &[1, 3], &a), ("b", "FP32", &[1, 3], &b)]),
+                request: Box::new(raw_request(&[("a", "FP32", &[1, 3], &a), ("b", "FP32", &[1, 3], &b)])),
                 answer: vec![output("sum", floats([5.0, 7.0, 9.0])), output("product", floats([4.0, 10.0, 18.0]))],
             },
-            Source::Python => Question::Known { request: raw_request(&[("a", "FP32", &[1, 3], &a)]), answer: vec![output("a", a)] },
+            Source::Python => Question::Known { request: Box::new(raw_request(&[("a", "FP32", &[1, 3], &a)])), answer: vec![output("a", a)] },
         }
     }
 
