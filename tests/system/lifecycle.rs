@@ -56,7 +56,7 @@ async fn a_request_that_never_ends_does_not_keep_it_from_ending() -> Result<()> 
 #[tokio::test]
 async fn who_asks_before_the_end_is_answered_when_all_requests_are_and_then_the_end_is_quick() -> Result<()> {
     let fixture = Fixture::of_folder()?;
-    let mut berth = fixture.serve(ROOMY).flag("--drain-timeout", "5m").start().await?;
+    let mut berth = fixture.serve(ROOMY).prestop().flag("--drain-timeout", "5m").start().await?;
     let held = fixture.hold(&berth, "digits-forest").await?;
     let url = berth.prestop("/prestop");
     let asked = tokio::spawn(async move { http::get(&url).await });

@@ -869,6 +869,7 @@ mod tests {
             ("MEM_BUFFER_BYTES", "134217728"),
             ("MM_SVC_GRPC_PORT", "8033"),
             ("MM_PROBE_PORT", "NONE"),
+            ("MM_PRESTOP_WAIT_PORT", "8090"),
         ])
         .expect("right");
         let beside = config.beside.expect("it is an agent");
@@ -880,6 +881,9 @@ mod tests {
         );
         assert_eq!((beside.size_percent, config.host_memory), (135, Some(ByteSize(1_073_741_824 - 134_217_728))));
         assert_eq!((config.grpc.to_string().as_str(), config.probes.to_string().as_str()), ("0.0.0.0:8033", "127.0.0.1:8089"));
+        let prestop = |variables| given(variables).expect("right").prestop.map(|addr| addr.to_string());
+        assert_eq!((config.prestop.map(|addr| addr.to_string()), prestop(&[])), (Some("0.0.0.0:8090".to_owned()), Some("127.0.0.1:8090".to_owned())));
+        assert_eq!(read_flags(&["--manifests", "/"]).expect("right").prestop, None, "nobody's pod");
         for (variables, says) in [
             (&[("CONTAINER_MEM_REQ_BYTES", "100"), ("MEM_BUFFER_BYTES", "200")][..], "leave nothing for models"),
             (&[("CONTAINER_MEM_REQ_BYTES", "1Gi")], "CONTAINER_MEM_REQ_BYTES: \"1Gi\" is not a number of bytes"),
