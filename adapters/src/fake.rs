@@ -22,7 +22,8 @@ use tokio::sync::{Notify, watch};
 use crate::changes::Changes;
 use crate::tensor;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, ParkError, Runtime, RuntimeDown, RuntimeInfo,
+    UnloadError,
 };
 
 /// When an unload that was taken is confirmed by the index.
@@ -52,6 +53,16 @@ pub struct Script {
     infer_takes: Duration,
     infer_failures: Vec<InferError>,
     ends_the_runtime: Option<Duration>,
+    parks: Option<Parks>,
+}
+
+/// How a copy is parked.
+#[derive(Clone, Debug)]
+struct Parks {
+    /// Each way.
+    takes: Duration,
+    /// What it takes while it is parked.
+    footprint: Footprint,
 }
 
 impl Default for Script {
@@ -69,6 +80,7 @@ impl Default for Script {
             infer_takes: Duration::ZERO,
             infer_failures: Vec::new(),
             ends_the_runtime: None,
+            parks: None,
         }
     }
 }
@@ -137,6 +149,13 @@ impl Script {
         self
     }
 
+    /// The runtime parks it, which takes this long each way; parked, it takes this much.
+    #[must_use]
+    pub fn parking(mut self, takes: Duration, footprint: Footprint) -> Self {
+        self.parks = Some(Parks { takes, footprint });
+        self
+    }
+
     /// A copy serves this many requests at a time.
     #[must_use]
     pub fn serving_at_most(mut self, requests: NonZeroU32) -> Self {
@@ -181,9 +200,20 @@ struct Held {
     /// Tells this copy from an earlier one of the same model, for timers that come late.
     copy: u64,
     takes: Footprint,
+    /// What it takes when it serves, while it is parked.
+    awake: Option<Footprint>,
     outcome: watch::Sender<Outcome>,
     released: Arc<Notify>,
     in_flight: usize,
+}
+
+impl Held {
+    /// Serves again if it was parked.
+    fn wake(&mut self) {
+        if let Some(awake) = self.awake.take() {
+            (self.at, self.takes) = (IndexEntry::Ready, awake);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -202,6 +232,7 @@ struct State {
     violations: Vec<String>,
     index_outage: bool,
     deaths: u32,
+    unloads_within: Option<Duration>,
 }
 
 impl State {
@@ -366,6 +397,11 @@ impl FakeRuntime {
         self.0.changes.announce();
     }
 
+    /// It says that unloads may take this long.
+    pub fn says_that_unloads_take(&self, within: Duration) {
+        self.0.state.lock().unloads_within = Some(within);
+    }
+
     /// How often it has gone away.
     #[must_use]
     pub fn deaths(&self) -> u32 {
@@ -497,7 +533,8 @@ impl Shared {
     /// Begins a load, joins one, or says that the model is there. `Err(())`: an older copy is still being unloaded.
     fn begin_load(self: &Arc<Self>, model: &ModelId) -> Result<watch::Receiver<Outcome>, ()> {
         let mut state = self.state.lock();
-        if let Some(held) = state.held.get(model) {
+        if let Some(held) = state.held.get_mut(model) {
+            held.wake();
             return if held.at == IndexEntry::Unloading { Err(()) } else { Ok(held.outcome.subscribe()) };
         }
         let files = state.laid_out.get(model).copied().unwrap_or_default();
@@ -508,7 +545,7 @@ impl Shared {
         let (outcome, receiver) = watch::channel(None);
         let released = Arc::new(Notify::new());
         let hangs = script.hangs.then(|| Arc::clone(&released));
-        state.held.insert(model.clone(), Held { at: IndexEntry::Loading, copy, takes, outcome, released, in_flight: 0 });
+        state.held.insert(model.clone(), Held { at: IndexEntry::Loading, copy, takes, awake: None, outcome, released, in_flight: 0 });
         state.note_peaks();
         self.spawn_load(model.clone(), copy, script.load_takes, hangs, false);
         Ok(receiver)
@@ -611,6 +648,45 @@ impl Runtime for FakeRuntime {
         }
         self.0.changes.announce();
         Ok(())
+    }
+
+    fn unloads_within(&self) -> Option<Duration> {
+        self.0.state.lock().unloads_within
+    }
+
+    async fn park(&self, model: &ModelId) -> Result<Footprint, ParkError> {
+        let Parks { takes, footprint } = self.0.state.lock().script(model).parks.clone().ok_or(ParkError::NotSupported)?;
+        self.0.clock.sleep(takes).await;
+        {
+            let mut state = self.0.state.lock();
+            let held = state.held.get_mut(model).filter(|held| matches!(held.at, IndexEntry::Ready | IndexEntry::Parked));
+            let held = held.ok_or_else(|| ParkError::Refused(format!("{model} is not loaded")))?;
+            if held.in_flight > 0 {
+                return Err(ParkError::Refused(format!("{model} computes")));
+            }
+            if held.at == IndexEntry::Ready {
+                held.awake = Some(std::mem::replace(&mut held.takes, footprint.clone()));
+                held.at = IndexEntry::Parked;
+            }
+        }
+        self.0.changes.announce();
+        Ok(footprint)
+    }
+
+    async fn wake(&self, model: &ModelId) -> Result<Loaded, ParkError> {
+        let Parks { takes, .. } = self.0.state.lock().script(model).parks.clone().ok_or(ParkError::NotSupported)?;
+        self.0.clock.sleep(takes).await;
+        let loaded = {
+            let mut state = self.0.state.lock();
+            let held = state.held.get_mut(model).filter(|held| matches!(held.at, IndexEntry::Ready | IndexEntry::Parked));
+            let held = held.ok_or_else(|| ParkError::Refused(format!("{model} is not loaded")))?;
+            held.wake();
+            let loaded = held.outcome.borrow().clone().and_then(Result::ok);
+            state.note_peaks();
+            loaded.ok_or_else(|| ParkError::Refused(format!("{model} was not loaded")))?
+        };
+        self.0.changes.announce();
+        Ok(loaded)
     }
 
     async fn clear_layout(&self, model: &ModelId) {
@@ -720,7 +796,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::conformance::{BROKEN, Subject, raw_request, registration, runtime_suite};
+    use crate::conformance::{BROKEN, Outcome, Subject, raw_request, registration, runtime_suite, verdicts_on};
 
     fn files(bytes: u64) -> Artifacts {
         Artifacts { model: PathBuf::from("/disk/m"), schema: None, size: ByteSize(bytes) }
@@ -735,21 +811,24 @@ mod tests {
         fake.index().await.expect("no outage").get(&model.id)
     }
 
-    async fn conforms(script: Script) {
-        let clock = Clock::system();
-        let runtime = FakeRuntime::following(clock.clone(), script);
-        runtime.script(BROKEN, Script::default().failing(100, LoadFault::BadModel));
+    fn subject<R>(runtime: R, clock: Clock) -> Subject<R> {
         let raw = Bytes::from_static(&[1, 0, 0, 0]);
-        let subject = Subject {
-            runtime: runtime.clone(),
+        Subject {
+            runtime,
             clock,
             format: "onnx",
             good: files(10),
             bad: files(10),
             request: raw_request(&[("x", "INT32", &[1], &raw)]),
             answer: vec![("x".to_owned(), "INT32".to_owned(), vec![1], raw)],
-        };
-        runtime_suite(&subject).await;
+        }
+    }
+
+    async fn conforms(script: Script) {
+        let clock = Clock::system();
+        let runtime = FakeRuntime::following(clock.clone(), script);
+        runtime.script(BROKEN, Script::default().failing(100, LoadFault::BadModel));
+        runtime_suite(&subject(runtime.clone(), clock)).await;
         assert_eq!(runtime.violations(), Vec::<String>::new());
         assert_eq!(runtime.laid_out(), Vec::<String>::new());
     }
@@ -762,6 +841,46 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_fake_that_confirms_late_conforms() {
         conforms(Script::default().loading_for(Duration::from_secs(3)).confirming(Confirm::After(Duration::from_millis(1200)))).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fake_that_parks_conforms_and_one_that_does_not_says_so() {
+        let parking = Script::default().parking(Duration::from_secs(1), Footprint::host(ByteSize(1)));
+        for (script, outcome) in [(parking, Outcome::Kept), (Script::default(), Outcome::Unchecked("the runtime does not park models".to_owned()))] {
+            let clock = Clock::system();
+            let fake = FakeRuntime::following(clock.clone(), script);
+            fake.script(BROKEN, Script::default().failing(100, LoadFault::BadModel));
+            let report = verdicts_on(&subject(fake, clock)).await;
+            let told: Vec<_> = report.verdicts.iter().filter(|verdict| verdict.outcome != Outcome::Kept).map(|verdict| verdict.rule.name).collect();
+            assert_eq!(report.verdicts.last().map(|last| (last.rule.name, &last.outcome)), Some(("parking", &outcome)));
+            assert!(told.iter().all(|name| *name == "parking"), "{told:?}");
+        }
+    }
+
+    /// A fault of each kind is found by the rule that is about it.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_runtime_does_wrong_breaks_the_rule_about_it() {
+        let broken = || Script::default().failing(100, LoadFault::BadModel);
+        let cases: [(&str, Script, Script, &[&str]); 4] = [
+            ("it loads anything", Script::default(), Script::default(), &["bad-model"]),
+            ("bad files are its memory's fault", Script::default(), Script::default().failing(100, LoadFault::OutOfMemory), &["bad-model"]),
+            (
+                "a model fails at its first request",
+                Script::default().failing_inference(InferError::Failed("broken".to_owned())),
+                broken(),
+                &["load-is-ready", "copies-apart", "parking"],
+            ),
+            ("it does not unload", Script::default().confirming(Confirm::WhenReleased), broken(), &["unload-is-gone"]),
+        ];
+        for (case, all, bad, rules) in cases {
+            let clock = Clock::system();
+            let fake = FakeRuntime::following(clock.clone(), all);
+            fake.script(BROKEN, bad);
+            let report = verdicts_on(&subject(fake, clock)).await;
+            let found: Vec<_> = report.broken().map(|verdict| verdict.rule.name).collect();
+            assert!(rules.iter().all(|rule| found.contains(rule)), "{case}: {found:?}");
+            assert!(rules.len() == found.len() || case == "it does not unload", "{case}: {found:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

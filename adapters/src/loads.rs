@@ -15,10 +15,26 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::changes::Changes;
+use crate::repository::words;
+use crate::rpc::RpcError;
 use crate::{LoadError, LoadFault, Loaded, UnloadError};
+
+/// How often a server that has something under way is looked at.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(40);
 
 /// A load that several wait for.
 pub(crate) type Load = Shared<BoxFuture<'static, Result<Loaded, LoadError>>>;
+
+/// Why a load has failed, as a call tells it. `late` is for one that was not answered, `shown` what is told of the server's words.
+pub(crate) fn load_error(kind: &str, why: RpcError, late: String, shown: impl FnOnce(&str) -> String) -> LoadError {
+    let (fault, message) = match why {
+        RpcError::Said { code, message } => (words::load_fault(code, &message), format!("{kind} did not load it ({code:?}): {}", shown(&message))),
+        RpcError::Late => (LoadFault::TimedOut, late),
+        RpcError::Away(why) => (LoadFault::RuntimeDown, format!("{kind} is away: {why}")),
+        RpcError::Unreadable(why) => (LoadFault::NotNow, format!("{kind} gave no answer to a load: {why}")),
+    };
+    LoadError { fault, message, nothing_attempted: false }
+}
 
 /// What was asked of a server for each model.
 pub(crate) struct Loads {
@@ -132,6 +148,14 @@ impl Loads {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Completes when a load has ended, or after a while: servers do not tell when an unload has.
+    pub(crate) async fn changed_or_later(&self) {
+        tokio::select! {
+            () = self.changes.changed() => {}
+            () = self.clock.sleep(LOOK_AGAIN) => {}
         }
     }
 

@@ -5,6 +5,7 @@ use berth_proto::inference::{
     ServerMetadataResponse,
 };
 use berth_types::{Deadline, ModelId};
+use http::HeaderMap;
 
 use crate::InferError;
 use crate::rpc::{Rpc, RpcError};
@@ -26,16 +27,32 @@ pub(crate) async fn live(rpc: &Rpc, deadline: Deadline) -> Result<(), RpcError> 
 }
 
 /// Runs `model`.
-pub(crate) async fn infer(rpc: &Rpc, model: &ModelId, mut request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+pub(crate) async fn infer(rpc: &Rpc, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+    infer_with(rpc, HeaderMap::new(), model, request, deadline).await
+}
+
+/// The same with further headers.
+pub(crate) async fn infer_with(
+    rpc: &Rpc,
+    headers: HeaderMap,
+    model: &ModelId,
+    mut request: ModelInferRequest,
+    deadline: Deadline,
+) -> Result<ModelInferResponse, InferError> {
     request.model_name = model.to_string();
     request.model_version = String::new();
-    rpc.call(MODEL_INFER, &request, deadline).await.map_err(|why| error(model, why))
+    rpc.call_with(MODEL_INFER, headers, &request, deadline).await.map_err(|why| error(model, why))
 }
 
 /// Inputs and outputs of `model`.
 pub(crate) async fn metadata(rpc: &Rpc, model: &ModelId, deadline: Deadline) -> Result<ModelMetadataResponse, InferError> {
+    metadata_with(rpc, HeaderMap::new(), model, deadline).await
+}
+
+/// The same with further headers.
+pub(crate) async fn metadata_with(rpc: &Rpc, headers: HeaderMap, model: &ModelId, deadline: Deadline) -> Result<ModelMetadataResponse, InferError> {
     let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
-    rpc.call(MODEL_METADATA, &request, deadline).await.map_err(|why| error(model, why))
+    rpc.call_with(MODEL_METADATA, headers, &request, deadline).await.map_err(|why| error(model, why))
 }
 
 /// What a call about `model` that failed means to whoever asked.

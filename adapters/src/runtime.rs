@@ -105,6 +105,17 @@ impl LoadError {
 #[error("{0}")]
 pub struct UnloadError(pub String);
 
+/// Why a copy was not parked or woken: it is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParkError {
+    /// This runtime has no such thing.
+    #[error("the runtime does not park models")]
+    NotSupported,
+    /// Not this copy, or not now, in the server's words.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// The runtime cannot be asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("runtime is not reachable: {0}")]
@@ -119,6 +130,8 @@ pub enum IndexEntry {
     Ready,
     /// Being unloaded: memory may still be in use.
     Unloading,
+    /// Loaded, and moved out of the way: it answers nothing until it is woken.
+    Parked,
 }
 
 /// What a runtime truly holds at one moment. A model that is not listed takes no memory there.
@@ -222,6 +235,29 @@ pub trait Runtime: Send + Sync + 'static {
     /// # Errors
     /// [`UnloadError`] with the server's words.
     async fn unload(&self, model: &ModelId) -> Result<(), UnloadError>;
+
+    /// How long a runtime may take from the order to unload until its index confirms it, where that can be longer than a few seconds.
+    fn unloads_within(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Moves a loaded copy out of the memory in which it serves, to where [`Runtime::wake`] brings it back from sooner than a load
+    /// would. What it takes from then on. Its index entry is [`IndexEntry::Parked`], it answers nothing, and it can be unloaded as it
+    /// is. Parking what is parked is a success.
+    ///
+    /// # Errors
+    /// [`ParkError`]: the copy serves as before.
+    async fn park(&self, _model: &ModelId) -> Result<Footprint, ParkError> {
+        Err(ParkError::NotSupported)
+    }
+
+    /// Has a parked copy serve again; so does [`Runtime::load`]. Waking what serves is a success.
+    ///
+    /// # Errors
+    /// [`ParkError`]: the copy is where it was.
+    async fn wake(&self, _model: &ModelId) -> Result<Loaded, ParkError> {
+        Err(ParkError::NotSupported)
+    }
 
     /// Removes what [`Runtime::lay_out`] made. Called after the unload is confirmed.
     async fn clear_layout(&self, model: &ModelId);

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use berth_testkit::{Berth, Exit, Process, free_port};
+use berth_testkit::{Berth, Exit, Process, Transport, free_port};
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, ROOMY, SOON, service};
@@ -335,5 +335,28 @@ async fn completions_are_scripts_and_a_reader_that_goes_away_is_no_fault() -> Re
     bash.args(["-c", &format!("set -o pipefail; bash -n <('{bin}' completion bash) && '{bin}' completion zsh | head -c 1")]);
     let ran = ended("a pipe", Process::start("a pipe", bash)?).await?;
     assert_eq!((ran.exit, ran.errors.as_str()), (Exit::Code(0), ""), "{}", ran.out);
+    Ok(())
+}
+
+#[tokio::test]
+async fn bytes_that_changed_behind_a_path_are_told_with_the_pod_that_serves_them() -> Result<()> {
+    let fixture = Fixture::of_s3(Transport::Plain).await?;
+    let mut berth = fixture.serve(ROOMY).start().await?;
+    berth.stands("iris", SOON, |standing| standing.active == "Loaded").await?;
+    let told = on(&fixture, &berth, "describe isvc iris").await?.good()?;
+    ensure!(!told.contains("Content drift"), "{told}");
+    ensure!(berth.interrupt().await? == Exit::Code(0), "{}", berth.process().written());
+    // What was fetched is gone, and what is fetched next is something else.
+    std::fs::remove_dir_all(fixture.data().join("models"))?;
+    let other = fixture.path("other");
+    std::fs::create_dir_all(other.join("iris"))?;
+    std::fs::copy(fixture.quickstart.models().join("digits-mlp/model.onnx"), other.join("iris/model.onnx"))?;
+    fixture.gateway()?.put_folder(&other).await?;
+    let berth = fixture.serve(ROOMY).start().await?;
+    berth.stands("iris", SOON, |standing| standing.active == "Loaded").await?;
+    let told = on(&fixture, &berth, "describe isvc iris").await?.good()?;
+    let drift = told.split_once("\nContent drift:\n").map(|(_, drift)| drift).unwrap_or_default();
+    ensure!(drift.starts_with("  Pod:          local\n  Model:        iris__isvc-"), "{told}");
+    ensure!(drift.contains("  Message:      pod local serves crc64:") && drift.contains("the first good content was crc64:"), "{told}");
     Ok(())
 }

@@ -52,6 +52,34 @@ async fn a_request_that_never_ends_does_not_keep_it_from_ending() -> Result<()> 
     Ok(())
 }
 
+/// What the containers of ModelMesh's pods ask for before they end.
+#[tokio::test]
+async fn who_asks_before_the_end_is_answered_when_all_requests_are_and_then_the_end_is_quick() -> Result<()> {
+    let fixture = Fixture::of_folder()?;
+    let mut berth = fixture.serve(ROOMY).prestop().flag("--drain-timeout", "5m").start().await?;
+    let held = fixture.hold(&berth, "digits-forest").await?;
+    let url = berth.prestop("/prestop");
+    let asked = tokio::spawn(async move { http::get(&url).await });
+    berth.drains().await?;
+    eventually("new requests to be refused", SOON, || async {
+        Ok(match berth.infer("iris", fixture.quickstart.request("iris")?).await {
+            Err(fault) if http::is_refused(&fault) => Found::Yes(()),
+            Err(fault) => Found::NotYet(format!("{fault:#}")),
+            Ok(reply) => Found::NotYet(reply.status.to_string()),
+        })
+    })
+    .await?;
+    assert!(!asked.is_finished(), "a request is under way");
+    let answer = held.finish().await.with_context(|| berth.process().written())?;
+    fixture.quickstart.check("digits-forest", &answer.good()?)?;
+    let reply = asked.await??;
+    assert_eq!((reply.status, reply.text().as_str()), (200, "drained\n"), "{}", berth.process().written());
+    assert_eq!(http::get(&berth.probes("/live")).await?.status, 200, "it waits for the signal");
+    berth.ctrl_c()?;
+    assert_eq!(berth.process().exit(Duration::from_secs(5)).await?, Exit::Code(0), "{}", berth.process().written());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_second_ctrl_c_ends_it_at_once() -> Result<()> {
     let fixture = Fixture::of_folder()?;

@@ -6,6 +6,7 @@
 mod access;
 mod answers;
 mod beside;
+mod check_runtime;
 mod cli;
 mod crash;
 mod downloads;

@@ -1,30 +1,36 @@
-//! What every runtime must do, as tests: the real ones and the fake pass the same suite.
+//! What every runtime must do: the real ones and the fake keep the same rules.
 //!
-//! [`runtime_suite`] is for any [`Runtime`] that also answers inference, [`onnx_suite`] for the embedded runtime with
-//! whichever engine. They are plain functions that panic at the first fault, with the case in the message, so that
-//! tests of other crates and of real servers can call them too.
+//! [`RULES`] are values: what is asked, what must come, what to do about it. [`examine`] tries them out on any [`Runtime`] that
+//! also answers inference and says which are kept; `berth check-runtime` prints that. [`runtime_suite`] is the same for tests, and
+//! [`onnx_suite`] what the embedded runtime must do beyond, with whichever engine: they panic, with the case in the message, so
+//! that tests of other crates and of real servers can call them too.
 
-#![allow(clippy::missing_panics_doc, reason = "panicking is how these report")]
+#![allow(clippy::missing_panics_doc, reason = "panicking is how the suites report")]
 
 mod onnx;
+mod rules;
+mod trial;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::fmt;
 use std::time::Duration;
 
 use berth_proto::inference::model_infer_request::InferInputTensor;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse};
 use berth_telemetry::Clock;
-use berth_types::{Deadline, ModelFormat, ModelId, Placement, Registration, StorageRef};
+use berth_types::{ModelFormat, ModelId, Registration};
 use bytes::Bytes;
 
 pub use onnx::{Abilities, onnx_suite};
+pub use rules::{READY, RULES, Rule};
+pub use trial::{Examined, Output, Question, Trial};
 
-use crate::tensor::inputs_of;
-use crate::{Artifacts, IndexEntry, Infer, InferError, LaidOut, LoadFault, Runtime, Unloaded};
+use crate::{Artifacts, Infer, Runtime};
+use trial::{Bench, Short};
 
 /// How long anything may take that a runtime promises to do at all.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How many of these a whole rule may take: it asks for a few things in a row.
+const PATIENCES: u32 = 12;
 
 /// A runtime with something to load.
 pub struct Subject<R> {
@@ -41,23 +47,13 @@ pub struct Subject<R> {
     /// A request that the good model answers.
     pub request: ModelInferRequest,
     /// The outputs of the answer, in order: name, datatype, shape, bytes.
-    pub answer: Vec<(String, String, Vec<i64>, Bytes)>,
+    pub answer: Vec<Output>,
 }
 
 /// A registration of an ONNX model under this id.
 #[must_use]
 pub fn registration(id: &str) -> Registration {
-    registered(id, "onnx")
-}
-
-fn registered(id: &str, format: &str) -> Registration {
-    Registration::new(
-        ModelId::new(id).expect("tests use valid ids"),
-        ModelFormat { name: format.into(), version: None },
-        Placement::Format { protocol: None },
-        StorageRef { key: None, parameters: Arc::new(BTreeMap::new()), path: "".into(), schema_path: None },
-        None,
-    )
+    trial::registered(id, ModelFormat { name: "onnx".into(), version: None }, "")
 }
 
 /// The id under which [`Subject::bad`] is loaded, for runtimes that fail by script.
@@ -85,193 +81,132 @@ pub fn outputs_of(response: &ModelInferResponse) -> Vec<(String, String, Vec<i64
     outputs.map(|(output, raw)| (output.name.clone(), output.datatype.clone(), output.shape.clone(), raw.clone())).collect()
 }
 
-/// The whole suite. Needs a tokio runtime; passes with paused time where the runtime allows it.
-pub async fn runtime_suite<R: Runtime + Infer>(subject: &Subject<R>) {
-    nothing_is_held_at_first(subject).await;
-    a_model_lives_once_from_load_to_proof(subject).await;
-    concurrent_loads_are_one(subject).await;
-    a_load_outlives_its_caller(subject).await;
-    a_bad_model_holds_nothing(subject).await;
-    unknown_models_are_no_fault(subject).await;
-    a_passed_deadline_is_no_inference(subject).await;
-    copies_are_apart(subject).await;
+/// How a rule fared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it must be.
+    Kept,
+    /// What came instead.
+    Broken(String),
+    /// It cannot be told here, and why.
+    Unchecked(String),
 }
 
-impl<R: Runtime + Infer> Subject<R> {
-    fn registration(&self, id: &str) -> Registration {
-        registered(id, self.format)
-    }
+/// One rule, and how it fared.
+pub struct Verdict {
+    /// Which.
+    pub rule: &'static Rule,
+    /// How.
+    pub outcome: Outcome,
+}
 
-    fn soon(&self) -> Deadline {
-        self.clock.deadline_in(PATIENCE)
-    }
+/// What an examination has found.
+pub struct Report {
+    /// Every rule, in order.
+    pub verdicts: Vec<Verdict>,
+    /// Why no model was asked anything, if so: then rules about answers were looked at only as far as orders tell.
+    pub silent: Option<String>,
+    /// Models that could not be unloaded.
+    pub left: Vec<ModelId>,
+}
 
-    /// What `future` gives; a hang is a failure with a name.
-    async fn within<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
-        self.clock.until(self.soon(), future).await.unwrap_or_else(|| panic!("{what}: not done within {PATIENCE:?}"))
+impl Report {
+    /// The rules that are broken.
+    pub fn broken(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts.iter().filter(|verdict| matches!(verdict.outcome, Outcome::Broken(_)))
     }
+}
 
-    /// The outputs that the answer is about, in raw form however the runtime gave them.
-    fn outputs_of(&self, response: ModelInferResponse) -> Vec<(String, String, Vec<i64>, Bytes)> {
-        let inputs = response.outputs.into_iter().map(|output| InferInputTensor {
-            name: output.name,
-            datatype: output.datatype,
-            shape: output.shape,
-            parameters: HashMap::new(),
-            contents: output.contents,
-        });
-        let as_request =
-            ModelInferRequest { inputs: inputs.collect(), raw_input_contents: response.raw_output_contents, ..ModelInferRequest::default() };
-        let outputs = inputs_of(as_request, |_any| Ok(())).expect("an answer is made of tensors").into_iter();
-        let outputs = outputs.filter(|output| self.answer.iter().any(|(name, ..)| *name == output.name));
-        let shape = |dims: Vec<usize>| dims.into_iter().map(|size| i64::try_from(size).expect("it is small")).collect();
-        outputs.map(|output| (output.name, output.datatype.to_string(), shape(output.shape), output.raw)).collect()
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rule { name, asks, contract, .. } = self.rule;
+        match &self.outcome {
+            Outcome::Kept => write!(f, "{name} is kept"),
+            Outcome::Broken(came) => write!(f, "{name} is broken: asked: {asks}; it must be: {contract}; it is: {came}"),
+            Outcome::Unchecked(why) => write!(f, "{name} cannot be told: {why}"),
+        }
     }
+}
 
-    async fn entry(&self, model: &ModelId) -> Option<IndexEntry> {
-        self.runtime.index().await.expect("the index can be asked").get(model)
-    }
-
-    async fn lay_out(&self, model: &Registration) -> LaidOut {
-        self.runtime.lay_out(model, &self.good).await.expect("good files can be laid out")
-    }
-
-    async fn load(&self, model: &Registration) {
-        let laid_out = self.lay_out(model).await;
-        self.within("load", self.runtime.load(model, &laid_out)).await.expect("a good model loads");
-    }
-
-    /// Waits as the owner of memory does: look, and look again after each change.
-    async fn proof(&self, model: &ModelId) -> Unloaded {
-        let wait = async {
-            loop {
-                if let Some(proof) = self.runtime.index().await.expect("the index can be asked").unloaded(model) {
-                    return proof;
-                }
-                self.runtime.index_changed().await;
-            }
+/// Tries out every rule, tells each verdict as it comes, and leaves nothing behind. Needs a tokio runtime; works with paused time
+/// where the runtime allows it.
+pub async fn examine(trial: &Trial<'_>, told: &mut (dyn FnMut(&Verdict) + Send)) -> Report {
+    let mut bench = Bench::prepared(trial).await;
+    let (models, mut verdicts, mut gone) = (rules::models(), Vec::new(), None);
+    for rule in &RULES {
+        let outcome = match &gone {
+            Some(why) => Outcome::Unchecked(format!("the server is gone: {why}")),
+            None => tried(&mut bench, rule, trial).await,
         };
-        self.within("proof of an unload", wait).await
+        if matches!(outcome, Outcome::Broken(_))
+            && gone.is_none()
+            && let Err(Short::Broken(why)) = bench.index().await
+        {
+            gone = Some(why);
+        }
+        let verdict = Verdict { rule, outcome };
+        if gone.is_none() && verdict.outcome != Outcome::Kept {
+            bench.tidy(&models).await;
+        }
+        told(&verdict);
+        verdicts.push(verdict);
     }
-
-    async fn unload(&self, model: &ModelId) {
-        self.runtime.unload(model).await.expect("an unload is taken");
-        assert_eq!(self.proof(model).await.model(), model);
-        self.runtime.clear_layout(model).await;
-    }
-
-    async fn infer(&self, model: &ModelId) -> Result<ModelInferResponse, InferError> {
-        self.within("inference", self.runtime.infer(model, self.request.clone(), self.soon())).await
-    }
+    Report { verdicts, silent: bench.is_silent().map(str::to_owned), left: if gone.is_none() { bench.tidy(&models).await } else { models } }
 }
 
-async fn nothing_is_held_at_first<R: Runtime + Infer>(subject: &Subject<R>) {
-    let index = subject.runtime.index().await.expect("the index can be asked");
-    assert_eq!(index.iter().count(), 0, "a fresh runtime holds nothing");
-    let info = subject.runtime.info();
-    assert!(!info.name.is_empty() && !info.version.is_empty(), "{info:?}");
+/// Unloads what an examination that was broken off may have left, and removes its files. The models that could not be unloaded.
+pub async fn clean_up(trial: &Trial<'_>) -> Vec<ModelId> {
+    Bench::unprepared(trial).tidy(&rules::models()).await
 }
 
-async fn a_model_lives_once_from_load_to_proof<R: Runtime + Infer>(subject: &Subject<R>) {
-    let model = subject.registration("first__isvc-0000000001");
-    let id = &model.id;
-    for round in ["the first time", "again"] {
-        assert_eq!(subject.infer(id).await.err(), Some(InferError::NotLoaded(id.clone())), "{round}");
-        let first = subject.lay_out(&model).await;
-        let laid_out = subject.lay_out(&model).await;
-        assert_eq!(first, laid_out, "{round}: a layout made twice is the same layout");
-        assert_eq!(subject.entry(id).await, None, "{round}: a layout takes no memory");
-        let loaded = subject.within("load", subject.runtime.load(&model, &laid_out)).await.expect(round);
-        assert_eq!(subject.entry(id).await, Some(IndexEntry::Ready), "{round}");
-        let again = subject.within("load of a loaded model", subject.runtime.load(&model, &laid_out)).await;
-        assert_eq!(again, Ok(loaded), "{round}: loading what is loaded is a success");
-
-        let mut request = subject.request.clone();
-        request.id = "request 7".to_owned();
-        request.model_version = "3".to_owned();
-        request.model_name = "some other name".to_owned();
-        let response = subject.runtime.infer(id, request, subject.soon()).await.expect(round);
-        assert_eq!(subject.outputs_of(response.clone()), subject.answer, "{round}");
-        assert_eq!((response.model_name.as_str(), response.id.as_str()), (id.as_str(), "request 7"), "{round}");
-        let metadata = subject.runtime.metadata(id).await.expect(round);
-        assert_eq!(metadata.name, id.as_str(), "{round}");
-
-        subject.unload(id).await;
-        assert_eq!(subject.infer(id).await.err(), Some(InferError::NotLoaded(id.clone())), "{round}: after the unload");
-        assert_eq!(subject.runtime.metadata(id).await.err(), Some(InferError::NotLoaded(id.clone())), "{round}: after the unload");
-    }
-}
-
-async fn concurrent_loads_are_one<R: Runtime + Infer>(subject: &Subject<R>) {
-    let model = subject.registration("shared__isvc-0000000002");
-    let laid_out = subject.lay_out(&model).await;
-    let loads = async { tokio::join!(subject.runtime.load(&model, &laid_out), subject.runtime.load(&model, &laid_out)) };
-    let (one, other) = subject.within("two loads of one model", loads).await;
-    assert_eq!(one.expect("it loads"), other.expect("it loads"), "two loads of one model are one copy");
-    assert_eq!(subject.runtime.index().await.expect("the index can be asked").iter().count(), 1);
-    subject.unload(&model.id).await;
-}
-
-async fn a_load_outlives_its_caller<R: Runtime + Infer>(subject: &Subject<R>) {
-    let model = subject.registration("orphan__isvc-0000000003");
-    let laid_out = subject.lay_out(&model).await;
-    {
-        let load = std::pin::pin!(subject.runtime.load(&model, &laid_out));
-        // Polled once, so that the runtime was told, then dropped.
-        let _ = futures_once(load).await;
-    }
-    // Whatever the runtime makes of it, the index says so, an unload is taken, and a proof comes.
-    subject.unload(&model.id).await;
-    assert_eq!(subject.entry(&model.id).await, None);
-}
-
-/// Polls once.
-async fn futures_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-    std::future::poll_fn(|context| {
-        std::task::Poll::Ready(match future.as_mut().poll(context) {
-            std::task::Poll::Ready(output) => Some(output),
-            std::task::Poll::Pending => None,
-        })
-    })
-    .await
-}
-
-async fn a_bad_model_holds_nothing<R: Runtime + Infer>(subject: &Subject<R>) {
-    let model = subject.registration(BROKEN);
-    let failed = match subject.runtime.lay_out(&model, &subject.bad).await {
-        Err(failed) => failed,
-        Ok(laid_out) => subject.within("load", subject.runtime.load(&model, &laid_out)).await.expect_err("bad files do not load"),
+async fn tried(bench: &mut Bench<'_>, rule: &Rule, trial: &Trial<'_>) -> Outcome {
+    let limit = trial.patience.saturating_mul(PATIENCES);
+    let tried = match bench.begin().await {
+        Ok(()) => trial.clock.until(trial.clock.deadline_in(limit), (rule.run)(bench)).await,
+        Err(short) => Some(Err(short)),
     };
-    assert_eq!(failed.fault, LoadFault::BadModel, "{failed}");
-    assert!(failed.message.len() > 10, "{failed}");
-    assert_eq!(subject.entry(&model.id).await, None, "a model that failed to load takes no memory");
-    subject.unload(&model.id).await;
+    match tried {
+        Some(Ok(())) => Outcome::Kept,
+        Some(Err(Short::Broken(came))) => Outcome::Broken(came),
+        Some(Err(Short::Unchecked(why))) => Outcome::Unchecked(why),
+        None => Outcome::Broken(format!("it took longer than {limit:?} in all")),
+    }
 }
 
-async fn unknown_models_are_no_fault<R: Runtime + Infer>(subject: &Subject<R>) {
-    let id = subject.registration("never__isvc-0000000004").id;
-    assert_eq!(subject.runtime.unload(&id).await, Ok(()), "unloading what is not there is a success");
-    assert_eq!(subject.proof(&id).await.model(), &id);
-    subject.runtime.clear_layout(&id).await;
-    assert_eq!(subject.runtime.metadata(&id).await.err(), Some(InferError::NotLoaded(id)));
+/// Every rule must be kept; those that cannot be told are not among them. Needs a tokio runtime; passes with paused time where
+/// the runtime allows it.
+pub async fn runtime_suite<R: Runtime + Infer>(subject: &Subject<R>) {
+    let report = verdicts_on(subject).await;
+    let broken: Vec<String> = report.broken().map(Verdict::to_string).collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert_eq!((report.silent, report.left), (None, vec![]), "all models were asked, and all are gone");
 }
 
-async fn a_passed_deadline_is_no_inference<R: Runtime + Infer>(subject: &Subject<R>) {
-    let model = subject.registration("late__isvc-0000000005");
-    subject.load(&model).await;
-    let passed = Deadline::at(subject.clock.now());
-    let answer = subject.runtime.infer(&model.id, subject.request.clone(), passed).await;
-    assert_eq!(answer.err(), Some(InferError::DeadlineExceeded));
-    subject.unload(&model.id).await;
+/// The same, with the verdicts for the caller to judge.
+pub async fn verdicts_on<R: Runtime + Infer>(subject: &Subject<R>) -> Report {
+    let trial = Trial {
+        runtime: &subject.runtime,
+        clock: &subject.clock,
+        format: ModelFormat { name: subject.format.into(), version: None },
+        path: String::new(),
+        good: &subject.good,
+        bad: &subject.bad,
+        question: Question::Known { request: Box::new(subject.request.clone()), answer: subject.answer.clone() },
+        patience: PATIENCE,
+    };
+    examine(&trial, &mut |_verdict| {}).await
 }
 
-async fn copies_are_apart<R: Runtime + Infer>(subject: &Subject<R>) {
-    let (one, other) = (subject.registration("one__isvc-0000000006"), subject.registration("other__ksp-0000000007"));
-    subject.load(&one).await;
-    subject.load(&other).await;
-    assert_eq!(subject.runtime.index().await.expect("the index can be asked").iter().count(), 2);
-    subject.unload(&one.id).await;
-    assert_eq!(subject.entry(&other.id).await, Some(IndexEntry::Ready), "the other copy stays");
-    assert_eq!(subject.outputs_of(subject.infer(&other.id).await.expect("it answers")), subject.answer);
-    subject.unload(&other.id).await;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_has_a_name_of_its_own_and_a_section_in_the_docs() {
+        let page = include_str!("../../../docs/check-runtime.md");
+        for rule in std::iter::once(&READY).chain(&RULES) {
+            assert_eq!(RULES.iter().filter(|other| other.name == rule.name).count(), usize::from(rule.name != READY.name), "{}", rule.name);
+            assert!(page.contains(&format!("\n### {}\n", rule.name)), "docs/check-runtime.md has no section {}", rule.name);
+        }
+    }
 }

@@ -20,16 +20,44 @@ pub(crate) mod triton;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_types::{ModelId, Registration};
+use tracing::{info, warn};
 
 pub(crate) use listing::Listing;
-#[allow(unused_imports, reason = "used by the adapters as they come")]
 pub(crate) use plan::{Plan, claim, clear};
 pub(crate) use schema::Schema;
 
-use crate::{Artifacts, LoadError};
+use crate::{Artifacts, LaidOut, LoadError, StartError};
+
+/// Makes a layout on a thread where that may block.
+///
+/// # Errors
+/// Those of `make`.
+pub(crate) async fn made<T: Send + 'static>(make: impl FnOnce() -> Result<T, LoadError> + Send + 'static) -> Result<T, LoadError> {
+    let made = tokio::task::spawn_blocking(make).await;
+    made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))
+}
+
+/// Has the layout that the server calls `name` taken away. What cannot be is told in the log: nobody waits for it.
+pub(crate) async fn cleared(root: &Path, name: String) {
+    let root = root.to_owned();
+    if let Ok(Err(fault)) = tokio::task::spawn_blocking(move || clear(&root, &name)).await {
+        warn!(error = %fault, "the layout of a model cannot be removed");
+    }
+}
+
+/// Has the server's folder [claimed](claim).
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) async fn claimed(root: &Path) -> Result<(), StartError> {
+    let folder = root.to_owned();
+    let claimed = tokio::task::spawn_blocking(move || claim(&folder)).await;
+    let path = || root.display().to_string();
+    claimed.unwrap_or_else(|panic| Err(panic.to_string())).map_err(|why| StartError::Repository { path: path(), why })
+}
 
 /// All that a plan is made from.
 #[derive(Clone, Debug)]
@@ -64,6 +92,23 @@ impl Source {
         let own = artifacts.model.file_name().and_then(|name| name.to_str()).filter(|_| !model.path.trim_matches('/').is_empty());
         let name = own.map_or_else(|| name::server_name(&model.id), str::to_owned);
         Ok(Source { id: model.id.clone(), kind, path, name, listing, schema })
+    }
+
+    /// Makes a layout of a model's files below `root` as `plan` says.
+    ///
+    /// # Errors
+    /// A bad model, or the disk's words.
+    pub(crate) fn lay_out(
+        model: &Registration,
+        artifacts: &Artifacts,
+        root: &Path,
+        plan: impl FnOnce(&Self) -> Result<Plan, LoadError>,
+    ) -> Result<(LaidOut, Plan), LoadError> {
+        let plan = plan(&Source::read(model, artifacts)?)?;
+        for note in &plan.notes {
+            info!(model = %model.id, "{note}");
+        }
+        Ok((plan.carry_out(root)?, plan))
     }
 
     /// What the server calls the model, and what its folder is called.

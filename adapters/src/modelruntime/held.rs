@@ -34,7 +34,16 @@ pub(super) trait Asked: Send + Sync + 'static {
     /// Loads; dropped, the load is cancelled.
     fn load(&self, model: &ModelId, order: Order) -> impl Future<Output = Result<Loaded, LoadError>> + Send;
     /// Unloads. Success: the model takes no memory.
-    fn unload(&self, model: &ModelId) -> impl Future<Output = Result<(), UnloadError>> + Send;
+    fn unload(&self, model: &ModelId) -> impl Future<Output = Result<(), NotUnloaded>> + Send;
+}
+
+/// Why an order to unload was no success, apart by what it says of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NotUnloaded {
+    /// The server refused: it holds the model still.
+    Refused(String),
+    /// There was no answer, which says nothing.
+    Unanswered(String),
 }
 
 /// An order under way, for several to wait for.
@@ -322,14 +331,16 @@ async fn carry_unload<S: Asked>(server: Arc<S>, model: ModelId, purges: u64) -> 
     let held = server.held();
     {
         let mut books = held.books.lock();
-        if result.is_ok() || books.purges != purges {
+        // What the server says of this model counts for more than what it said of all of them.
+        let purged = books.purges != purges && !matches!(result, Err(NotUnloaded::Refused(_)));
+        if result.is_ok() || purged {
             books.entries.remove(&model);
         } else {
             books.entries.insert(model, Entry::Leaving(None));
         }
     }
     held.changes.announce();
-    result
+    result.map_err(|(NotUnloaded::Refused(why) | NotUnloaded::Unanswered(why))| UnloadError(why))
 }
 
 #[cfg(test)]
@@ -353,6 +364,8 @@ mod tests {
     struct State {
         refusals: u32,
         failures: u32,
+        /// What it refuses it does not answer.
+        is_silent: bool,
         /// What it truly holds.
         holds: bool,
         loading: bool,
@@ -396,7 +409,7 @@ mod tests {
             Ok(DONE)
         }
 
-        async fn unload(&self, _model: &ModelId) -> Result<(), UnloadError> {
+        async fn unload(&self, _model: &ModelId) -> Result<(), NotUnloaded> {
             let _ends = {
                 let mut state = self.state.lock();
                 state.met |= state.loading || state.unloading;
@@ -409,7 +422,8 @@ mod tests {
             let mut state = self.state.lock();
             if state.refusals > 0 {
                 state.refusals -= 1;
-                return Err(UnloadError("not yet".to_owned()));
+                let why = "not yet".to_owned();
+                return Err(if state.is_silent { NotUnloaded::Unanswered(why) } else { NotUnloaded::Refused(why) });
             }
             state.holds = false;
             Ok(())
@@ -507,6 +521,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_holds_nothing_any_more_confirms_all_but_orders_that_are_under_way() {
         let server = server(secs(1), secs(5), 9);
+        server.state.lock().is_silent = true;
         caller(&server).await.expect("no panic").expect("it loads");
         let telling = Arc::clone(&server);
         let unloading = tokio::spawn(async move { unload(&telling, &id()).await });
@@ -517,6 +532,19 @@ mod tests {
         assert_eq!(server.entry(), None);
         caller(&server).await.expect("no panic").expect("it loads");
         assert_eq!((server.held.purged(), server.entry()), (1, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_believed_though_the_server_said_meanwhile_that_it_holds_nothing() {
+        let server = server(secs(1), secs(5), 1);
+        caller(&server).await.expect("no panic").expect("it loads");
+        let telling = Arc::clone(&server);
+        let unloading = tokio::spawn(async move { unload(&telling, &id()).await });
+        server.pass(secs(1)).await;
+        server.held.purged();
+        assert!(unloading.await.expect("no panic").is_err());
+        assert_eq!((server.entry(), server.state.lock().holds), (Some(IndexEntry::Unloading), true), "its memory is in use");
+        assert_eq!((unload(&server, &id()).await, server.entry()), (Ok(()), None));
     }
 
     #[derive(Clone, Copy, Debug)]

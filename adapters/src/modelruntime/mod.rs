@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse};
+use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use berth_proto::mmesh::{
     LoadModelRequest, LoadModelResponse, ModelSizeRequest, ModelSizeResponse, PredictModelSizeRequest, PredictModelSizeResponse,
     RuntimeStatusRequest, RuntimeStatusResponse, UnloadModelRequest, UnloadModelResponse,
@@ -44,16 +44,16 @@ use tonic::Code;
 use tracing::{info, warn};
 
 use crate::layout::{self, Plan, name};
-use crate::repository::words;
+use crate::loads::load_error;
+use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError, UnloadError,
-    beat,
+    Artifacts, Health, Index, Infer, InferError, LaidOut, LoadError, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError, UnloadError, beat,
 };
 pub use served::{Entrance, ServedConfig, serve_contract};
 
-use held::{Asked, Held, Order};
+use held::{Asked, Held, NotUnloaded, Order};
 use status::{Parameters, Standing};
 
 /// How such a server is used. What is `None` the server says itself.
@@ -102,6 +102,8 @@ struct Shared {
     settled: AtomicU64,
     /// Held while the server is asked how it stands: who waits for it may find that it was done.
     greeting: tokio::sync::Mutex<()>,
+    /// How often it was asked and was ready.
+    greeted: AtomicU64,
     /// Attempts to connect, when last looked at.
     connections: AtomicU64,
     /// Whether the server has `predictModelSize`, as far as is known.
@@ -116,8 +118,6 @@ const PREDICT: &str = "/mmesh.ModelRuntime/predictModelSize";
 const SIZE: &str = "/mmesh.ModelRuntime/modelSize";
 const STATUS: &str = "/mmesh.ModelRuntime/runtimeStatus";
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
-const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
-const MODEL_METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
 
 /// How often a server that is not ready is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -138,11 +138,7 @@ impl ModelRuntimeServer {
     pub async fn start(config: ModelRuntimeConfig, server: Server, clock: Clock) -> Result<Self, StartError> {
         let rpc = Rpc::new(server, clock.clone());
         let parameters = ready(&rpc, config.start_timeout, &clock).await?;
-        let folder = config.folder.clone();
-        let emptied = tokio::task::spawn_blocking(move || layout::claim(&folder)).await;
-        if let Err(why) = emptied.unwrap_or_else(|panic| Err(panic.to_string())) {
-            return Err(StartError::Repository { path: config.folder.display().to_string(), why });
-        }
+        layout::claimed(&config.folder).await?;
         let capacity = config.capacity.map_or(parameters.capacity, |given| given.min(parameters.capacity));
         let info = RuntimeInfo {
             name: Arc::clone(&config.name),
@@ -166,6 +162,7 @@ impl ModelRuntimeServer {
             doubts: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             greeting: tokio::sync::Mutex::default(),
+            greeted: AtomicU64::new(0),
             predicts: AtomicBool::new(true),
             sizes: AtomicBool::new(true),
         });
@@ -197,14 +194,14 @@ impl ModelRuntimeServer {
 /// What the server asks for, as soon as it is ready.
 async fn ready(rpc: &Rpc, within: Duration, clock: &Clock) -> Result<Parameters, StartError> {
     let deadline = clock.deadline_in(within);
-    let mut last = "it was not asked".to_owned();
+    let (mut last, mut said) = ("it was not asked".to_owned(), false);
     let asking = async {
         loop {
             match rpc.call::<RuntimeStatusResponse>(STATUS, &RuntimeStatusRequest {}, deadline).await.map(status::standing) {
                 Ok(Ok(Standing::Ready(parameters))) => return Ok(parameters),
                 Ok(Ok(Standing::Failing)) => return Err("says that it has failed to start".to_owned()),
                 Ok(Err(faults)) => return Err(format!("says of itself what cannot be: {faults}")),
-                Ok(Ok(Standing::Starting)) => "it is starting".clone_into(&mut last),
+                Ok(Ok(Standing::Starting)) => (last, said) = ("it is starting".to_owned(), true),
                 Err(RpcError::Said { code: Code::Unimplemented, .. }) => {
                     return Err("does not know mmesh.ModelRuntime: is it the server's management endpoint?".to_owned());
                 }
@@ -214,7 +211,7 @@ async fn ready(rpc: &Rpc, within: Duration, clock: &Clock) -> Result<Parameters,
                     if matches!(other, RpcError::Said { .. }) && why != last {
                         warn!(error = %why, "the model runtime does not say how it stands, and is asked again");
                     }
-                    last = why;
+                    (last, said) = (why, matches!(other, RpcError::Said { .. }));
                 }
             }
             clock.sleep(ASK_AGAIN).await;
@@ -224,14 +221,14 @@ async fn ready(rpc: &Rpc, within: Duration, clock: &Clock) -> Result<Parameters,
     match clock.until(deadline, asking).await {
         Some(Ok(parameters)) => Ok(parameters),
         Some(Err(why)) => Err(StartError::Unfit { kind: KIND, target, why }),
-        None => Err(StartError::Away { kind: KIND, target, waited: within, why: last }),
+        None => Err(StartError::waited(KIND, target, within, last, said)),
     }
 }
 
 impl Shared {
     /// Whether the server lives, and is ready again if it was away.
     async fn lives(&self, was_down: bool, deadline: Deadline) -> Result<(), RpcError> {
-        let doubts = self.doubts.load(Ordering::Acquire);
+        let (doubts, greeted) = (self.doubts.load(Ordering::Acquire), self.greeted.load(Ordering::Acquire));
         match self.rpc.call::<()>(HEALTH, &(), deadline).await {
             // Not knowing the question is an answer.
             Ok(()) | Err(RpcError::Said { .. } | RpcError::Unreadable(_)) => {}
@@ -245,6 +242,10 @@ impl Shared {
         let connections = self.rpc.connections();
         if was_down || self.is_doubtful() || self.has_lost_one().await {
             let _alone = self.greeting.lock().await;
+            // Asking costs a server all its models.
+            if self.greeted.load(Ordering::Acquire) != greeted && !self.is_doubtful() && !self.is_reconnected() {
+                return Ok(());
+            }
             return self.greet().await;
         }
         self.connections.store(connections, Ordering::Release);
@@ -283,6 +284,7 @@ impl Shared {
                 self.connections.store(self.rpc.connections(), Ordering::Release);
                 let lost = self.held.purged();
                 self.settled.fetch_max(doubts, Ordering::AcqRel);
+                self.greeted.fetch_add(1, Ordering::AcqRel);
                 info!(models = lost, "the model runtime is ready and holds nothing");
                 return Ok(());
             }
@@ -310,7 +312,7 @@ impl Shared {
             Ok(answer) => Ok(self.loaded(model, answer)),
             Err(why) => {
                 self.note(&why);
-                Err(self.load_error(why))
+                Err(load_error(KIND, why, format!("{KIND} did not load it within {:?}", self.info.load_timeout), str::to_owned))
             }
         }
     }
@@ -327,26 +329,17 @@ impl Shared {
         Loaded { measured, max_concurrency }
     }
 
-    fn load_error(&self, why: RpcError) -> LoadError {
-        let (fault, message) = match why {
-            RpcError::Said { code, message } => (words::load_fault(code, &message), format!("{KIND} did not load it ({code:?}): {message}")),
-            RpcError::Late => (LoadFault::TimedOut, format!("{KIND} did not load it within {:?}", self.info.load_timeout)),
-            RpcError::Away(why) => (LoadFault::RuntimeDown, format!("{KIND} is away: {why}")),
-            RpcError::Unreadable(why) => (LoadFault::NotNow, format!("{KIND} gave no answer to a load: {why}")),
-        };
-        LoadError { fault, message, nothing_attempted: false }
-    }
-
     /// Tells the server to unload `model`. Success is its word that the model takes no memory.
-    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
+    async fn unload(&self, model: &ModelId) -> Result<(), NotUnloaded> {
         // The contract has no limit; without one an answer that got lost would never be asked for again.
         let deadline = self.clock.deadline_in(self.info.load_timeout.max(LEAST_UNLOAD));
         match self.rpc.call::<UnloadModelResponse>(UNLOAD, &UnloadModelRequest { model_id: model.to_string() }, deadline).await {
             Ok(UnloadModelResponse {}) => Ok(()),
             Err(RpcError::Said { code, message }) if is_unknown_model(code, &message) => Ok(()),
+            Err(why @ RpcError::Said { .. }) => Err(NotUnloaded::Refused(why.to_string())),
             Err(why) => {
                 self.note(&why);
-                Err(UnloadError(why.to_string()))
+                Err(NotUnloaded::Unanswered(why.to_string()))
             }
         }
     }
@@ -389,7 +382,7 @@ impl Asked for Shared {
         Shared::load(self, model, order).await
     }
 
-    async fn unload(&self, model: &ModelId) -> Result<(), UnloadError> {
+    async fn unload(&self, model: &ModelId) -> Result<(), NotUnloaded> {
         Shared::unload(self, model).await
     }
 }
@@ -433,13 +426,12 @@ impl Runtime for ModelRuntimeServer {
         }
         let root = self.shared.config.folder.clone();
         let source = artifacts.model.clone();
-        let made = tokio::task::spawn_blocking(move || {
+        let made = layout::made(move || {
             // Nothing in it may lead out of the model's folder: the server follows links.
             layout::listing::read(&source, KIND)?;
             plan.carry_out(&root)
         });
-        let made = made.await;
-        let made = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
+        let made = made.await?;
         let (path, schema) = (made.path.join(file), schema.map(|(name, _)| made.path.join(name)));
         let order = self.shared.order(model, path.display().to_string(), schema.as_deref(), artifacts.size)?;
         self.shared.orders.lock().insert(model.id.clone(), order);
@@ -488,11 +480,7 @@ impl Runtime for ModelRuntimeServer {
 
     async fn clear_layout(&self, model: &ModelId) {
         self.shared.orders.lock().remove(model);
-        let (root, folder) = (self.shared.config.folder.clone(), name::server_name(model));
-        let cleared = tokio::task::spawn_blocking(move || layout::clear(&root, &folder)).await;
-        if let Ok(Err(fault)) = cleared {
-            warn!(error = %fault, "the layout of a model cannot be removed");
-        }
+        layout::cleared(&self.shared.config.folder, name::server_name(model)).await;
     }
 
     async fn index(&self) -> Result<Index, RuntimeDown> {
@@ -518,16 +506,12 @@ impl Runtime for ModelRuntimeServer {
 /// Inference over the Open Inference Protocol, where the server has it on the endpoint of its orders.
 #[async_trait]
 impl Infer for ModelRuntimeServer {
-    async fn infer(&self, model: &ModelId, mut request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
-        request.model_name = model.to_string();
-        let answer: Result<ModelInferResponse, _> = self.shared.rpc.call_with(MODEL_INFER, headers(model), &request, deadline).await;
-        answer.map_err(|why| infer_error(model, why))
+    async fn infer(&self, model: &ModelId, request: ModelInferRequest, deadline: Deadline) -> Result<ModelInferResponse, InferError> {
+        open_inference::infer_with(&self.shared.rpc, headers(model), model, request, deadline).await
     }
 
     async fn metadata(&self, model: &ModelId) -> Result<ModelMetadataResponse, InferError> {
-        let request = ModelMetadataRequest { name: model.to_string(), version: String::new() };
-        let deadline = self.shared.clock.deadline_in(USUAL);
-        self.shared.rpc.call_with(MODEL_METADATA, headers(model), &request, deadline).await.map_err(|why| infer_error(model, why))
+        open_inference::metadata_with(&self.shared.rpc, headers(model), model, self.shared.clock.deadline_in(USUAL)).await
     }
 }
 
@@ -537,13 +521,3 @@ fn headers(model: &ModelId) -> HeaderMap {
 }
 
 const MODEL_ID: http::HeaderName = http::HeaderName::from_static("mm-model-id");
-
-fn infer_error(model: &ModelId, why: RpcError) -> InferError {
-    match why {
-        RpcError::Late => InferError::DeadlineExceeded,
-        RpcError::Said { code, message } if is_unknown_model(code, &message) => InferError::NotLoaded(model.clone()),
-        RpcError::Said { code, message } => InferError::Refused { code: code as i32, message },
-        RpcError::Away(why) => InferError::Away(why),
-        RpcError::Unreadable(why) => InferError::Failed(why),
-    }
-}

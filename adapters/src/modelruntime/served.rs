@@ -47,8 +47,8 @@ pub struct ServedConfig {
 
 /// Where orders and requests come in.
 pub enum Entrance {
-    /// A port.
-    Tcp(Listener),
+    /// A port, at one address or several.
+    Tcp(Vec<Listener>),
     /// A Unix socket.
     Unix(UnixListener),
 }
@@ -59,8 +59,8 @@ const DEFAULT_SIZE: ByteSize = ByteSize::mib(1);
 const COMPUTING: Duration = Duration::from_secs(600);
 /// How often the index is looked at while a model goes.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Folders in each other that are looked through for the bytes of a model.
-const DEEPEST: usize = 32;
+/// Files and folders that a model may consist of.
+const MOST_FILES: usize = 100_000;
 /// The methods that clients may call, of which each names its model in field 1.
 const METHODS: [&str; 4] = ["ModelInfer", "ModelMetadata", "ModelReady", "ModelStreamInfer"];
 
@@ -81,11 +81,13 @@ pub async fn serve_contract<R: Runtime + Infer>(
     let inference = GrpcInferenceServiceServer::new(Contract(served)).max_decoding_message_size(most).max_encoding_message_size(usize::MAX);
     let services = tonic::transport::Server::builder().add_service(orders).add_service(inference);
     let ended = match entrance {
-        Entrance::Tcp(listener) => {
-            let listener = listener.into_tokio();
-            let accept = stream::poll_fn(move |cx| {
-                listener.poll_accept(cx).map(|accepted| Some(accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream))))
-            });
+        Entrance::Tcp(listeners) => {
+            let accept = stream::select_all(listeners.into_iter().map(|listener| {
+                let listener = listener.into_tokio();
+                stream::poll_fn(move |cx| {
+                    listener.poll_accept(cx).map(|accepted| Some(accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream))))
+                })
+            }));
             services.serve_with_incoming_shutdown(accept, shutdown).await
         }
         Entrance::Unix(listener) => {
@@ -115,10 +117,14 @@ impl<R: Runtime + Infer> Served<R> {
         let model = below(&self.config.models, path)?;
         let schema = key.schema_path.as_deref().map(|path| below(&self.config.models, path)).transpose()?;
         let (at, known) = (model.clone(), key.disk_size_bytes.filter(|bytes| *bytes > 0));
-        let size = tokio::task::spawn_blocking(move || bytes_of(&at, DEEPEST).map(|bytes| known.unwrap_or(bytes))).await;
-        let size = match size {
+        let size = tokio::task::spawn_blocking(move || match known {
+            Some(bytes) => std::fs::metadata(&at).map(|_it_is_there| bytes),
+            None => bytes_of(&at),
+        });
+        let size = match size.await {
             Ok(Ok(size)) => ByteSize(size),
             Ok(Err(fault)) if fault.kind() == io::ErrorKind::NotFound => return Err(Status::not_found(format!("{path}: {fault}"))),
+            Ok(Err(fault)) if fault.kind() == io::ErrorKind::InvalidInput => return Err(Status::invalid_argument(format!("{path}: {fault}"))),
             Ok(Err(fault)) => return Err(Status::unavailable(format!("{path}: {fault}"))),
             Err(panic) => return Err(Status::internal(panic.to_string())),
         };
@@ -253,12 +259,30 @@ fn below(folder: &Path, path: &str) -> Result<PathBuf, Status> {
     Err(Status::invalid_argument(format!("{path:?} is not below {}, where models are", folder.display())))
 }
 
-fn bytes_of(path: &Path, deepest: usize) -> io::Result<u64> {
+/// The bytes of a file, or of all files in a folder. The path itself may be a link; links below it count as files where they lead
+/// to one, and folders that they lead to are somebody else's.
+fn bytes_of(path: &Path) -> io::Result<u64> {
     let about = std::fs::metadata(path)?;
-    if !about.is_dir() || deepest == 0 {
+    if !about.is_dir() {
         return Ok(about.len());
     }
-    std::fs::read_dir(path)?.try_fold(0_u64, |sum, entry| Ok(sum.saturating_add(bytes_of(&entry?.path(), deepest - 1)?)))
+    let (mut sum, mut entries, mut folders) = (0_u64, 0, vec![path.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            entries += 1;
+            if entries > MOST_FILES {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it has more than {MOST_FILES} files")));
+            }
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                // A link that leads nowhere has nothing to load.
+                sum = sum.saturating_add(std::fs::metadata(entry.path()).map_or(0, |file| if file.is_dir() { 0 } else { file.len() }));
+            }
+        }
+    }
+    Ok(sum)
 }
 
 /// A failed load, in the contract's codes.
@@ -402,6 +426,45 @@ mod tests {
             let answer = below(folder, path);
             assert_eq!(answer.as_deref().ok(), found.map(Path::new), "{path}");
             assert!(answer.is_ok() || answer.is_err_and(|told| told.code() == Code::InvalidArgument), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_model_are_those_of_its_own_files() {
+        use std::os::unix::fs::symlink;
+        let place = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| place.path().join(name);
+        for folder in ["model/deep", "elsewhere"] {
+            std::fs::create_dir_all(at(folder)).expect("a folder");
+        }
+        for (file, bytes) in [("model/a", 10), ("model/deep/b", 100), ("elsewhere/c", 1000), ("blob", 10_000)] {
+            std::fs::write(at(file), vec![0; bytes]).expect("written");
+        }
+        for (link, to) in [("model/file", "blob"), ("model/folder", "elsewhere"), ("model/loop", "model"), ("model/none", "gone"), ("link", "model")]
+        {
+            symlink(at(to), at(link)).expect("a link");
+        }
+        for (path, bytes) in [("model", 10_110), ("link", 10_110), ("model/a", 10), ("model/file", 10_000)] {
+            assert_eq!(bytes_of(&at(path)).expect("it is there"), bytes, "{path}");
+        }
+        assert_eq!(bytes_of(&at("gone")).map_err(|fault| fault.kind()), Err(io::ErrorKind::NotFound));
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_a_models_size_is_not_looked_up() {
+        let place = tempfile::tempdir().expect("a folder");
+        std::fs::write(place.path().join("m"), "0123456789").expect("written");
+        let clock = Clock::system();
+        let config = ServedConfig { models: place.path().to_owned(), capacity: ByteSize::mib(1), max_message: 1 };
+        let served = Served { runtime: Arc::new(crate::FakeRuntime::new(clock.clone())), config, clock, sizes: Mutex::default() };
+        for (path, key, size) in [
+            ("m", r#"{"disk_size_bytes":7}"#, Ok(ByteSize(7))),
+            ("m", r#"{"disk_size_bytes":0}"#, Ok(ByteSize(10))),
+            ("m", "", Ok(ByteSize(10))),
+            ("gone", r#"{"disk_size_bytes":7}"#, Err(Code::NotFound)),
+        ] {
+            let told = served.described("id", "onnx", path, key).await;
+            assert_eq!(told.map(|(_, artifacts)| artifacts.size).map_err(|status| status.code()), size, "{path} {key}");
         }
     }
 

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::*;
 use crate::conformance::{BROKEN, Subject, raw_request, runtime_suite};
 use crate::fake::Script;
-use crate::{FakeRuntime, IndexEntry};
+use crate::{FakeRuntime, IndexEntry, LoadFault};
 
 /// A folder, a server over it, and the client.
 struct Rig {
@@ -55,7 +55,7 @@ async fn entrance(unix: Option<PathBuf>) -> (Entrance, String) {
         None => {
             let listener = HostNet.listen(([127, 0, 0, 1], 0).into()).await.expect("a port");
             let addr = listener.local_addr().expect("bound");
-            (Entrance::Tcp(listener), addr.to_string())
+            (Entrance::Tcp(vec![listener]), addr.to_string())
         }
     }
 }
@@ -199,8 +199,8 @@ impl model_runtime_server::ModelRuntime for Service {
 }
 
 async fn serve(script: &Arc<Scripted>) -> (String, DropGuard) {
-    let (entrance, endpoint) = entrance(None).await;
-    let Entrance::Tcp(listener) = entrance else { panic!("a port was asked for") };
+    let listener = HostNet.listen(([127, 0, 0, 1], 0).into()).await.expect("a port");
+    let endpoint = listener.local_addr().expect("bound").to_string();
     let stop = CancellationToken::new();
     let (service, ends) = (ServiceOf::new(Service(Arc::clone(script))), stop.clone());
     let listener = listener.into_tokio();
@@ -420,4 +420,14 @@ async fn what_a_server_is_heard_not_to_hold_is_believed_unless_it_knows_its_size
     assert_eq!((rig.entry("m").await, script.asked("unload"), script.asked("status")), (None, 1, 1), "what is left of it goes");
     rig.client.doubt(&model).await;
     assert_eq!(script.asked("unload"), 1, "nobody thinks that it is there");
+}
+
+#[tokio::test]
+async fn two_who_find_that_the_server_was_away_ask_once_how_it_stands() {
+    let script = Arc::new(Scripted::default());
+    let rig = beside(&script).await;
+    let soon = rig.clock.deadline_in(Duration::from_secs(30));
+    let (one, other) = tokio::join!(rig.client.shared.lives(true, soon), rig.client.shared.lives(true, soon));
+    assert_eq!((one, other, script.asked("status")), (Ok(()), Ok(()), 2), "at its start, and once");
+    assert_eq!((rig.client.shared.lives(true, soon).await, script.asked("status")), (Ok(()), 3), "who comes later asks again");
 }

@@ -1,16 +1,17 @@
 //! Who gives the server its orders: one task, which owns the list of models that is in the configuration file.
 //!
 //! A reload is one call for all models, and the server does one at a time. So the first order goes out at once, what comes
-//! while a reload runs goes out together with the next one, and nothing waits for more to come. Each model has a verdict of its
+//! while a reload runs is taken and goes out together with the next one, and nothing waits for more to come. Each model has a verdict of its
 //! own, by its state: that another one of the same reload cannot be loaded, or takes long, is no matter of its.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_telemetry::Clock;
 use berth_types::Deadline;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
@@ -37,7 +38,8 @@ enum Order {
     },
     Unload {
         name: String,
-        reply: UnloadReply,
+        /// `None`: it was answered when it was taken.
+        reply: Option<UnloadReply>,
     },
     /// Nobody wants it any more: it need not be loaded if the server has not been told yet.
     Withdraw {
@@ -45,26 +47,41 @@ enum Order {
     },
 }
 
+/// Models that are to be unloaded with the next reload.
+pub(super) type Leaving = Arc<Mutex<BTreeSet<String>>>;
+
+impl Order {
+    fn name(&self) -> &str {
+        match self {
+            Order::Load { name, .. } | Order::Unload { name, .. } | Order::Withdraw { name } => name,
+        }
+    }
+}
+
 /// Takes orders. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Desk(mpsc::Sender<Order>);
+pub(super) struct Desk {
+    orders: mpsc::Sender<Order>,
+    leaving: Leaving,
+}
 
 impl Desk {
     /// Loads the model that is laid out in `folder`, and says what became of it.
     pub(super) async fn load(&self, name: String, folder: PathBuf) -> Result<(), LoadError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.0.send(Order::Load { name, folder, reply }).await.ok()?;
+            self.orders.send(Order::Load { name, folder, reply }).await.ok()?;
             answer.await.ok()
         };
         asked.await.unwrap_or_else(|| Err(refused(LoadFault::RuntimeDown, "nobody takes orders for the server any more", true)))
     }
 
-    /// Takes the model out of the server. Success means that the server was told; its states say when it is gone.
+    /// Takes the model out of the server. Success means that the server was told, or will be when it has done what it is at; its
+    /// states say when it is gone.
     pub(super) async fn unload(&self, name: String) -> Result<(), UnloadError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.0.send(Order::Unload { name, reply }).await.ok()?;
+            self.orders.send(Order::Unload { name, reply: Some(reply) }).await.ok()?;
             answer.await.ok()
         };
         asked.await.unwrap_or_else(|| Err(UnloadError("nobody takes orders for the server any more".to_owned())))
@@ -72,7 +89,12 @@ impl Desk {
 
     /// An order to load `name` that has not gone out yet need not.
     pub(super) async fn withdraw(&self, name: String) {
-        let _ = self.0.send(Order::Withdraw { name }).await;
+        let _ = self.orders.send(Order::Withdraw { name }).await;
+    }
+
+    /// Whether an order to unload `name` was taken that the server has not been told.
+    pub(super) fn is_leaving(&self, name: &str) -> bool {
+        self.leaving.lock().contains(name)
     }
 }
 
@@ -94,8 +116,10 @@ const QUEUE: usize = 256;
 /// Begins to take orders, until the last [`Desk`] is gone.
 pub(super) fn open(deps: Deps) -> (Desk, impl Future<Output = ()> + Send) {
     let (sender, orders) = mpsc::channel(QUEUE);
-    let owner = Owner { deps, orders, early: VecDeque::new(), models: Models::new(), awaited: BTreeMap::new() };
-    (Desk(sender), owner.run())
+    let leaving = Leaving::default();
+    let desk = Desk { orders: sender, leaving: Arc::clone(&leaving) };
+    let owner = Owner { deps, orders, early: VecDeque::new(), models: Models::new(), awaited: BTreeMap::new(), leaving };
+    (desk, owner.run())
 }
 
 struct Owner {
@@ -107,6 +131,8 @@ struct Owner {
     models: Models,
     /// Loads without a verdict: those of the reload that runs, and those that the server goes on with.
     awaited: BTreeMap<String, Awaited>,
+    /// Taken while a reload ran, for the next one.
+    leaving: Leaving,
 }
 
 struct Awaited {
@@ -134,7 +160,7 @@ impl Batch {
             }
             Order::Unload { name, reply } => {
                 self.withdraw(&name);
-                self.unloads.entry(name).or_default().push(reply);
+                self.unloads.entry(name).or_default().extend(reply);
                 None
             }
             Order::Withdraw { name } => {
@@ -208,6 +234,13 @@ impl Owner {
     }
 
     async fn carry_out(&mut self, batch: Batch) {
+        let leaving: Vec<String> = batch.unloads.keys().cloned().collect();
+        self.told(batch).await;
+        // From here on the server's states tell.
+        self.leaving.lock().retain(|name| !leaving.contains(name));
+    }
+
+    async fn told(&mut self, batch: Batch) {
         let before = self.models.clone();
         batch.unloads.keys().for_each(|name| drop(self.models.remove(name)));
         self.models.extend(batch.loads.iter().map(|(name, (folder, _))| (name.clone(), folder.clone())));
@@ -243,25 +276,52 @@ impl Owner {
     async fn reload(&mut self, until: Deadline) -> Result<Result<Answer, RpcError>, String> {
         let (api, clock, mut health) = (Arc::clone(&self.deps.api), self.deps.clock.clone(), self.deps.health.clone());
         let mut reload = std::pin::pin!(api.reload(until));
+        let mut next = clock.deadline_in(LOOK);
         loop {
             tokio::select! {
                 biased;
                 answer = &mut reload => return Ok(answer),
                 why = went_down(&mut health) => return Err(why),
-                () = clock.sleep(LOOK), if !self.awaited.is_empty() => {}
+                Some(order) = self.orders.recv() => {
+                    self.take(order);
+                    continue;
+                }
+                () = clock.sleep_until(next), if !self.awaited.is_empty() => next = clock.deadline_in(LOOK),
             }
             // The call must not stand still while it is looked.
             let looking = async {
                 let answer = api.config(clock.deadline_in(USUAL)).await.ok()?;
                 states(&answer.body).ok()
             };
-            let seen = tokio::select! {
-                biased;
-                answer = &mut reload => return Ok(answer),
-                seen = looking => seen,
+            let mut looking = std::pin::pin!(looking);
+            let seen = loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut reload => return Ok(answer),
+                    Some(order) = self.orders.recv() => self.take(order),
+                    seen = &mut looking => break seen,
+                }
             };
             // Only what is there counts yet: a failure may be that of an earlier try.
             self.settle(&seen.unwrap_or_default(), |state| matches!(state, Some(State::Is(IndexEntry::Ready))).then_some(Ok(())));
+        }
+    }
+
+    /// An order that comes while a reload runs: it goes out with the next one. One to unload is answered at once, since that may take
+    /// as long as the slowest load of this reload.
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Unload { name, reply } => {
+                if let Some(reply) = reply {
+                    let _ = reply.send(Ok(()));
+                }
+                let last = self.early.iter().rfind(|early| early.name() == name);
+                if !matches!(last, Some(Order::Unload { .. })) {
+                    self.early.push_back(Order::Unload { name: name.clone(), reply: None });
+                }
+                self.leaving.lock().insert(name);
+            }
+            other => self.early.push_back(other),
         }
     }
 
@@ -327,7 +387,7 @@ impl Owner {
                 let fault = if is_out_of_memory(words) { LoadFault::OutOfMemory } else { LoadFault::BadModel };
                 Some(Err(refused(fault, &format!("{KIND} did not load it ({words}): its log says more"), false)))
             }
-            Some(State::Absent | State::Is(IndexEntry::Unloading)) | None => Some(Err(match why {
+            Some(State::Absent | State::Is(IndexEntry::Unloading | IndexEntry::Parked)) | None => Some(Err(match why {
                 // A reload that went wrong as a whole says nothing of a model that it did not come to.
                 Some(why) => refused(LoadFault::NotNow, why, false),
                 None => refused(LoadFault::NotNow, &format!("{KIND} does not list it: is its configuration file {file}?"), false),
@@ -362,6 +422,7 @@ impl Owner {
 
     /// The server is gone, and so are its models: its successor must not load what is in the file.
     async fn died(&mut self, why: &str) {
+        self.leaving.lock().clear();
         self.models.clear();
         self.write().await;
         for name in self.awaited.keys().cloned().collect::<Vec<_>>() {

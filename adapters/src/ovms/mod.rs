@@ -21,13 +21,12 @@ use berth_types::{Deadline, Footprint, ModelId, Registration};
 use berth_upstream::{Server, Target};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
 
 use self::desk::Desk;
 use self::rest::{Answer, Api, Rest};
 use self::states::{State, States, error, states};
 use crate::layout::{self, Source};
-use crate::loads::Loads;
+use crate::loads::{LOOK_AGAIN, Loads};
 use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::{
@@ -77,9 +76,8 @@ struct Inner {
 }
 
 const KIND: &str = "OpenVINO Model Server";
-/// How often a server that is not there yet is asked again, and how often one that has something under way.
+/// How often a server that is not there yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
-const LOOK_AGAIN: Duration = Duration::from_millis(40);
 /// How long any call but a reload or an inference may take.
 const USUAL: Duration = Duration::from_secs(10);
 
@@ -95,18 +93,13 @@ impl OvmsServer {
     }
 
     async fn start_with(config: OvmsConfig, api: Arc<dyn Api>, target: String, rpc: Rpc, clock: Clock) -> Result<Self, StartError> {
-        let of_folder = |path: &PathBuf| {
-            let path = path.display().to_string();
-            move |why| StartError::Repository { path, why }
-        };
         // First of all, so that a server that starts meanwhile loads nothing.
-        file::claim(&config.config_file, &config.repository).await.map_err(of_folder(&config.config_file))?;
+        let claimed = file::claim(&config.config_file, &config.repository).await;
+        claimed.map_err(|why| StartError::Repository { path: config.config_file.display().to_string(), why })?;
         let start = Start { api: &*api, clock: &clock, target, deadline: clock.deadline_in(config.start_timeout) };
         start.answers(config.start_timeout).await?;
         start.holds_nothing().await?;
-        let folder = config.repository.clone();
-        let claimed = tokio::task::spawn_blocking(move || layout::claim(&folder)).await;
-        claimed.unwrap_or_else(|panic| Err(panic.to_string())).map_err(of_folder(&config.repository))?;
+        layout::claimed(&config.repository).await?;
         // Older servers do not say it; then it is left open.
         let version = open_inference::server(&rpc, clock.deadline_in(USUAL)).await.map_or_else(|_| "unknown".to_owned(), |server| server.version);
 
@@ -215,14 +208,8 @@ impl Runtime for OvmsServer {
 
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
         let (root, model, artifacts) = (self.inner.config.repository.clone(), model.clone(), artifacts.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            let plan = layout::ovms::plan(&Source::read(&model, &artifacts)?)?;
-            for note in &plan.notes {
-                info!(model = %model.id, "{note}");
-            }
-            plan.carry_out(&root)
-        });
-        made.await.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))
+        let (laid_out, _plan) = layout::made(move || Source::lay_out(&model, &artifacts, &root, layout::ovms::plan)).await?;
+        Ok(laid_out)
     }
 
     async fn load(&self, model: &Registration, laid_out: &LaidOut) -> Result<Loaded, LoadError> {
@@ -249,15 +236,17 @@ impl Runtime for OvmsServer {
         told
     }
 
+    /// What is ordered while the server reloads waits for that first.
+    fn unloads_within(&self) -> Option<Duration> {
+        Some(self.inner.config.load_timeout.saturating_mul(2))
+    }
+
     async fn clear_layout(&self, model: &ModelId) {
-        let (root, name) = (self.inner.config.repository.clone(), layout::name::server_name(model));
-        if let Ok(Err(fault)) = tokio::task::spawn_blocking(move || layout::clear(&root, &name)).await {
-            warn!(error = %fault, "the layout of a model cannot be removed");
-        }
+        layout::cleared(&self.inner.config.repository, layout::name::server_name(model)).await;
     }
 
     async fn index(&self) -> Result<Index, RuntimeDown> {
-        let Inner { api, loads, clock, .. } = &*self.inner;
+        let Inner { api, loads, clock, desk, .. } = &*self.inner;
         loads.changes.look();
         // What was ordered may not have reached it yet, and what has just ended may be missing in an answer made before.
         let mut loading = loads.under_way();
@@ -265,6 +254,8 @@ impl Runtime for OvmsServer {
         let seen = read(&answer).map_err(RuntimeDown)?;
         loading.extend(loads.under_way());
         let held = seen.into_iter().filter_map(|(name, state)| match state {
+            // It will be told: until then a request is not for it any more.
+            State::Is(_) if desk.is_leaving(&name) => Some((ModelId::new(&name).ok()?, IndexEntry::Unloading)),
             State::Is(entry) => Some((ModelId::new(&name).ok()?, entry)),
             State::Absent | State::Failed(_) => None,
         });
@@ -272,10 +263,7 @@ impl Runtime for OvmsServer {
     }
 
     async fn index_changed(&self) {
-        tokio::select! {
-            () = self.inner.loads.changes.changed() => {}
-            () = self.inner.clock.sleep(LOOK_AGAIN) => {}
-        }
+        self.inner.loads.changed_or_later().await;
     }
 
     fn health(&self) -> Option<watch::Receiver<Health>> {

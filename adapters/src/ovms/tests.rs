@@ -104,6 +104,27 @@ async fn a_load_is_one_until_the_server_has_answered_and_then_unloaded_if_nobody
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unload_that_was_taken_while_the_server_reloads_is_listed_as_under_way() {
+    let place = Place::new();
+    let server = place.start().await.expect("it answers");
+    place.load(&server, "held").await.expect("it loads");
+    place.server.shut();
+    let slow = format!("m{SLOW}");
+    let meanwhile = async {
+        place.server.at_the_door().await;
+        server.unload(&id("held")).await.expect("it is taken");
+        assert_eq!(server.index().await.expect("it answers").get(&id("held")), Some(IndexEntry::Unloading));
+        place.server.let_in();
+    };
+    let (loaded, ()) = tokio::join!(place.load(&server, &slow), meanwhile);
+    loaded.expect("it loads");
+    while server.index().await.expect("it answers").unloaded(&id("held")).is_none() {
+        server.index_changed().await;
+    }
+    assert_eq!(place.server.available(), [slow]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_model_that_cannot_be_loaded_takes_no_memory() {
     let place = Place::new();
     let server = place.start().await.expect("it answers");

@@ -7,8 +7,6 @@ use berth_proto::repository::parameter::Value;
 use berth_proto::repository::{Parameter, StatisticsRequest, StatisticsResponse};
 use berth_types::{ByteSize, Deadline, Footprint, ModelId, Pool, Registration};
 
-use tracing::info;
-
 use crate::layout::{self, Source};
 use crate::rpc::Rpc;
 use crate::{Artifacts, LaidOut, LoadError};
@@ -87,21 +85,11 @@ impl Dialect {
             let why = "an id for it is made of letters, digits, '_', '-' and '.', starts with none of these but letters and digits or '_'";
             return Err(LoadError::bad_model(format!("{} cannot call a model {:?}: {why}, and is at most 240 long", self.name(), model.id.as_str())));
         }
-        let source = Source::read(model, artifacts)?;
-        let plan = match self {
-            Dialect::Triton => layout::triton::plan(&source, &layout::triton::Options::default())?,
-            Dialect::MlServer => layout::mlserver::plan(&source, root)?,
-        };
-        for note in &plan.notes {
-            info!(model = %model.id, "{note}");
-        }
-        let laid_out = plan.carry_out(root)?;
+        let (laid_out, plan) = Source::lay_out(model, artifacts, root, |source| match self {
+            Dialect::Triton => layout::triton::plan(source, &layout::triton::Options::default()),
+            Dialect::MlServer => layout::mlserver::plan(source, root),
+        })?;
         Ok((laid_out, plan.parts.into_keys().collect()))
-    }
-
-    /// Removes what [`Dialect::lay_out`] made.
-    pub(super) fn clear(self, root: &Path, model: &ModelId) -> Result<(), LoadError> {
-        layout::clear(root, &layout::name::server_name(model))
     }
 
     /// What an order to unload says beside the name.

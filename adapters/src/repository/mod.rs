@@ -24,17 +24,17 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::layout;
 use crate::layout::name::{Named, named};
-use crate::loads::Loads;
+use crate::loads::{LOOK_AGAIN, Loads, load_error};
 use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError,
-    UnloadError, beat,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError, UnloadError,
+    beat,
 };
 pub use dialect::Dialect;
 
@@ -79,9 +79,8 @@ struct Inner {
     _beating: AbortOnDropHandle<()>,
 }
 
-/// How often a server that is not there yet is asked again, and how often one that has something under way.
+/// How often a server that is not there yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
-const LOOK_AGAIN: Duration = Duration::from_millis(40);
 /// How long any call but a load or an inference may take.
 const USUAL: Duration = Duration::from_secs(10);
 
@@ -148,14 +147,7 @@ impl RepositoryServer {
                 return Err(unfit(format!("still holds {last} after {:?}", config.start_timeout)));
             }
         }
-        let folder = config.repository.clone();
-        let emptied = tokio::task::spawn_blocking(move || layout::claim(&folder)).await;
-        let fault = match emptied {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(fault)) => fault,
-            Err(panic) => panic.to_string(),
-        };
-        Err(StartError::Repository { path: config.repository.display().to_string(), why: fault })
+        layout::claimed(&config.repository).await
     }
 }
 
@@ -165,14 +157,14 @@ const PROBE: &str = "berth-asks-whether-orders-are-taken";
 /// The server's version text, as soon as it answers.
 async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<String, StartError> {
     let deadline = clock.deadline_in(config.start_timeout);
-    let mut last = "it was not asked".to_owned();
+    let (mut last, mut said) = ("it was not asked".to_owned(), false);
     let asking = async {
         loop {
             match open_inference::server(rpc, clock.deadline_in(USUAL)).await {
                 Ok(server) => return Ok(server.version),
-                Err(RpcError::Away(why)) => last = why,
-                Err(RpcError::Said { code: Code::Unavailable, message }) => last = message,
-                Err(RpcError::Late) => last = RpcError::Late.to_string(),
+                Err(RpcError::Away(why)) => (last, said) = (why, false),
+                Err(RpcError::Said { code: Code::Unavailable, message }) => (last, said) = (message, true),
+                Err(RpcError::Late) => (last, said) = (RpcError::Late.to_string(), false),
                 Err(other) => return Err(other),
             }
             clock.sleep(ASK_AGAIN).await;
@@ -182,7 +174,7 @@ async fn answers(rpc: &Rpc, config: &RepositoryConfig, clock: &Clock) -> Result<
     match clock.until(deadline, asking).await {
         Some(Ok(version)) => Ok(version),
         Some(Err(other)) => Err(StartError::Unfit { kind, target, why: format!("is no such server: {other}") }),
-        None => Err(StartError::Away { kind, target, waited, why: last }),
+        None => Err(StartError::waited(kind, target, waited, last, said)),
     }
 }
 
@@ -232,24 +224,16 @@ impl Inner {
         let answer = self.rpc.call::<LoadResponse>(self.config.dialect.load(), &request, deadline).await;
         match answer {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
-            Err(why) => Err(self.load_error(&model, why)),
+            Err(why) => {
+                let kind = self.config.dialect.name();
+                Err(load_error(kind, why, format!("{kind} did not answer the load of {model}"), str::to_owned))
+            }
         }
     }
 
     /// What the server says that the copy takes.
     async fn measure(&self, model: &ModelId) -> Option<Footprint> {
         self.config.dialect.measure(&self.rpc, model, self.clock.deadline_in(USUAL)).await
-    }
-
-    fn load_error(&self, model: &ModelId, why: RpcError) -> LoadError {
-        let kind = self.config.dialect.name();
-        let (fault, message) = match why {
-            RpcError::Said { code, message } => (words::load_fault(code, &message), format!("{kind} did not load it ({code:?}): {message}")),
-            RpcError::Late => (LoadFault::TimedOut, format!("{kind} did not answer the load of {model}")),
-            RpcError::Away(why) => (LoadFault::RuntimeDown, format!("{kind} is away: {why}")),
-            RpcError::Unreadable(why) => (LoadFault::NotNow, format!("{kind} gave no answer to a load: {why}")),
-        };
-        LoadError { fault, message, nothing_attempted: false }
     }
 }
 
@@ -267,8 +251,7 @@ impl Runtime for RepositoryServer {
         let (dialect, root) = (self.inner.config.dialect, self.inner.config.repository.clone());
         let (model, artifacts) = (model.clone(), artifacts.clone());
         let id = model.id.clone();
-        let made = tokio::task::spawn_blocking(move || dialect.lay_out(&root, &model, &artifacts)).await;
-        let (laid_out, parts) = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
+        let (laid_out, parts) = layout::made(move || dialect.lay_out(&root, &model, &artifacts)).await?;
         if !parts.is_empty() {
             self.inner.parts.lock().insert(id, parts);
         }
@@ -300,11 +283,7 @@ impl Runtime for RepositoryServer {
 
     async fn clear_layout(&self, model: &ModelId) {
         self.inner.parts.lock().remove(model);
-        let (dialect, root, model) = (self.inner.config.dialect, self.inner.config.repository.clone(), model.clone());
-        let cleared = tokio::task::spawn_blocking(move || dialect.clear(&root, &model)).await;
-        if let Ok(Err(fault)) = cleared {
-            warn!(error = %fault, "the layout of a model cannot be removed");
-        }
+        layout::cleared(&self.inner.config.repository, layout::name::server_name(model)).await;
     }
 
     async fn index(&self) -> Result<Index, RuntimeDown> {
@@ -332,10 +311,7 @@ impl Runtime for RepositoryServer {
     }
 
     async fn index_changed(&self) {
-        tokio::select! {
-            () = self.inner.loads.changes.changed() => {}
-            () = self.inner.clock.sleep(LOOK_AGAIN) => {}
-        }
+        self.inner.loads.changed_or_later().await;
     }
 
     fn health(&self) -> Option<watch::Receiver<Health>> {

@@ -26,19 +26,18 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::answers::Page;
 use crate::layout::torchserve::ENDING;
 use crate::layout::{self, Source};
-use crate::loads::Loads;
-use crate::repository::words;
+use crate::loads::{self, LOOK_AGAIN, Loads};
 use crate::rpc::{Rpc, RpcError};
 use crate::tensor::inputs_of;
 use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError,
-    UnloadError, beat, open_inference,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError, UnloadError,
+    beat, open_inference,
 };
 
 /// How the server is used.
@@ -93,9 +92,8 @@ const LIST: &str = "/org.pytorch.serve.grpc.management.ManagementAPIsService/Lis
 const PING: &str = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Ping";
 const PREDICTIONS: &str = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions";
 
-/// How often a server that is not there yet is asked again, and how often one that has something under way.
+/// How often a server that is not there yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
-const LOOK_AGAIN: Duration = Duration::from_millis(40);
 /// How long any call but a load or an inference may take.
 const USUAL: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has measured a model's workers, and by when it should have: by itself it does so every minute.
@@ -291,17 +289,9 @@ impl Inner {
 }
 
 fn load_error(model: &ModelId, why: RpcError) -> LoadError {
-    let (fault, message) = match why {
-        RpcError::Said { code, message } => {
-            // The second line is the name of a class.
-            let words = message.lines().next().unwrap_or_default();
-            (words::load_fault(code, &message), format!("{KIND} did not load it ({code:?}): {words}"))
-        }
-        RpcError::Late => (LoadFault::TimedOut, format!("{KIND} did not answer the load of {model}")),
-        RpcError::Away(why) => (LoadFault::RuntimeDown, format!("{KIND} is away: {why}")),
-        RpcError::Unreadable(why) => (LoadFault::NotNow, format!("{KIND} gave no answer to a load: {why}")),
-    };
-    LoadError { fault, message, nothing_attempted: false }
+    // The second line of its words is the name of a class.
+    let first_line = |words: &str| words.lines().next().unwrap_or_default().to_owned();
+    loads::load_error(KIND, why, format!("{KIND} did not answer the load of {model}"), first_line)
 }
 
 #[async_trait]
@@ -316,14 +306,8 @@ impl Runtime for TorchServe {
 
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
         let (store, model, artifacts) = (self.inner.config.store.clone(), model.clone(), artifacts.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            let plan = layout::torchserve::plan(&Source::read(&model, &artifacts)?)?;
-            for note in &plan.notes {
-                info!(model = %model.id, "{note}");
-            }
-            plan.carry_out(&store)
-        });
-        made.await.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))
+        let (laid_out, _plan) = layout::made(move || Source::lay_out(&model, &artifacts, &store, layout::torchserve::plan)).await?;
+        Ok(laid_out)
     }
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
@@ -362,10 +346,7 @@ impl Runtime for TorchServe {
     }
 
     async fn clear_layout(&self, model: &ModelId) {
-        let (store, name) = (self.inner.config.store.clone(), archive(model));
-        if let Ok(Err(fault)) = tokio::task::spawn_blocking(move || layout::clear(&store, &name)).await {
-            warn!(error = %fault, "the layout of a model cannot be removed");
-        }
+        layout::cleared(&self.inner.config.store, archive(model)).await;
     }
 
     async fn index(&self) -> Result<Index, RuntimeDown> {
@@ -380,10 +361,7 @@ impl Runtime for TorchServe {
     }
 
     async fn index_changed(&self) {
-        tokio::select! {
-            () = self.inner.loads.changes.changed() => {}
-            () = self.inner.clock.sleep(LOOK_AGAIN) => {}
-        }
+        self.inner.loads.changed_or_later().await;
     }
 
     fn health(&self) -> Option<watch::Receiver<Health>> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::LoadFault;
 
 #[test]
 fn the_settings_are_those_that_its_container_waits_for() {

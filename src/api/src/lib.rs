@@ -2,7 +2,7 @@
 //! move to a cluster unchanged.
 //!
 //! ```text
-//! let api = Api::new(Deps { store, views, clock, faults, downloads, access, limits }, address, shutdown)?;
+//! let api = Api::new(Deps { store, views, clock, faults, downloads, drifts, access, limits }, address, shutdown)?;
 //! serve_http(listener, move |request| { let api = api.clone(); async move { Ok(api.answer(request).await) } }, ...).await
 //! ```
 //!
@@ -20,6 +20,7 @@
 //! | `/berth/v1/faults` | what is wrong with the files of the watched folder |
 //! | `/berth/v1/view` | number and size of the view that requests are routed by |
 //! | `/berth/v1/downloads` | what is being fetched, how far and how fast; with `watch=true` a line whenever that changes |
+//! | `/berth/v1/drifts` | which pods serve other bytes than the first good ones of a model |
 //!
 //! Lists take `labelSelector`, `fieldSelector` (name, namespace), `limit` and `continue`; with `watch=true` they become one
 //! line of JSON per change from `resourceVersion` on, no intermediate state left out, `410 Gone` when that is too long ago.
@@ -50,6 +51,7 @@ mod age;
 mod body;
 mod discovery;
 mod document;
+mod drifting;
 mod failure;
 mod fetching;
 mod host;
@@ -66,6 +68,7 @@ mod write;
 
 pub use access::{Access, InvalidToken, Token, Unprotected};
 pub use age::short_duration;
+pub use drifting::{Drift, Drifts};
 pub use fetching::{Download, DownloadStage, Downloads};
 
 use std::convert::Infallible;
@@ -120,6 +123,8 @@ pub struct Deps {
     pub faults: Option<Faults>,
     /// What is being fetched, where anything is fetched.
     pub downloads: Option<Arc<dyn Downloads>>,
+    /// Which pods serve other bytes, where somebody knows.
+    pub drifts: Option<Arc<dyn Drifts>>,
     /// Who may use it.
     pub access: Access,
     /// How much of it may be used at a time.
@@ -269,6 +274,7 @@ impl App {
                 }
                 fetching::document(self.deps.downloads.as_deref())
             }
+            Target::Drifts => drifting::document(self.deps.drifts.as_deref()),
             Target::One(key) | Target::Status(key) => {
                 let printer = self.printer(headers, Form::READS, &parameters(uri)?)?;
                 return self.one(&printer, &key);
@@ -435,7 +441,8 @@ fn why_not(method: &Method, target: &Target, allowed: &str) -> String {
         | Target::OpenApiOf(_)
         | Target::Faults
         | Target::View
-        | Target::Downloads => format!("{method} is not possible here: use one of {allowed}"),
+        | Target::Downloads
+        | Target::Drifts => format!("{method} is not possible here: use one of {allowed}"),
     }
 }
 
@@ -474,7 +481,7 @@ mod tests {
     fn app(limits: Limits) -> App {
         let clock = Clock::system();
         let store = Arc::new(MemoryStore::new(clock.clone()));
-        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, downloads: None, access: Access::Loopback, limits };
+        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, downloads: None, drifts: None, access: Access::Loopback, limits };
         let addr = SocketAddr::from(([127, 0, 0, 1], 1));
         let Api(app) = Api::new(deps, addr, CancellationToken::new()).expect("a loopback address");
         Arc::into_inner(app).expect("the only one")

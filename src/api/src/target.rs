@@ -33,6 +33,8 @@ pub(crate) enum Target {
     View,
     /// What is being fetched.
     Downloads,
+    /// Which pods serve other bytes than the first good ones.
+    Drifts,
 }
 
 impl Target {
@@ -54,7 +56,8 @@ impl Target {
             | Target::OpenApiOf(_)
             | Target::Faults
             | Target::View
-            | Target::Downloads => "GET, HEAD",
+            | Target::Downloads
+            | Target::Drifts => "GET, HEAD",
         }
     }
 }
@@ -78,6 +81,7 @@ pub(crate) fn target(path: &str) -> Option<Target> {
         ["berth", "v1", "faults"] => Some(Target::Faults),
         ["berth", "v1", "view"] => Some(Target::View),
         ["berth", "v1", "downloads"] => Some(Target::Downloads),
+        ["berth", "v1", "drifts"] => Some(Target::Drifts),
         ["apis", group, rest @ ..] if *group == Kind::GROUP => in_group(rest),
         _ => None,
     }

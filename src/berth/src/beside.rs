@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use berth_proxy::MOST_THREADS;
+use berth_telemetry::{Clock, Net};
 use berth_upstream::Target;
 use clap::Args;
 
@@ -131,7 +132,7 @@ const fn upstream(key: &'static str, variable: &'static str, translate: fn(&str)
     Upstream { key, variable, translate }
 }
 
-const UPSTREAM: [Upstream; 16] = [
+const UPSTREAM: [Upstream; 17] = [
     upstream("runtime-endpoint", "RUNTIME_PORT", |port| format!("port:{port}")),
     upstream("runtime-data-endpoint", "RUNTIME_DATA_ENDPOINT", str::to_owned),
     upstream("load-concurrency", "LOADING_CONCURRENCY", str::to_owned),
@@ -147,6 +148,7 @@ const UPSTREAM: [Upstream; 16] = [
     upstream("grpc", "MM_SVC_GRPC_PORT", |port| format!("0.0.0.0:{port}")),
     upstream("max-message", "MM_SVC_GRPC_MAX_MSG_SIZE", str::to_owned),
     upstream("probes", "MM_PROBE_PORT", |port| format!("0.0.0.0:{port}")),
+    upstream("prestop", "MM_PRESTOP_WAIT_PORT", |port| format!("0.0.0.0:{port}")),
     upstream("drain-timeout", "SHUTDOWN_TIMEOUT_MS", |millis| format!("{millis}ms")),
     upstream("data", "ROOT_MODEL_DIR", |root| format!("{root}/_berth")),
 ];
@@ -166,7 +168,7 @@ pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Op
     let text = |name: &str| variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
     for Upstream { key, variable, translate } in UPSTREAM {
         // What they turn off, we leave where only this machine reaches it.
-        if let Some(said) = text(variable).filter(|said| !(matches!(key, "grpc" | "probes") && matches!(said.as_str(), "NONE" | "0"))) {
+        if let Some(said) = text(variable).filter(|said| !(matches!(key, "grpc" | "probes" | "prestop") && matches!(said.as_str(), "NONE" | "0"))) {
             reading.give(key, translate(&said), variable);
         }
     }
@@ -270,6 +272,13 @@ const USUAL: [Usual; 5] = [
     },
 ];
 
+impl ServerKind {
+    /// What `--runtime` calls it.
+    pub(crate) fn word(self) -> &'static str {
+        USUAL.iter().find(|usual| usual.kind == self).map_or("", |usual| usual.word)
+    }
+}
+
 /// The words of all kinds, for messages.
 fn words() -> String {
     let words = USUAL.map(|usual| usual.word);
@@ -284,6 +293,8 @@ pub(crate) struct Beside {
     pub(crate) kind: ServerKind,
     /// Where it takes orders.
     pub(crate) orders: Target,
+    /// Where else it may take orders, which is looked for first.
+    pub(crate) socket: Option<Target>,
     /// Where it takes requests.
     pub(crate) requests: Target,
     /// Name of the ServingRuntime.
@@ -348,6 +359,7 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         }
     }
     let target = |text: &str| text.parse::<Target>().map_err(|fault| fault.to_string());
+    let anywhere = usual.kind == ServerKind::ModelRuntime && reading.text("runtime-endpoint").is_none();
     let orders = reading.parsed("runtime-endpoint", target).or_else(|| usual.orders.parse().ok());
     let requests = reading.parsed("runtime-data-endpoint", target).or_else(|| usual.requests?.parse().ok()).or_else(|| orders.clone());
     let root = variable("ROOT_MODEL_DIR").filter(|root| !root.is_empty()).map_or_else(|| PathBuf::from("/models"), PathBuf::from);
@@ -370,6 +382,7 @@ pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&
         kind: usual.kind,
         memory: memory?,
         orders: orders?,
+        socket: if anywhere { USUAL_SOCKET.parse().ok() } else { None },
         requests: requests?,
         name: name?,
         repository: absolute(repository),
@@ -402,7 +415,36 @@ fn percent(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Where servers of ModelMesh's contract listen that were told nothing, unless they do at their port.
+const USUAL_SOCKET: &str = "unix:/tmp/mmesh/grpc.sock";
+/// How often both places are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 impl Beside {
+    /// With one place for orders: of two the one that somebody listens at first, the socket before the port. Where nobody comes in
+    /// time it is the port.
+    pub(crate) async fn settled(mut self, net: &dyn Net, clock: &Clock) -> Self {
+        let Some(socket) = self.socket.take() else { return self };
+        let deadline = clock.deadline_in(self.start_timeout);
+        let looking = async {
+            loop {
+                for place in [&socket, &self.orders] {
+                    if net.dial(place.peer()).await.is_ok() {
+                        return place.clone();
+                    }
+                }
+                clock.sleep(LOOK_AGAIN).await;
+            }
+        };
+        let orders = clock.until(deadline, looking).await.unwrap_or_else(|| self.orders.clone());
+        self.start_timeout = deadline.left(clock.now()).max(LOOK_AGAIN);
+        if self.requests == self.orders {
+            self.requests = orders.clone();
+        }
+        self.memory.moved(&self.orders, &orders);
+        Beside { orders, ..self }
+    }
+
     /// The first of `folders` that would go when the server's folder is emptied.
     pub(crate) fn would_empty<'f>(&self, folders: impl IntoIterator<Item = &'f Path>) -> Option<&'f Path> {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -412,12 +454,15 @@ impl Beside {
 
     /// For the line that is printed.
     pub(crate) fn line(&self) -> String {
-        format!("{} at {}, models in {}", self.name, self.orders, self.repository.display())
+        let socket = self.socket.as_ref().map(|socket| format!("{socket} or ")).unwrap_or_default();
+        format!("{} at {socket}{}, models in {}", self.name, self.orders, self.repository.display())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use berth_telemetry::HostNet;
+
     use super::*;
 
     #[test]
@@ -430,5 +475,47 @@ mod tests {
             }
         }
         assert_eq!(words(), "triton, mlserver, ovms, torchserve or modelruntime");
+    }
+
+    /// A server of the contract that nobody said where to find.
+    fn anywhere(variables: &[(&str, &str)]) -> Beside {
+        let (kind, name) = ("modelruntime".to_owned(), "mine".to_owned());
+        let mut reading = Reading::of_flags([("runtime", Some(&kind)), ("serving-runtime", Some(&name))]);
+        check(&mut reading, true, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into())).expect("right")
+    }
+
+    #[test]
+    fn the_usual_socket_is_looked_for_only_where_nobody_said_something_else() {
+        let beside = anywhere(&[]);
+        assert_eq!(
+            (beside.socket.as_ref().map(ToString::to_string), beside.orders.to_string()),
+            (Some(USUAL_SOCKET.to_owned()), "localhost:8085".to_owned())
+        );
+        assert!(beside.line().contains("at unix:/tmp/mmesh/grpc.sock or localhost:8085,"), "{}", beside.line());
+        let beside = anywhere(&[("INTERNAL_GRPC_PORT", "8085")]);
+        assert_eq!((beside.socket, beside.orders.to_string()), (None, "localhost:8085".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn of_two_places_the_one_counts_where_somebody_listens_and_the_socket_first() {
+        let (clock, place) = (Clock::system(), tempfile::tempdir().expect("a folder"));
+        let path = place.path().join("grpc.sock");
+        let target = |text: &str| text.parse::<Target>().expect("a place");
+        let (socket, here) = (target(&format!("unix:{}", path.display())), std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+        let beside = |orders: &Target| {
+            let start_timeout = Duration::from_millis(600);
+            Beside { orders: orders.clone(), requests: orders.clone(), socket: Some(socket.clone()), start_timeout, ..anywhere(&[]) }
+        };
+        let nowhere = {
+            let port = HostNet.listen(here).await.expect("a port").local_addr().expect("bound");
+            target(&port.to_string())
+        };
+        assert_eq!(beside(&nowhere).settled(&HostNet, &clock).await.orders, nowhere, "nobody came");
+        let listener = HostNet.listen(here).await.expect("a port");
+        let port = target(&listener.local_addr().expect("bound").to_string());
+        assert_eq!(beside(&port).settled(&HostNet, &clock).await.orders, port);
+        let _socket = HostNet.listen_unix(&path).expect("a socket");
+        let found = beside(&port).settled(&HostNet, &clock).await;
+        assert_eq!((found.orders, found.requests, found.socket), (socket.clone(), socket, None), "and requests go there, too");
     }
 }

@@ -79,6 +79,10 @@ pub(crate) struct ServeArgs {
     /// Liveness and readiness probes [default: 127.0.0.1:8089]
     #[arg(long, env = "BERTH_PROBES", value_name = "ADDR")]
     probes: Option<String>,
+    /// Hook before the end, or `off`: GET /prestop drains, and is answered when that is done [default: off; berth agent
+    /// 127.0.0.1:8090]
+    #[arg(long, env = "BERTH_PRESTOP", value_name = "ADDR|off")]
+    prestop: Option<String>,
     /// Main memory for models, such as 2Gi [default: half of the machine's or the cgroup's]
     #[arg(long, env = "BERTH_HOST_MEMORY", value_name = "SIZE")]
     host_memory: Option<String>,
@@ -179,6 +183,8 @@ pub(crate) struct Config {
     pub(crate) metrics: SocketAddr,
     /// Probes.
     pub(crate) probes: SocketAddr,
+    /// Hook before the end; `None` is off.
+    pub(crate) prestop: Option<SocketAddr>,
     /// Main memory for models; `None` asks the machine.
     pub(crate) host_memory: Option<ByteSize>,
     /// Disk for fetched models; `None` asks the machine.
@@ -251,7 +257,7 @@ pub(crate) struct Reading {
 }
 
 /// The keys, as flags and as keys of the file.
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 36] = [
     "manifests",
     "data",
     "storage-config",
@@ -268,6 +274,7 @@ const KEYS: [&str; 35] = [
     "vmodel-owner",
     "metrics",
     "probes",
+    "prestop",
     "host-memory",
     "disk",
     "download-rate",
@@ -308,6 +315,7 @@ impl ServeArgs {
             "vmodel-owner" => self.vmodel_owner.as_ref(),
             "metrics" => self.metrics.as_ref(),
             "probes" => self.probes.as_ref(),
+            "prestop" => self.prestop.as_ref(),
             "host-memory" => self.host_memory.as_ref(),
             "disk" => self.disk.as_ref(),
             "download-rate" => self.download_rate.as_ref(),
@@ -333,6 +341,17 @@ impl ServeArgs {
 }
 
 impl Reading {
+    /// Of these flags, by their keys, and nothing else.
+    pub(crate) fn of_flags<'t>(flags: impl IntoIterator<Item = (&'static str, Option<&'t String>)>) -> Self {
+        let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
+        for (key, text) in flags {
+            if let Some(text) = text {
+                reading.give(key, text.clone(), &format!("--{key}"));
+            }
+        }
+        reading
+    }
+
     /// Adds a setting, unless it was given already.
     pub(crate) fn give(&mut self, key: &'static str, text: String, origin: &str) {
         self.given.entry(key).or_insert_with(|| Given { text, origin: origin.to_owned() });
@@ -421,6 +440,9 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
     });
     if let Some(path) = &file {
         read_file(path, &mut reading, &keys);
+    }
+    if agent.is_some() {
+        reading.give("prestop", "127.0.0.1:8090".to_owned(), "default of prestop");
     }
     let mut config = check(&mut reading, file, variable);
     config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
@@ -607,8 +629,10 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
     let vmodel_owner = reading.text("vmodel-owner").filter(|owner| !owner.is_empty()).map(Arc::from);
     let metrics = reading.address("metrics", 2112);
     let probes = reading.address("probes", 8089);
+    let prestop = if matches!(reading.text("prestop"), None | Some("off")) { None } else { Some(reading.address("prestop", 8090)) };
     let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
-    for (key, addr) in [("grpc", Some(grpc)), ("rest", rest), ("api", Some(api)), ("metrics", Some(metrics)), ("probes", Some(probes))] {
+    let always = [("grpc", grpc), ("api", api), ("metrics", metrics), ("probes", probes)].map(|(key, addr)| (key, Some(addr)));
+    for (key, addr) in [("rest", rest), ("prestop", prestop)].into_iter().chain(always) {
         let Some(addr) = addr.filter(|addr| addr.port() != 0) else { continue };
         if let Some(other) = seen.insert(addr, key) {
             reading.fault(key, format!("{addr} is taken by {other} already: give each its own port"));
@@ -665,6 +689,7 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         vmodel_owner,
         metrics,
         probes,
+        prestop,
         host_memory,
         disk,
         download_rate,
@@ -844,6 +869,7 @@ mod tests {
             ("MEM_BUFFER_BYTES", "134217728"),
             ("MM_SVC_GRPC_PORT", "8033"),
             ("MM_PROBE_PORT", "NONE"),
+            ("MM_PRESTOP_WAIT_PORT", "8090"),
         ])
         .expect("right");
         let beside = config.beside.expect("it is an agent");
@@ -855,6 +881,9 @@ mod tests {
         );
         assert_eq!((beside.size_percent, config.host_memory), (135, Some(ByteSize(1_073_741_824 - 134_217_728))));
         assert_eq!((config.grpc.to_string().as_str(), config.probes.to_string().as_str()), ("0.0.0.0:8033", "127.0.0.1:8089"));
+        let prestop = |variables| given(variables).expect("right").prestop.map(|addr| addr.to_string());
+        assert_eq!((config.prestop.map(|addr| addr.to_string()), prestop(&[])), (Some("0.0.0.0:8090".to_owned()), Some("127.0.0.1:8090".to_owned())));
+        assert_eq!(read_flags(&["--manifests", "/"]).expect("right").prestop, None, "nobody's pod");
         for (variables, says) in [
             (&[("CONTAINER_MEM_REQ_BYTES", "100"), ("MEM_BUFFER_BYTES", "200")][..], "leave nothing for models"),
             (&[("CONTAINER_MEM_REQ_BYTES", "1Gi")], "CONTAINER_MEM_REQ_BYTES: \"1Gi\" is not a number of bytes"),

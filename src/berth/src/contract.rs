@@ -1,12 +1,14 @@
 //! `berth runtime`: the embedded engine alone, driven by ModelMesh's runtime contract.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use berth_adapters::{Entrance, OnnxConfig, OnnxRuntime, Runtime as _, ServedConfig, serve_contract};
 use berth_registry::EMBEDDED_RUNTIME;
-use berth_telemetry::{Clock, HostNet, Net as _, Peer, log};
+use berth_telemetry::{Clock, HostNet, Listener, Net, Peer, log};
 use berth_types::ByteSize;
 use berth_upstream::Target;
 use clap::Args;
@@ -40,6 +42,25 @@ pub(crate) struct RuntimeArgs {
     log: String,
 }
 
+/// Listens at every address of a name: those who look it up may try any of them first.
+///
+/// # Errors
+/// One is taken, or there is none.
+async fn listen(mut addresses: Vec<SocketAddr>, net: &dyn Net) -> Result<Vec<Listener>, String> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    let (mut listeners, mut absent) = (Vec::new(), "the name has no address".to_owned());
+    for address in addresses {
+        match net.listen(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(fault) if matches!(fault.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => return Err(fault.to_string()),
+            // A machine may have a name for an address of a kind that it does not have.
+            Err(fault) => absent = fault.to_string(),
+        }
+    }
+    if listeners.is_empty() { Err(absent) } else { Ok(listeners) }
+}
+
 /// Serves until SIGINT or SIGTERM, then until the last call has been answered.
 ///
 /// # Errors
@@ -61,9 +82,9 @@ pub(crate) async fn run(args: RuntimeArgs) -> Result<(), ServeError> {
     let entrance = match args.listen.peer() {
         Peer::Unix(path) => Entrance::Unix(HostNet.listen_unix(path).map_err(|fault| usage(format!("--listen: {fault}")))?),
         Peer::Tcp { host, port } => {
-            let resolved = tokio::net::lookup_host((host.as_str(), *port)).await.ok().and_then(|mut found| found.next());
-            let addr = resolved.ok_or_else(|| usage(format!("--listen: {host} is no address of this machine")))?;
-            Entrance::Tcp(HostNet.listen(addr).await.map_err(|fault| usage(format!("--listen: {fault}")))?)
+            let found = tokio::net::lookup_host((host.as_str(), *port)).await.map(|found| found.collect::<Vec<_>>());
+            let found = found.map_err(|fault| usage(format!("--listen: {host} is no address of this machine: {fault}")))?;
+            Entrance::Tcp(listen(found, &HostNet).await.map_err(|why| usage(format!("--listen: {why}")))?)
         }
     };
     let (mut interrupt, mut terminate) = (
@@ -83,4 +104,24 @@ pub(crate) async fn run(args: RuntimeArgs) -> Result<(), ServeError> {
         let _ = std::fs::remove_file(path);
     }
     served.map_err(|fault| ServeError::Failed(anyhow!(fault)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_of_a_name_is_listened_at_but_those_that_the_machine_does_not_have() {
+        let port = HostNet.listen(([127, 0, 0, 1], 0).into()).await.expect("a port").local_addr().expect("bound").port();
+        let at = |last: u8| SocketAddr::from(([127, 0, 0, last], port));
+        let not_here = SocketAddr::from(([203, 0, 113, 7], port));
+        let bound = |listeners: &[Listener]| listeners.iter().map(|listener| listener.local_addr().expect("bound")).collect::<Vec<_>>();
+        let both = listen(vec![at(2), at(1), not_here, at(1)], &HostNet).await.expect("two of them are here");
+        assert_eq!(bound(&both), [at(1), at(2)]);
+        let taken = listen(vec![at(3), at(2)], &HostNet).await.err().expect("one is taken");
+        assert!(taken.contains(&at(2).to_string()), "{taken}");
+        for none in [vec![not_here], vec![]] {
+            assert!(listen(none, &HostNet).await.is_err());
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_adapters::conformance::Examined;
 use berth_adapters::{
     Dialect, ModelRuntimeConfig, ModelRuntimeServer, OnnxConfig, OnnxRuntime, OnnxStartError, OvmsConfig, OvmsServer, RepositoryConfig,
     RepositoryServer, Runtime, RuntimeInfo, StartError, TorchServe, TorchServeConfig,
@@ -61,6 +62,15 @@ impl Engine {
     /// # Errors
     /// It does not come, or cannot be used.
     pub(crate) async fn beside(beside: &Beside, memory: Memory, clock: &Clock) -> Result<Self, StartError> {
+        let (runtime, methods) = Self::server(beside, memory, clock).await?;
+        Ok(Engine::Beside(runtime, Box::new(Requests { target: beside.requests.clone(), methods })))
+    }
+
+    /// The server beside this process, once it answers and holds nothing, and the methods that clients may call.
+    ///
+    /// # Errors
+    /// It does not come, or cannot be used.
+    pub(crate) async fn server(beside: &Beside, memory: Memory, clock: &Clock) -> Result<(Arc<dyn Examined>, Methods), StartError> {
         let connections = berth_upstream::Config {
             // Orders are few, and a server that computes may be slow to answer them.
             connections: 1,
@@ -82,7 +92,7 @@ impl Engine {
             size_percent: beside.size_percent,
             max_concurrency: beside.max_concurrency,
         };
-        let runtime: Arc<dyn Runtime> = match beside.kind {
+        let runtime: Arc<dyn Examined> = match beside.kind {
             ServerKind::Triton => Arc::new(RepositoryServer::start(repository(Dialect::Triton), server, clock.clone()).await?),
             ServerKind::MlServer => Arc::new(RepositoryServer::start(repository(Dialect::MlServer), server, clock.clone()).await?),
             ServerKind::Ovms => {
@@ -136,7 +146,7 @@ impl Engine {
                 Arc::new(server)
             }
         };
-        Ok(Engine::Beside(runtime, Box::new(Requests { target: beside.requests.clone(), methods })))
+        Ok((runtime, methods))
     }
 
     /// What loads and unloads.

@@ -1,12 +1,14 @@
 //! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine, `berth
-//! agent` the same before an inference server of its own process, `berth runtime` the engine alone for somebody else's mesh; the
-//! other commands talk to a running server.
+//! agent` the same before an inference server of its own process, `berth runtime` the engine alone for somebody else's mesh, `berth check-runtime` tries a server
+//! out; the other commands talk to a running server.
 
 mod beside;
+mod check;
 mod cli;
 mod config;
 mod contract;
 mod data_plane;
+mod drifting;
 mod engine;
 mod fetching;
 mod following;
@@ -17,6 +19,7 @@ mod memory;
 mod narrator;
 mod payloads;
 mod ports;
+mod prestop;
 mod serve;
 mod tls;
 mod token;
@@ -27,8 +30,10 @@ use std::time::Duration;
 
 use berth_adapters::counting::{self, CountingAllocator};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use futures::TryFutureExt as _;
 
 use crate::beside::AgentArgs;
+use crate::check::CheckArgs;
 use crate::cli::ClientCommand;
 use crate::config::ServeArgs;
 use crate::contract::RuntimeArgs;
@@ -53,6 +58,8 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Serve ONNX models to a ModelMesh, or to `berth agent`, by its runtime contract
     Runtime(Box<RuntimeArgs>),
+    /// Find out whether an inference server does what Berth counts on: for whoever writes one, or an adapter to one
+    CheckRuntime(Box<CheckArgs>),
     #[command(flatten)]
     Client(Box<ClientCommand>),
 }
@@ -75,7 +82,8 @@ fn main() -> ExitCode {
         // Not only the values: where each came from matters to the configuration.
         (Command::Serve(_), Some((_, matches))) => run_serve(matches, config::Command::Serve),
         (Command::Agent(_), Some((_, matches))) => run_serve(matches, config::Command::Agent),
-        (Command::Runtime(args), _) => run_to_end(contract::run(*args)),
+        (Command::Runtime(args), _) => run_to_end(contract::run(*args).map_ok(|()| ExitCode::SUCCESS)),
+        (Command::CheckRuntime(args), _) => run_to_end(check::run(*args)),
         (Command::Serve(_) | Command::Agent(_), None) => ExitCode::from(USAGE),
     }
 }
@@ -85,10 +93,10 @@ fn run_serve(matches: &clap::ArgMatches, command: config::Command) -> ExitCode {
         Ok(config) => config,
         Err(faults) => return complain(&faults, USAGE),
     };
-    run_to_end(serve::serve(config))
+    run_to_end(serve::serve(config).map_ok(|()| ExitCode::SUCCESS))
 }
 
-fn run_to_end(serving: impl Future<Output = Result<(), serve::ServeError>>) -> ExitCode {
+fn run_to_end(serving: impl Future<Output = Result<ExitCode, serve::ServeError>>) -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return complain(&"another TLS provider is installed already", 1);
     }
@@ -100,7 +108,7 @@ fn run_to_end(serving: impl Future<Output = Result<(), serve::ServeError>>) -> E
     // The embedded engine cannot be interrupted; whatever it still computes dies with the process.
     runtime.shutdown_timeout(ENGINE_GRACE);
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(serve::ServeError::Usage(fault)) => complain(&fault, USAGE),
         Err(serve::ServeError::Failed(fault)) => complain(&format!("{fault:#}"), 1),
     }

@@ -80,6 +80,15 @@ pub(crate) fn check(reading: &mut Reading, orders: &Target) -> Settings {
     }
 }
 
+impl Settings {
+    /// The server takes orders at `to` and not at `from`: so the process that listens is another one, if that is looked for.
+    pub(crate) fn moved(&mut self, from: &Target, to: &Target) {
+        if self.server == which_listens(from.peer()) {
+            self.server = which_listens(to.peer());
+        }
+    }
+}
+
 fn which(text: &str, orders: &Peer) -> Result<Option<Which>, String> {
     match (text, text.strip_prefix("pid:")) {
         ("auto", _) => Ok(which_listens(orders)),

@@ -18,6 +18,8 @@ pub(crate) struct Ports {
     pub(crate) metrics: Port,
     /// Probes.
     pub(crate) probes: Port,
+    /// The hook before the end, unless it is off.
+    pub(crate) prestop: Option<Port>,
 }
 
 /// Where it listens: the addresses of [`Ports`].
@@ -64,8 +66,12 @@ impl Ports {
         let api = bind(net, "api", config.api, &mut faults).await;
         let metrics = bind(net, "metrics", config.metrics, &mut faults).await;
         let probes = bind(net, "probes", config.probes, &mut faults).await;
+        let prestop = match config.prestop {
+            Some(addr) => bind(net, "prestop", addr, &mut faults).await,
+            None => None,
+        };
         match (grpc, api, metrics, probes) {
-            (Some(grpc), Some(api), Some(metrics), Some(probes)) if faults.is_empty() => Ok(Ports { grpc, rest, api, metrics, probes }),
+            (Some(grpc), Some(api), Some(metrics), Some(probes)) if faults.is_empty() => Ok(Ports { grpc, rest, api, metrics, probes, prestop }),
             _ => Err(faults),
         }
     }

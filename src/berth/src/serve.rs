@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use berth_api::{Access, Api, Downloads, Limits};
+use berth_api::{Access, Api, Downloads, Drifts, Limits};
 use berth_controller::{Controller, Endpoints, Manager, ManagerDeps};
 use berth_proxy::{Door, Here, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{Config, ConfigFaults};
+use crate::drifting::Drifting;
 use crate::engine::{Engine, Memory};
 use crate::fetching::Fetching;
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
 use crate::narrator::{Narrator, Sources};
 use crate::ports::{Port, Ports};
+use crate::prestop::PreStop;
 use crate::tls::Reached;
 use crate::token;
 use crate::ui::Ui;
@@ -58,6 +60,9 @@ const API_CONNECTIONS: usize = 2048;
 /// Requests that one HTTP/2 connection of the resource API may have open.
 const API_STREAMS: u32 = 256;
 
+/// How long the signal to end is waited for at least, once all has drained because somebody asked for that.
+const LEAST_WAIT: Duration = Duration::from_secs(30);
+
 /// How long the last answers may take to leave once their requests were told to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -71,16 +76,38 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
     start_logging(&config, &ui)?;
     machine::raise_open_files();
     let mut signals = Signals::new()?;
+    let prestop = PreStop::new();
     let mut running = tokio::select! {
-        running = start(&config, clock.clone(), ui) => running?,
+        running = start(&config, clock.clone(), ui, &prestop) => running?,
         () = signals.first() => std::process::exit(INTERRUPTED),
     };
-    let died = tokio::select! {
-        () = signals.first() => None,
-        part = running.any_end() => Some(part),
-    };
+    let (mut told, mut died) = (true, None);
     tokio::select! {
-        () = running.stop(&config, &clock) => {}
+        () = signals.first() => {}
+        part = running.any_end() => died = Some(part),
+        // The signal follows, maybe while it drains.
+        () = prestop.asked() => told = false,
+    }
+    {
+        let mut draining = std::pin::pin!(running.drain(&config, &clock));
+        loop {
+            tokio::select! {
+                () = &mut draining => break,
+                () = signals.first() => match told {
+                    true => std::process::exit(INTERRUPTED),
+                    false => told = true,
+                },
+            }
+        }
+    }
+    prestop.drained();
+    if !told {
+        info!("drained, and waiting for the signal to end");
+        // One that does not come: only the server beside was to end, and a new process is to begin with its successor.
+        let _ = clock.until(clock.deadline_in(config.drain_timeout.max(LEAST_WAIT)), signals.first()).await;
+    }
+    tokio::select! {
+        () = running.end(&clock) => {}
         () = signals.first() => std::process::exit(INTERRUPTED),
     }
     info!("ended");
@@ -112,7 +139,7 @@ struct Running {
     narrator: JoinHandle<()>,
 }
 
-async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
+async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Result<Running, ServeError> {
     let metrics = Metrics::default();
     let shown_payloads =
         payloads::start(&config.payloads, &host_name(), &clock, &metrics).map_err(|fault| ServeError::Usage(ConfigFaults(vec![fault])))?;
@@ -139,6 +166,11 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     let asked = berth_proxy::serve_metrics(ports.metrics.listener, metrics.clone(), || {}, clock.clone(), stop.clone());
     spawn(&mut operations, "the metrics port", asked);
     spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, Arc::clone(&ready), runtime, clock.clone(), stop));
+    if let Some(port) = ports.prestop {
+        let hook = prestop.hook(config.drain_timeout.saturating_mul(2).max(LEAST_WAIT), clock.clone());
+        let asked = berth_proxy::serve_prestop(port.listener, hook, clock.clone(), stop_operations.clone());
+        spawn(&mut operations, "the pre-stop port", asked);
+    }
     let memory = match config.host_memory {
         Some(bytes) => Budget { bytes, origin: "configured" },
         None => machine::host_memory().map_err(anyhow::Error::msg)?,
@@ -160,10 +192,15 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     puller_config.requests = config.download_requests.map_or(puller_config.requests, NonZeroUsize::get);
     let puller = Puller::open(puller_config, clock.clone(), metrics.clone()).await.context("cannot open the disk tier")?;
 
+    let mut settled = config.clone();
+    if let Some(beside) = settled.beside.take() {
+        info!(runtime = %beside.line(), "waiting for the inference server");
+        settled.beside = Some(beside.settled(&HostNet, &clock).await);
+    }
+    let config = &settled;
     let engine = match (engine, &config.beside) {
         (Some(engine), _) => engine,
         (None, Some(beside)) => {
-            info!(runtime = %beside.line(), "waiting for the inference server");
             let started = Engine::beside(beside, Memory { bytes: memory.bytes, given: config.host_memory.is_some() }, &clock).await;
             started.map_err(|fault| ServeError::Failed(fault.into()))?
         }
@@ -230,6 +267,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
     });
 
     let stop_leading = CancellationToken::new();
+    let drifts = Some(Arc::new(Drifting(controller.drifts())) as Arc<dyn Drifts>);
     let caught_up = controller.caught_up();
     let mut leading = JoinSet::new();
     spawn(&mut leading, "the leader", leader.run(stop_leading.clone()));
@@ -297,8 +335,16 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
     }
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
-    let api =
-        berth_api::Deps { store, views: views.clone(), clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
+    let api = berth_api::Deps {
+        store,
+        views: views.clone(),
+        clock: clock.clone(),
+        faults: Some(faults),
+        downloads,
+        drifts,
+        access,
+        limits: Limits::default(),
+    };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
     spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
     // From here on it is the resources that are waited for.
@@ -369,9 +415,9 @@ impl Running {
         }
     }
 
-    /// Stops within the patience that the configuration asks for, and a few seconds at most after it: no new requests;
+    /// Drains within the patience that the configuration asks for, and a few seconds at most after it: no new requests;
     /// those in flight and those that wait for a model are answered; what is left then is told to try elsewhere.
-    async fn stop(&mut self, config: &Config, clock: &Clock) {
+    async fn drain(&mut self, config: &Config, clock: &Clock) {
         let deadline = clock.deadline_in(config.drain_timeout);
         info!(patience = ?config.drain_timeout, "draining");
         self.stop_inference.cancel();
@@ -393,6 +439,10 @@ impl Running {
         if !self.owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), &mut self.owner).await.is_none() {
             warn!("models were still loaded when the drain ended");
         }
+    }
+
+    /// Ends what answers until the very end.
+    async fn end(&mut self, clock: &Clock) {
         // Watches end as if their time were over, not as if the connection had broken.
         self.stop_operations.cancel();
         let last = async { while self.operations.join_next().await.is_some() {} };

@@ -48,7 +48,7 @@ pub use frontend::{Frontend, RuntimeServer};
 pub use grpc::serve_grpc;
 pub use health::Ready;
 pub use mesh::{IsToken, Writes};
-pub use ops::{serve_metrics, serve_probes};
+pub use ops::{PreStop, serve_metrics, serve_prestop, serve_probes};
 pub use rest::serve_rest;
 pub use route::{Here, Models};
 pub use tls::{ClientAuth, ClientIdentity, Passphrase, Tls, TlsFile, TlsSettings};

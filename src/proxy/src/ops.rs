@@ -1,8 +1,9 @@
-//! The small servers beside the inference ports: metrics and probes.
+//! The small servers beside the inference ports: metrics, probes, and the hook before the end.
 
 use std::sync::Arc;
 
 use berth_telemetry::{Clock, Listener, Metrics};
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,38 @@ pub async fn serve_probes(listener: Listener, ready: Ready, runtime: Ready, cloc
         }
     });
     connections::serve(listener, Small(page), &ProxyConfig::default(), &clock, shutdown).await;
+}
+
+/// What is done before the process ends, for whoever asks; completes when it is done. `Err` says what was not.
+pub type PreStop = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Serves `GET /prestop`, as the containers beside a ModelMesh ask for it before they end: answered when `hook` is done. Pages that
+/// a browser shows are refused: they could ask as well.
+pub async fn serve_prestop(listener: Listener, hook: PreStop, clock: Clock, shutdown: CancellationToken) {
+    connections::serve(listener, Hook(hook), &ProxyConfig::default(), &clock, shutdown).await;
+}
+
+#[derive(Clone)]
+struct Hook(PreStop);
+
+impl Handler for Hook {
+    type Body = Outgoing;
+    async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
+        let is_page = request.headers().contains_key(header::ORIGIN) || request.headers().contains_key("sec-fetch-site");
+        let (status, text) = match (request.method() == Method::GET, request.uri().path()) {
+            (_, path) if path != "/prestop" => (StatusCode::NOT_FOUND, "no such path\n".to_owned()),
+            (false, _) => (StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".to_owned()),
+            (true, _) if is_page => (StatusCode::FORBIDDEN, "not for pages\n".to_owned()),
+            (true, _) => match (self.0)().await {
+                Ok(()) => (StatusCode::OK, "drained\n".to_owned()),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
+        };
+        let mut response = Response::new(Outgoing::text(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        Ok(response)
+    }
 }
 
 /// Status, content type and text of a path; `None` for paths that there are not.
@@ -113,6 +146,48 @@ mod tests {
         assert!(get(addr, "GET /").await.starts_with("HTTP/1.1 404"));
         let wrong = get(addr, "POST /metrics").await;
         assert!(wrong.starts_with("HTTP/1.1 405") && wrong.contains("allow: GET, HEAD"), "{wrong}");
+        shutdown.cancel();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_hook_before_the_end_is_answered_when_it_is_done_and_not_for_pages() {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (addr, shutdown, asked) = (listener.local_addr().unwrap(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let (done, count) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::clone(&asked));
+        let hook: PreStop = {
+            let done = Arc::clone(&done);
+            Arc::new(move || {
+                let (done, nth) = (Arc::clone(&done), count.fetch_add(1, Ordering::Relaxed));
+                Box::pin(async move {
+                    let _ = done.acquire().await;
+                    if nth == 0 { Ok(()) } else { Err("a request was still open".to_owned()) }
+                })
+            })
+        };
+        let server = tokio::spawn(serve_prestop(listener, hook, Clock::system(), shutdown.clone()));
+        for (line, status) in [
+            ("GET /ready", 404),
+            ("POST /prestop", 405),
+            ("HEAD /prestop", 405),
+            ("GET /prestop HTTP/1.1\r\norigin: http://elsewhere\r\nx: y", 403),
+            ("GET /prestop HTTP/1.1\r\nsec-fetch-site: none\r\nx: y", 403),
+        ] {
+            let answer = get(addr, line).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
+        let first = tokio::spawn(get(addr, "GET /prestop"));
+        while asked.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!first.is_finished());
+        done.add_permits(2);
+        let answer = first.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("drained\n"), "{answer}");
+        let answer = get(addr, "GET /prestop").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("a request was still open\n"), "{answer}");
         shutdown.cancel();
         server.await.unwrap();
     }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use berth_adapters::{Index, RuntimeDown, UnloadError};
+use berth_adapters::{Index, IndexEntry, RuntimeDown, UnloadError};
 use berth_plan::{Event, Phase};
 use berth_telemetry::Histogram;
 use berth_types::{ModelId, Reason, Retry, Step};
@@ -152,7 +152,10 @@ impl Owner {
             entry.leaving.told = None;
             return self.work.clear_layout(proof, entry.life, self.config.unload_timeout);
         }
-        let overdue = entry.leaving.until.is_none_or(|until| now >= until);
+        // A runtime that has taken the order may have much to do before.
+        let taken = entry.leaving.refused.is_none() && index.and_then(|index| index.get(model)) == Some(IndexEntry::Unloading);
+        let grace = self.work.runtime.unloads_within().filter(|_| taken).unwrap_or_default();
+        let overdue = entry.leaving.until.is_none_or(|until| now >= until + grace);
         match entry.phase {
             Phase::Unloading if overdue && entry.leaving.tries < self.config.unload_tries => self.tell_to_unload(model),
             Phase::Unloading if overdue => self.step(model, Event::Broke),

@@ -19,6 +19,8 @@ const START: Duration = Duration::from_secs(60);
 
 /// The flags that say where to listen.
 const LISTENERS: [&str; 5] = ["--grpc", "--rest", "--api", "--metrics", "--probes"];
+/// That of the hook before the end, which only agents have by themselves.
+const PRESTOP: &str = "--prestop";
 
 /// How `berth serve` is to be started: every listener on a free port of the loopback address.
 pub struct Serve {
@@ -49,7 +51,13 @@ impl Serve {
     #[must_use]
     pub fn beside(mut self, runtime: &str, endpoint: &str, repository: &Path) -> Self {
         self.words = &["agent", "--standalone"];
-        self.flag("--runtime", runtime).flag("--runtime-endpoint", endpoint).flag("--repository", repository)
+        self.flag("--runtime", runtime).flag("--runtime-endpoint", endpoint).flag("--repository", repository).prestop()
+    }
+
+    /// With a listener for the hook before the end.
+    #[must_use]
+    pub fn prestop(self) -> Self {
+        self.flag(PRESTOP, format!("127.0.0.1:{}", free_port()))
     }
 
     /// Sets a flag to a value; the last value of a flag counts.
@@ -82,9 +90,9 @@ impl Serve {
         for (flag, value) in &self.flags {
             self.command.arg(flag).arg(value);
         }
-        let [grpc, rest, api, metrics, probes] =
-            LISTENERS.map(|listener| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default());
-        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes })
+        let given = |listener| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
+        let ([grpc, rest, api, metrics, probes], prestop) = (LISTENERS.map(given), given(PRESTOP));
+        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes, prestop })
     }
 
     /// Starts it and waits until it says that it is ready.
@@ -106,6 +114,7 @@ pub struct Berth {
     api: String,
     metrics: String,
     probes: String,
+    prestop: String,
 }
 
 impl Berth {
@@ -152,6 +161,12 @@ impl Berth {
     #[must_use]
     pub fn probes(&self, path: &str) -> String {
         format!("http://{}{path}", self.probes)
+    }
+
+    /// A URL of the listener for the hook before the end.
+    #[must_use]
+    pub fn prestop(&self, path: &str) -> String {
+        format!("http://{}{path}", self.prestop)
     }
 
     /// Sends the body of a REST inference request to `model`.

@@ -60,6 +60,9 @@ type server struct {
 	about        []byte
 	predicts     bool
 	statusPauses time.Duration
+	// What it does wrong.
+	lies, keeps   bool
+	unknownUnload codes.Code
 }
 
 // A line about a call.
@@ -183,7 +186,9 @@ func (s *server) load(ctx context.Context, message []byte) ([]byte, error) {
 	}
 	s.Lock()
 	defer s.Unlock()
-	s.models[id] = made
+	if !s.lies {
+		s.models[id] = made
+	}
 	return join(number(1, made.Size), number(2, made.MaxConcurrency)), nil
 }
 
@@ -197,7 +202,12 @@ func (s *server) unload(message []byte) ([]byte, error) {
 		s.models[id] = found
 		return nil, status.Error(codes.Internal, "this model does not want to go")
 	}
-	delete(s.models, id)
+	if !ok && s.unknownUnload != codes.OK {
+		return nil, status.Errorf(s.unknownUnload, "what is %s?", id)
+	}
+	if !s.keeps {
+		delete(s.models, id)
+	}
 	return nil, nil
 }
 
@@ -364,6 +374,9 @@ func main() {
 	pause := flag.Duration("status-takes", 0, "how long the status takes")
 	predicts := flag.Bool("predicts", false, "has predictModelSize: three times the bytes on disk")
 	limits := flag.Bool("limits", false, "limitModelConcurrency")
+	lies := flag.Bool("lies", false, "answers loads without loading")
+	keeps := flag.Bool("keeps", false, "answers unloads without unloading")
+	unknownUnload := flag.Uint("unknown-unload", 0, "the code for unloads of what is not there")
 	allowed := flag.String("methods", "", "full names of methods with commas between, each with its id in field 1; all where empty")
 	flag.Parse()
 	about := join(number(2, *capacity), number(3, *concurrency), number(4, *timeout), number(5, *usual), bytes(6, []byte("test-1")))
@@ -385,7 +398,8 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	s := &server{models: map[string]model{}, starting: *starting, about: about, predicts: *predicts, statusPauses: *pause}
+	s := &server{models: map[string]model{}, starting: *starting, about: about, predicts: *predicts, statusPauses: *pause,
+		lies: *lies, keeps: *keeps, unknownUnload: codes.Code(*unknownUnload)}
 	grpcServer := grpc.NewServer(grpc.ForceServerCodecV2(wire.Raw{}), grpc.UnknownServiceHandler(s.handle))
 	fmt.Printf("listening on %s\n", listener.Addr())
 	log.Fatal(grpcServer.Serve(listener))

@@ -100,6 +100,32 @@ async fn a_model_that_is_there_does_not_wait_for_a_slower_one_of_the_same_reload
     slow.await.expect("no panic").expect("it loads");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_order_to_unload_is_taken_while_a_slow_model_loads_and_carried_out_after_it() {
+    let office = Office::open();
+    for name in ["held", "kept", "again"] {
+        office.load(name).await.expect("it loads");
+    }
+    office.server.shut();
+    let slow = office.begin("a-slow").await;
+    office.server.at_the_door().await;
+    let began = office.clock.now();
+    for _time in 0..3 {
+        assert_eq!(office.desk.unload("held".to_owned()).await, Ok(()));
+    }
+    assert_eq!(office.desk.unload("again".to_owned()).await, Ok(()));
+    let again = office.begin("again").await;
+    assert_eq!((office.clock.now(), office.server.reloads().len()), (began, 4), "answered before the server was told");
+    assert!(office.desk.is_leaving("held") && office.desk.is_leaving("again") && !office.desk.is_leaving("kept"));
+    assert!(!slow.is_finished() && !again.is_finished());
+    office.server.let_in();
+    slow.await.expect("no panic").expect("it loads");
+    again.await.expect("no panic").expect("a load after an unload is a load");
+    assert_eq!(office.server.available(), ["a-slow", "again", "kept"]);
+    assert!(!office.desk.is_leaving("held") && !office.desk.is_leaving("again"));
+    assert_eq!(office.server.reloads().len(), 6, "one for both unloads, one for the load");
+}
+
 /// Upstream's adapter dies when an unload meets a load that is still waiting.
 #[tokio::test(start_paused = true)]
 async fn an_unload_that_meets_a_waiting_load_ends_it_and_nothing_else() {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::age::age;
 use super::downloads::Downloads;
+use super::drifts::{Drift, Drifts};
 use super::output::plain;
 use super::resource::{self, Model, Standing, text};
 
@@ -15,7 +16,7 @@ use super::resource::{self, Model, Standing, text};
 const NONE: &str = "<none>";
 
 /// The text about `resource` at `now`.
-pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, now: UnixMillis) -> String {
+pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, drifts: &Drifts, now: UnixMillis) -> String {
     let mut page = Page::default();
     page.field("Name", resource::name(resource));
     if kind.namespaced() {
@@ -26,13 +27,13 @@ pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, now:
     page.pairs("Annotations", &resource["metadata"]["annotations"]);
     page.time("Created", text(resource, &["metadata", "creationTimestamp"]), now);
     match kind {
-        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, downloads, now),
+        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, (downloads, drifts), now),
         Kind::ServingRuntime | Kind::ClusterServingRuntime => runtime(&mut page, &resource["spec"]),
     }
     page.text
 }
 
-fn model(page: &mut Page, kind: Kind, resource: &Value, downloads: &Downloads, now: UnixMillis) {
+fn model(page: &mut Page, kind: Kind, resource: &Value, (downloads, drifts): (&Downloads, &Drifts), now: UnixMillis) {
     if !resource::is_managed(kind, resource) {
         page.field(
             "Managed",
@@ -77,6 +78,10 @@ fn model(page: &mut Page, kind: Kind, resource: &Value, downloads: &Downloads, n
     if !lines.is_empty() {
         page.lines("Conditions", &["TYPE", "STATUS", "SINCE", "WHY"], &lines);
     }
+    let drifts = drifts.of(kind, resource);
+    if !drifts.is_empty() {
+        page.section("Content drift", |page| drifts.iter().for_each(|drift| drifted(page, drift, now)));
+    }
     let Some(failure) = standing.failure else { return page.field("Last failure", NONE) };
     page.section("Last failure", |page| {
         let model = text(failure, &["modelId"]).or_else(|| text(failure, &["modelRevisionName"]));
@@ -90,6 +95,14 @@ fn model(page: &mut Page, kind: Kind, resource: &Value, downloads: &Downloads, n
         }
         page.field("Message", text(failure, &["message"]).unwrap_or(NONE));
     });
+}
+
+/// A pod that serves other bytes than the first good ones.
+fn drifted(page: &mut Page, drift: &Drift, now: UnixMillis) {
+    page.field("Pod", &drift.pod);
+    page.field("Model", &drift.model);
+    page.time("Since", drift.since.as_deref(), now);
+    page.field("Message", &drift.summary);
 }
 
 fn runtime(page: &mut Page, spec: &Value) {
@@ -190,7 +203,7 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_795_333_424_000);
 
     fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String {
-        super::describe(kind, resource, &Downloads::default(), now)
+        super::describe(kind, resource, &Downloads::default(), &Drifts::default(), now)
     }
 
     #[test]
@@ -232,10 +245,26 @@ Last failure:   <none>
         let mut service = recorded::loaded("iris");
         service["status"]["modelStatus"]["states"]["targetModelState"] = "Loading".into();
         let item = json!({ "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "summary": "45% (1.2 of 2.6 GiB)" });
-        let text = super::describe(Kind::InferenceService, &service, &Downloads::read(&json!({ "items": [item] })), NOW);
+        let text = super::describe(Kind::InferenceService, &service, &Downloads::read(&json!({ "items": [item] })), &Drifts::default(), NOW);
         let status =
             "\n  Target:       Loading\n  Transition:   UpToDate\n  Download:     45% (1.2 of 2.6 GiB), iris__isvc-2\n  Ready:        True\n";
         assert!(text.contains(status), "{text}");
+    }
+
+    #[test]
+    fn content_drift_is_told_with_the_pods_that_serve_other_bytes() {
+        let item = |kind: &str, pod: &str| json!({ "model": "iris__isvc-2", "kind": kind, "name": "iris", "pod": pod, "since": "2026-11-22T07:43:14Z", "summary": "serves b" });
+        let drifts = Drifts::read(&json!({ "items": [item("InferenceService", "p2"), item("Predictor", "p3"), { "pod": "strange" }] }));
+        let text = super::describe(Kind::InferenceService, &recorded::loaded("iris"), &Downloads::default(), &drifts, NOW);
+        let drift = "
+Content drift:
+  Pod:          p2
+  Model:        iris__isvc-2
+  Since:        2026-11-22T07:43:14Z (30s ago)
+  Message:      serves b
+Last failure:   <none>
+";
+        assert!(text.ends_with(drift), "{text}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::args::{self, Format};
 use super::client::{Client, Scope};
 use super::describe::describe;
 use super::downloads::{self, Downloads, Following};
+use super::drifts::{self, Drifts};
 use super::fault::Fault;
 use super::kinds::{MODELS, Named, Selection, full_name, selection};
 use super::output::{self, Out, note};
@@ -94,7 +95,9 @@ pub(crate) async fn describe_all(client: &Client, args: &args::Describe, out: &m
         Selection::Named(named) => by_name(client, named, namespace).await?,
     };
     let (now, downloads) = (client.clock().wall(), downloads_of(client, &groups).await);
-    let page = |kind, resource| describe(kind, resource, &downloads, now);
+    let models = groups.iter().any(|group| !group.resources.is_empty() && MODELS.contains(&group.kind));
+    let drifts = if models { drifts::now(client).await } else { Drifts::default() };
+    let page = |kind, resource| describe(kind, resource, &downloads, &drifts, now);
     let pages: Vec<String> = groups.iter().flat_map(|group| group.resources.iter().map(|resource| page(group.kind, resource))).collect();
     if pages.is_empty() && faults.is_empty() {
         note(&nothing(&asked, Some(namespace)));

@@ -11,12 +11,13 @@ mod args;
 mod client;
 mod describe;
 mod downloads;
+mod drifts;
 mod fault;
 mod get;
 mod infer;
 mod kinds;
 mod manifest;
-mod output;
+pub(crate) mod output;
 mod resource;
 mod table;
 #[cfg(test)]

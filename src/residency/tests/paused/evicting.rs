@@ -194,6 +194,21 @@ async fn an_unload_that_is_never_confirmed_stays_charged_and_is_shown_until_it_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unload_that_the_runtime_is_at_has_the_time_that_it_asks_for() {
+    for (asks_for, once) in [(None, false), (Some(secs(100)), true)] {
+        let pod = Pod::with_memory(kib(4));
+        if let Some(asked) = asks_for {
+            pod.runtime.says_that_unloads_take(asked);
+        }
+        pod.runtime.script("a", Script::default().confirming(Confirm::After(secs(90))));
+        pod.use_once("a").await;
+        assert!(pod.ensure("b", secs(120)).await.is_ok(), "{asks_for:?}");
+        let unloads = pod.runtime.unloads();
+        assert_eq!(unloads.len() == 1, once, "{asks_for:?}: {unloads:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unload_that_is_refused_is_asked_for_again() {
     let pod = Pod::with_memory(kib(4));
     pod.runtime.script("a", Script::default().refusing_unloads(2));
