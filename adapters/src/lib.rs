@@ -33,8 +33,8 @@ pub use onnx::{OnnxConfig, OnnxRuntime, OnnxStartError};
 pub use ovms::{OvmsConfig, OvmsServer};
 pub use repository::{Dialect, RepositoryConfig, RepositoryServer};
 pub use runtime::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, UnloadError,
-    Unloaded,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, Seat,
+    UnloadError, Unloaded,
 };
 pub use start::StartError;
 pub use torchserve::{TorchServe, TorchServeConfig};

@@ -8,6 +8,7 @@ mod answers;
 mod beside;
 mod cli;
 mod crash;
+mod devices;
 mod downloads;
 mod eviction;
 mod fixture;

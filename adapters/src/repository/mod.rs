@@ -33,10 +33,11 @@ use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError,
-    UnloadError, beat,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, Seat,
+    StartError, UnloadError, beat,
 };
 pub use dialect::Dialect;
+use dialect::Made;
 
 /// How such a server is used.
 #[derive(Clone, Debug)]
@@ -73,8 +74,8 @@ struct Inner {
     rpc: Rpc,
     clock: Clock,
     loads: Arc<Loads>,
-    /// What models consist of beside themselves, by the server's names: the parts of ensembles.
-    parts: Mutex<HashMap<ModelId, Vec<String>>>,
+    /// What layouts are to be loaded with, where there is anything.
+    made: Mutex<HashMap<ModelId, Made>>,
     health: watch::Receiver<Health>,
     _beating: AbortOnDropHandle<()>,
 }
@@ -116,7 +117,7 @@ impl RepositoryServer {
             }
         };
         let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, told)));
-        let inner = Inner { info, config, rpc, clock, loads, parts: Mutex::default(), health, _beating: beating };
+        let inner = Inner { info, config, rpc, clock, loads, made: Mutex::default(), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -218,15 +219,30 @@ impl Inner {
     /// nobody's dependents.
     async fn unload_all_of(self: Arc<Self>, model: ModelId) -> Result<(), UnloadError> {
         let told = self.unload(model.as_str()).await;
-        let parts = self.parts.lock().get(&model).cloned().unwrap_or_default();
-        for part in parts {
+        let made = self.made.lock().get(&model).cloned().unwrap_or_default();
+        for part in made.parts {
             self.unload(&part).await?;
         }
         told
     }
 
+    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts, gpu: Option<u16>) -> Result<LaidOut, LoadError> {
+        let (dialect, root) = (self.config.dialect, self.config.repository.clone());
+        let (model, artifacts) = (model.clone(), artifacts.clone());
+        let id = model.id.clone();
+        let made = tokio::task::spawn_blocking(move || dialect.lay_out(&root, &model, &artifacts, gpu)).await;
+        let (laid_out, made) = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
+        if made == Made::default() {
+            self.made.lock().remove(&id);
+        } else {
+            self.made.lock().insert(id, made);
+        }
+        Ok(laid_out)
+    }
+
     async fn load(self: Arc<Self>, model: ModelId) -> Result<Loaded, LoadError> {
-        let request = LoadRequest { model_name: model.to_string(), ..LoadRequest::default() };
+        let made = self.made.lock().get(&model).cloned().unwrap_or_default();
+        let request = LoadRequest { model_name: model.to_string(), parameters: self.config.dialect.load_parameters(&made), ..LoadRequest::default() };
         // Longer than anybody waits: an answer that comes late is still one. What has none by then is the index's to tell.
         let deadline = self.clock.deadline_in(self.config.load_timeout.saturating_mul(2));
         let answer = self.rpc.call::<LoadResponse>(self.config.dialect.load(), &request, deadline).await;
@@ -263,16 +279,17 @@ impl Runtime for RepositoryServer {
         Some(Footprint::host(artifacts.size.percent(self.inner.config.size_percent)))
     }
 
+    async fn seat(&self, model: &Registration, artifacts: &Artifacts) -> Seat {
+        let (dialect, model, artifacts) = (self.inner.config.dialect, model.clone(), artifacts.clone());
+        tokio::task::spawn_blocking(move || dialect.seat(&model, &artifacts)).await.unwrap_or_default()
+    }
+
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
-        let (dialect, root) = (self.inner.config.dialect, self.inner.config.repository.clone());
-        let (model, artifacts) = (model.clone(), artifacts.clone());
-        let id = model.id.clone();
-        let made = tokio::task::spawn_blocking(move || dialect.lay_out(&root, &model, &artifacts)).await;
-        let (laid_out, parts) = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
-        if !parts.is_empty() {
-            self.inner.parts.lock().insert(id, parts);
-        }
-        Ok(laid_out)
+        self.inner.lay_out(model, artifacts, None).await
+    }
+
+    async fn lay_out_on(&self, gpu: u16, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        self.inner.lay_out(model, artifacts, Some(gpu)).await
     }
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
@@ -299,7 +316,7 @@ impl Runtime for RepositoryServer {
     }
 
     async fn clear_layout(&self, model: &ModelId) {
-        self.inner.parts.lock().remove(model);
+        self.inner.made.lock().remove(model);
         let (dialect, root, model) = (self.inner.config.dialect, self.inner.config.repository.clone(), model.clone());
         let cleared = tokio::task::spawn_blocking(move || dialect.clear(&root, &model)).await;
         if let Ok(Err(fault)) = cleared {

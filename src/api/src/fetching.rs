@@ -109,14 +109,18 @@ impl fmt::Display for Download {
     }
 }
 
+/// The resource whose version this is, by its kind and name; `None` for ids of another form.
+pub(crate) fn resource_of(model: &ModelId) -> Option<(Kind, &str)> {
+    let (name, version) = model.as_str().rsplit_once("__")?;
+    let (owner, _hash) = version.split_once('-')?;
+    let is = |one: Owner| one.to_string() == owner;
+    let kind = if is(Owner::Isvc) { Kind::InferenceService } else { Kind::Predictor };
+    (is(Owner::Isvc) || is(Owner::Ksp)).then_some((kind, name))
+}
+
 impl Download {
-    /// The resource whose version this is, by its kind and name; `None` for ids of another form.
     fn resource(&self) -> Option<(Kind, &str)> {
-        let (name, version) = self.model.as_str().rsplit_once("__")?;
-        let (owner, _hash) = version.split_once('-')?;
-        let is = |one: Owner| one.to_string() == owner;
-        let kind = if is(Owner::Isvc) { Kind::InferenceService } else { Kind::Predictor };
-        (is(Owner::Isvc) || is(Owner::Ksp)).then_some((kind, name))
+        resource_of(&self.model)
     }
 
     fn document(&self) -> Value {

@@ -2,7 +2,7 @@
 //! move to a cluster unchanged.
 //!
 //! ```text
-//! let api = Api::new(Deps { store, views, clock, faults, downloads, access, limits }, address, shutdown)?;
+//! let api = Api::new(Deps { store, views, clock, faults, downloads, memory, access, limits }, address, shutdown)?;
 //! serve_http(listener, move |request| { let api = api.clone(); async move { Ok(api.answer(request).await) } }, ...).await
 //! ```
 //!
@@ -20,6 +20,7 @@
 //! | `/berth/v1/faults` | what is wrong with the files of the watched folder |
 //! | `/berth/v1/view` | number and size of the view that requests are routed by |
 //! | `/berth/v1/downloads` | what is being fetched, how far and how fast; with `watch=true` a line whenever that changes |
+//! | `/berth/v1/memory` | what memory there is, what models are charged with and where those numbers are from |
 //!
 //! Lists take `labelSelector`, `fieldSelector` (name, namespace), `limit` and `continue`; with `watch=true` they become one
 //! line of JSON per change from `resourceVersion` on, no intermediate state left out, `410 Gone` when that is too long ago.
@@ -54,6 +55,7 @@ mod failure;
 mod fetching;
 mod host;
 mod json_patch;
+mod memory;
 mod options;
 mod patch;
 mod print;
@@ -67,6 +69,7 @@ mod write;
 pub use access::{Access, InvalidToken, Token, Unprotected};
 pub use age::short_duration;
 pub use fetching::{Download, DownloadStage, Downloads};
+pub use memory::{Books, CopyUse, Memory, PoolUse};
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -120,6 +123,8 @@ pub struct Deps {
     pub faults: Option<Faults>,
     /// What is being fetched, where anything is fetched.
     pub downloads: Option<Arc<dyn Downloads>>,
+    /// Who has which memory, where somebody knows.
+    pub memory: Option<Arc<dyn Books>>,
     /// Who may use it.
     pub access: Access,
     /// How much of it may be used at a time.
@@ -242,10 +247,12 @@ impl App {
         if !allowed.split(", ").any(|method| method == request.method().as_str()) {
             return Err(Failure::method_not_allowed(allowed, why_not(request.method(), &target, allowed)));
         }
-        if reads { self.read(request.uri(), request.headers(), target) } else { self.write(request, target).await }
+        let memory = if matches!(target, Target::Memory) { memory::document(self.deps.memory.as_deref()).await } else { Value::Null };
+        if reads { self.read(request.uri(), request.headers(), target, memory) } else { self.write(request, target).await }
     }
 
-    fn read(&self, uri: &Uri, headers: &HeaderMap, target: Target) -> Result<Response, Failure> {
+    /// `memory`: the document of that target, which takes a while to come.
+    fn read(&self, uri: &Uri, headers: &HeaderMap, target: Target, memory: Value) -> Result<Response, Failure> {
         let document = match target {
             Target::Health => {
                 let mut response = Response::new(Body::from("ok"));
@@ -262,6 +269,7 @@ impl App {
             Target::OpenApiOf(version) => discovery::open_api_of(version),
             Target::Faults => self.faults(),
             Target::View => self.view(),
+            Target::Memory => memory,
             Target::Downloads => {
                 let query = Query::read(&parameters(uri)?).map_err(Failure::bad_request)?;
                 if query.watch {
@@ -435,6 +443,7 @@ fn why_not(method: &Method, target: &Target, allowed: &str) -> String {
         | Target::OpenApiOf(_)
         | Target::Faults
         | Target::View
+        | Target::Memory
         | Target::Downloads => format!("{method} is not possible here: use one of {allowed}"),
     }
 }
@@ -474,7 +483,7 @@ mod tests {
     fn app(limits: Limits) -> App {
         let clock = Clock::system();
         let store = Arc::new(MemoryStore::new(clock.clone()));
-        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, downloads: None, access: Access::Loopback, limits };
+        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, downloads: None, memory: None, access: Access::Loopback, limits };
         let addr = SocketAddr::from(([127, 0, 0, 1], 1));
         let Api(app) = Api::new(deps, addr, CancellationToken::new()).expect("a loopback address");
         Arc::into_inner(app).expect("the only one")

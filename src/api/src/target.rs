@@ -31,6 +31,8 @@ pub(crate) enum Target {
     Faults,
     /// The number and size of the present view.
     View,
+    /// Who has which memory.
+    Memory,
     /// What is being fetched.
     Downloads,
 }
@@ -54,6 +56,7 @@ impl Target {
             | Target::OpenApiOf(_)
             | Target::Faults
             | Target::View
+            | Target::Memory
             | Target::Downloads => "GET, HEAD",
         }
     }
@@ -77,6 +80,7 @@ pub(crate) fn target(path: &str) -> Option<Target> {
         }
         ["berth", "v1", "faults"] => Some(Target::Faults),
         ["berth", "v1", "view"] => Some(Target::View),
+        ["berth", "v1", "memory"] => Some(Target::Memory),
         ["berth", "v1", "downloads"] => Some(Target::Downloads),
         ["apis", group, rest @ ..] if *group == Kind::GROUP => in_group(rest),
         _ => None,

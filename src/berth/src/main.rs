@@ -3,6 +3,7 @@
 //! other commands talk to a running server.
 
 mod beside;
+mod books;
 mod cli;
 mod config;
 mod contract;

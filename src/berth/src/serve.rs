@@ -22,6 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::books::Kept;
 use crate::config::{Config, ConfigFaults};
 use crate::engine::{Engine, Memory};
 use crate::fetching::Fetching;
@@ -296,8 +297,16 @@ async fn start(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeEr
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
     }
     let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
-    let api =
-        berth_api::Deps { store, views: views.clone(), clock: clock.clone(), faults: Some(faults), downloads, access, limits: Limits::default() };
+    let api = berth_api::Deps {
+        store,
+        views: views.clone(),
+        clock: clock.clone(),
+        faults: Some(faults),
+        downloads,
+        memory: Some(Arc::new(Kept(residency.clone()))),
+        access,
+        limits: Limits::default(),
+    };
     let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
     spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
     // From here on it is the resources that are waited for.

@@ -67,6 +67,7 @@ fn an_open_socket_without_a_token_is_not_served() {
         clock: Clock::system(),
         faults: None,
         downloads: None,
+        memory: None,
         access: Access::Loopback,
         limits: Limits::default(),
     };

@@ -45,7 +45,16 @@ impl Server {
         let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (shutdown, clock) = (CancellationToken::new(), Clock::system());
-        let deps = Deps { store: Arc::clone(&store), views: Views::in_epoch(4), clock: clock.clone(), faults, downloads: None, access, limits };
+        let deps = Deps {
+            store: Arc::clone(&store),
+            views: Views::in_epoch(4),
+            clock: clock.clone(),
+            faults,
+            downloads: None,
+            memory: None,
+            access,
+            limits,
+        };
         let api = Api::new(deps, addr, shutdown.clone()).unwrap();
         let answer = move |request| {
             let api = api.clone();

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::age::age;
 use super::downloads::Downloads;
+use super::memory::Footprints;
 use super::output::plain;
 use super::resource::{self, Model, Standing, text};
 
@@ -15,7 +16,7 @@ use super::resource::{self, Model, Standing, text};
 const NONE: &str = "<none>";
 
 /// The text about `resource` at `now`.
-pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, now: UnixMillis) -> String {
+pub(crate) fn describe(kind: Kind, resource: &Value, (downloads, memory): (&Downloads, &Footprints), now: UnixMillis) -> String {
     let mut page = Page::default();
     page.field("Name", resource::name(resource));
     if kind.namespaced() {
@@ -26,13 +27,13 @@ pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, now:
     page.pairs("Annotations", &resource["metadata"]["annotations"]);
     page.time("Created", text(resource, &["metadata", "creationTimestamp"]), now);
     match kind {
-        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, downloads, now),
+        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, (downloads, memory), now),
         Kind::ServingRuntime | Kind::ClusterServingRuntime => runtime(&mut page, &resource["spec"]),
     }
     page.text
 }
 
-fn model(page: &mut Page, kind: Kind, resource: &Value, downloads: &Downloads, now: UnixMillis) {
+fn model(page: &mut Page, kind: Kind, resource: &Value, (downloads, memory): (&Downloads, &Footprints), now: UnixMillis) {
     if !resource::is_managed(kind, resource) {
         page.field(
             "Managed",
@@ -62,6 +63,9 @@ fn model(page: &mut Page, kind: Kind, resource: &Value, downloads: &Downloads, n
         }
         page.field(if kind == Kind::Predictor { "Available" } else { "Ready" }, standing.ready);
         page.field("Copies", &format!("{} loaded, {} failed", standing.copies, standing.failed));
+        for held in memory.of(kind, resource) {
+            page.field("Memory", held);
+        }
         page.field("gRPC", standing.grpc.unwrap_or(NONE));
         page.field("REST", standing.rest.unwrap_or(NONE));
     });
@@ -190,7 +194,7 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_795_333_424_000);
 
     fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String {
-        super::describe(kind, resource, &Downloads::default(), now)
+        super::describe(kind, resource, (&Downloads::default(), &Footprints::default()), now)
     }
 
     #[test]
@@ -232,10 +236,18 @@ Last failure:   <none>
         let mut service = recorded::loaded("iris");
         service["status"]["modelStatus"]["states"]["targetModelState"] = "Loading".into();
         let item = json!({ "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "summary": "45% (1.2 of 2.6 GiB)" });
-        let text = super::describe(Kind::InferenceService, &service, &Downloads::read(&json!({ "items": [item] })), NOW);
+        let text = super::describe(Kind::InferenceService, &service, (&Downloads::read(&json!({ "items": [item] })), &Footprints::default()), NOW);
         let status =
             "\n  Target:       Loading\n  Transition:   UpToDate\n  Download:     45% (1.2 of 2.6 GiB), iris__isvc-2\n  Ready:        True\n";
         assert!(text.contains(status), "{text}");
+    }
+
+    #[test]
+    fn what_a_model_takes_is_told_with_its_memory_and_where_the_number_is_from() {
+        let item = json!({ "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "summary": "3 GiB gpu:0 (measured)" });
+        let memory = Footprints::read(&json!({ "items": [item] }));
+        let text = super::describe(Kind::InferenceService, &recorded::loaded("iris"), (&Downloads::default(), &memory), NOW);
+        assert!(text.contains("\n  Copies:       1 loaded, 0 failed\n  Memory:       3 GiB gpu:0 (measured), iris__isvc-2\n"), "{text}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::describe::describe;
 use super::downloads::{self, Downloads, Following};
 use super::fault::Fault;
 use super::kinds::{MODELS, Named, Selection, full_name, selection};
+use super::memory;
 use super::output::{self, Out, note};
 use super::resource;
 use super::table::{Look, Table};
@@ -94,7 +95,9 @@ pub(crate) async fn describe_all(client: &Client, args: &args::Describe, out: &m
         Selection::Named(named) => by_name(client, named, namespace).await?,
     };
     let (now, downloads) = (client.clock().wall(), downloads_of(client, &groups).await);
-    let page = |kind, resource| describe(kind, resource, &downloads, now);
+    let models = groups.iter().any(|group| MODELS.contains(&group.kind) && !group.resources.is_empty());
+    let memory = if models { memory::now(client).await } else { memory::Footprints::default() };
+    let page = |kind, resource| describe(kind, resource, (&downloads, &memory), now);
     let pages: Vec<String> = groups.iter().flat_map(|group| group.resources.iter().map(|resource| page(group.kind, resource))).collect();
     if pages.is_empty() && faults.is_empty() {
         note(&nothing(&asked, Some(namespace)));
