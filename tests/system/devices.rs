@@ -7,11 +7,12 @@ use anyhow::{Context, Result, ensure};
 use berth_adapters::conformance::registration;
 use berth_adapters::{Artifacts, Dialect, LoadFault, Runtime as _, Seat};
 use berth_testkit::http::get;
-use berth_testkit::{Triton, TritonModels};
+use berth_testkit::{Found, Triton, TritonModels, eventually};
 use berth_types::ByteSize;
 use serde_json::json;
 
 use crate::beside::{LOADS, adapter};
+use crate::cli::on;
 use crate::fixture::{Fixture, service};
 
 /// A model for the Python backend whose configuration says this of its instances.
@@ -46,10 +47,31 @@ async fn triton_takes_the_configuration_that_comes_with_the_load() -> Result<()>
     let laid_out = runtime.lay_out_on(1, &free, &files).await?;
     let refused = runtime.load(&free, &laid_out).await.err().context("there is no such GPU here")?;
     println!("{refused}");
-    ensure!(refused.message.contains("GPU") && refused.fault == LoadFault::BadModel, "{refused:?}");
-    // The same files where no GPU is chosen.
+    ensure!(refused.message.contains("no GPUs are available") && refused.fault == LoadFault::NotNow, "{refused:?}");
+    // That is no fault of the model: from now on it goes where there is something.
+    ensure!(runtime.seat(&free, &files).await == Seat::Given);
     let laid_out = runtime.lay_out(&free, &files).await?;
     runtime.load(&free, &laid_out).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn beside_a_triton_without_a_gpu_models_that_would_take_one_are_served_all_the_same() -> Result<()> {
+    let fixture = Fixture::empty()?;
+    fixture.storage("models", &json!({"type": "folder", "path": fixture.path("models")}))?;
+    model(&fixture, "free", "")?;
+    fixture.manifest("free.yaml", &service("free", "models", "free").replace("name: onnx", "name: python"))?;
+    let repository = fixture.path("repository");
+    fs::create_dir_all(&repository)?;
+    let triton = Triton::start(&fixture.parts, &repository).await?;
+    let berth = fixture.serve("256MiB").beside("triton", &triton.grpc(), &repository).flag("--gpu-memory", "0=1GiB").start().await?;
+    let body = json!({"inputs": [{"name": "IN", "datatype": "FP32", "shape": [1], "data": [1.5]}]}).to_string();
+    eventually("an answer", LOADS, || async {
+        let reply = berth.infer("free", body.clone().into_bytes()).await?;
+        Ok(if reply.status == 200 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
+    })
+    .await?;
+    ensure!(berth.standing("free").await?.reason.is_empty(), "it is not to blame");
     Ok(())
 }
 
@@ -67,5 +89,13 @@ async fn a_model_for_the_cpu_is_served_from_main_memory_beside_a_gpu() -> Result
     berth.stands("plain", LOADS, |standing| standing.active == "Loaded").await?;
     let leased = async |pool: &str| berth.metric(&format!("berth_memory_leased_bytes{{pool=\"{pool}\"}}")).await;
     ensure!(leased("host").await? > 0.0 && leased("gpu:0").await? == 0.0 && leased("gpu:1").await? == 0.0);
+    // As people see it.
+    let top = on(&fixture, &berth, "top").await?.good()?;
+    let line = |begins: &str| top.lines().find(|line| line.starts_with(begins)).map(str::to_owned).with_context(|| format!("no {begins} in\n{top}"));
+    ensure!(line("host ")?.contains("256 MiB") && line("gpu:1 ")?.contains("1 GiB      0 B"), "{top}");
+    ensure!(line("plain__isvc-")?.contains("Ready") && line("plain__isvc-")?.contains(" host   measured"), "{top}");
+    let page = on(&fixture, &berth, "describe isvc plain").await?.good()?;
+    let memory = page.lines().find(|line| line.starts_with("  Memory: ")).with_context(|| format!("no memory in\n{page}"))?;
+    ensure!(memory.contains(" host (measured), plain__isvc-"), "{memory}");
     Ok(())
 }

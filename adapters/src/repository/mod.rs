@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,6 +77,8 @@ struct Inner {
     loads: Arc<Loads>,
     /// What layouts are to be loaded with, where there is anything.
     made: Mutex<HashMap<ModelId, Made>>,
+    /// It has said that it has no GPU, whatever there is in this machine.
+    without_gpus: AtomicBool,
     health: watch::Receiver<Health>,
     _beating: AbortOnDropHandle<()>,
 }
@@ -117,7 +120,8 @@ impl RepositoryServer {
             }
         };
         let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, told)));
-        let inner = Inner { info, config, rpc, clock, loads, made: Mutex::default(), health, _beating: beating };
+        let inner =
+            Inner { info, config, rpc, clock, loads, made: Mutex::default(), without_gpus: AtomicBool::new(false), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -248,6 +252,12 @@ impl Inner {
         let answer = self.rpc.call::<LoadResponse>(self.config.dialect.load(), &request, deadline).await;
         match answer {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
+            Err(RpcError::Said { message, .. }) if made.config.is_some() && words::has_no_gpu(&message) => {
+                if !self.without_gpus.swap(true, Ordering::Relaxed) {
+                    warn!(error = %message, "the server has no GPU: from now on models go where their configurations put them");
+                }
+                Err(LoadError { fault: LoadFault::NotNow, message: format!("Triton has no GPU for it: {message}"), nothing_attempted: false })
+            }
             Err(why) => Err(self.load_error(&model, why)),
         }
     }
@@ -280,6 +290,9 @@ impl Runtime for RepositoryServer {
     }
 
     async fn seat(&self, model: &Registration, artifacts: &Artifacts) -> Seat {
+        if self.inner.without_gpus.load(Ordering::Relaxed) {
+            return Seat::Given;
+        }
         let (dialect, model, artifacts) = (self.inner.config.dialect, model.clone(), artifacts.clone());
         tokio::task::spawn_blocking(move || dialect.seat(&model, &artifacts)).await.unwrap_or_default()
     }

@@ -48,6 +48,11 @@ pub(crate) fn is_out_of_memory(message: &str) -> bool {
     WORDS.iter().any(|word| said.contains(word))
 }
 
+/// Whether Triton says that it has no GPU at all, as one that was built or started without.
+pub(super) fn has_no_gpu(message: &str) -> bool {
+    message.contains("KIND_GPU but no GPUs are available") || message.contains("KIND_GPU but server does not support GPUs")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +71,12 @@ mod tests {
         ] {
             assert_eq!(state(word), expected, "{word}");
         }
+    }
+
+    #[test]
+    fn a_server_without_a_gpu_is_told_from_one_that_lacks_the_one_that_was_named() {
+        assert!(has_no_gpu("load failed: instance group m_0 of model m has kind KIND_GPU but no GPUs are available"));
+        assert!(!has_no_gpu("instance group m_0 of model m specifies invalid or unsupported gpu id 3"));
     }
 
     #[test]
