@@ -50,17 +50,20 @@ impl Owner {
         let sums = self.ledger.sums();
         let memory = &self.memory();
         let pools = memory.budget.plus(&memory.charged);
-        let pools = pools.iter().map(|(pool, _)| PoolUse {
-            pool,
-            budget: memory.budget.get(pool),
-            charged: memory.charged.get(pool),
-            returning: memory.returning.get(pool),
-            unconfirmed: sums.unconfirmed.get(pool),
-            withheld: memory.withheld.get(pool),
-            base: self.truth.base().map(|base| base.get(pool)),
-            retained: self.truth.retained().get(pool),
-            real: self.truth.reading().and_then(|reading| reading.pools.get(&pool).copied()).unwrap_or_default(),
-            strained: self.truth.is_strained(pool),
+        let pools = pools.iter().map(|(pool, _)| {
+            let real = self.truth.reading().and_then(|reading| reading.pools.get(&pool).copied()).unwrap_or_default();
+            PoolUse {
+                pool,
+                budget: memory.budget.get(pool),
+                charged: memory.charged.get(pool),
+                returning: memory.returning.get(pool),
+                unconfirmed: sums.unconfirmed.get(pool),
+                withheld: memory.withheld.get(pool),
+                base: self.truth.base().filter(|_| real.held.is_some()).map(|base| base.get(pool)),
+                retained: self.truth.retained().get(pool),
+                real,
+                strained: self.truth.is_strained(pool),
+            }
         });
         let mut copies: Vec<_> = self
             .entries

@@ -110,10 +110,10 @@ mod tests {
                 { "pool": "gpu:0", "capacityBytes": 20 * gib, "leasedBytes": 3 * gib, "retainedBytes": 0, "withheldBytes": gib },
             ],
             "items": [
-                { "model": "small__isvc-1", "phase": "Ready", "bytes": { "host": gib }, "from": "declared", "summary": "1 GiB host (declared)" },
-                { "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "phase": "Draining", "bytes": { "gpu:0": 3 * gib },
+                { "model": "small__isvc-1", "phase": "ready", "bytes": { "host": gib }, "from": "declared", "summary": "1 GiB host (declared)" },
+                { "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "phase": "draining", "bytes": { "gpu:0": 3 * gib },
                   "from": "measured", "summary": "3 GiB gpu:0 (measured)" },
-                { "model": "coming__isvc-1", "phase": "Pulling" },
+                { "model": "coming__isvc-1", "phase": "pulling" },
             ],
         })
     }
@@ -126,9 +126,9 @@ host (nearly full)   8 GiB      1 GiB    2 GiB      512 MiB   0 B        0 B
 gpu:0                20 GiB     3 GiB    -          -         0 B        1 GiB
 
 MODEL            PHASE      MEMORY        FROM
-iris__isvc-2     Draining   3 GiB gpu:0   measured
-small__isvc-1    Ready      1 GiB host    declared
-coming__isvc-1   Pulling    -             -
+iris__isvc-2     draining   3 GiB gpu:0   measured
+small__isvc-1    ready      1 GiB host    declared
+coming__isvc-1   pulling    -             -
 ";
         assert_eq!(page(&document()), expected);
         assert!(page(&json!({})).starts_with("POOL"), "a server of another make");
