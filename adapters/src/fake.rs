@@ -15,7 +15,7 @@ use berth_proto::inference::model_metadata_response::TensorMetadata;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use berth_telemetry::Clock;
 use berth_telemetry::halt::{self, Point};
-use berth_types::{ByteSize, Deadline, Footprint, ModelId, Registration};
+use berth_types::{ByteSize, Deadline, Footprint, ModelId, Pool, Registration};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -23,7 +23,7 @@ use crate::changes::Changes;
 use crate::tensor;
 use crate::{
     Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, ParkError, Runtime, RuntimeDown, RuntimeInfo,
-    UnloadError,
+    Seat, UnloadError,
 };
 
 /// When an unload that was taken is confirmed by the index.
@@ -45,6 +45,7 @@ pub struct Script {
     measured: Option<Option<Footprint>>,
     /// What it takes where it does not say so.
     takes: Option<Footprint>,
+    seat: Seat,
     measured_after: Option<Duration>,
     load_failures: Vec<LoadFault>,
     max_concurrency: Option<NonZeroU32>,
@@ -72,6 +73,7 @@ impl Default for Script {
             hangs: false,
             measured: None,
             takes: None,
+            seat: Seat::Given,
             measured_after: None,
             load_failures: Vec::new(),
             max_concurrency: None,
@@ -131,6 +133,14 @@ impl Script {
     #[must_use]
     pub fn taking(mut self, bytes: ByteSize) -> Self {
         self.takes = Some(Footprint::host(bytes));
+        self.unmeasured()
+    }
+
+    /// A copy goes on a GPU that is chosen for it and takes these bytes there, and the runtime cannot measure it.
+    #[must_use]
+    pub fn taking_of_a_gpu(mut self, bytes: ByteSize) -> Self {
+        self.takes = Some(Footprint::of([(Pool::Gpu(0), bytes)]));
+        self.seat = Seat::OneGpu;
         self.unmeasured()
     }
 
@@ -222,6 +232,8 @@ struct State {
     scripts: HashMap<String, Script>,
     held: BTreeMap<ModelId, Held>,
     laid_out: BTreeMap<ModelId, ByteSize>,
+    /// Where each model was told to go last.
+    gpus: BTreeMap<ModelId, u16>,
     copies: u64,
     peak_loading: usize,
     peak_held: Footprint,
@@ -357,6 +369,12 @@ impl FakeRuntime {
     #[must_use]
     pub fn takes(&self) -> Footprint {
         self.0.state.lock().held.values().fold(Footprint::default(), |sum, held| sum.plus(&held.takes))
+    }
+
+    /// The GPU that each model was last told to go on, by name.
+    #[must_use]
+    pub fn gpus(&self) -> Vec<(String, u16)> {
+        self.0.state.lock().gpus.iter().map(|(model, gpu)| (model.as_str().to_owned(), *gpu)).collect()
     }
 
     /// What it holds now, also while its index is out.
@@ -540,6 +558,7 @@ impl Shared {
         let files = state.laid_out.get(model).copied().unwrap_or_default();
         let script = state.script(model).clone();
         let takes = script.measured.clone().flatten().or(script.takes.clone()).unwrap_or_else(|| Footprint::host(files));
+        let takes = state.gpus.get(model).map_or(takes.clone(), |gpu| takes.on_gpu(*gpu));
         state.copies += 1;
         let copy = state.copies;
         let (outcome, receiver) = watch::channel(None);
@@ -568,9 +587,21 @@ impl Runtime for FakeRuntime {
         self.0.state.lock().held.get(model).map(|held| held.takes.clone())
     }
 
+    async fn seat(&self, model: &Registration, _artifacts: &Artifacts) -> Seat {
+        self.0.state.lock().script(&model.id).seat
+    }
+
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
-        self.0.state.lock().laid_out.insert(model.id.clone(), artifacts.size);
+        let mut state = self.0.state.lock();
+        state.gpus.remove(&model.id);
+        state.laid_out.insert(model.id.clone(), artifacts.size);
         Ok(LaidOut { path: artifacts.model.clone() })
+    }
+
+    async fn lay_out_on(&self, gpu: u16, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        let laid_out = self.lay_out(model, artifacts).await;
+        self.0.state.lock().gpus.insert(model.id.clone(), gpu);
+        laid_out
     }
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {

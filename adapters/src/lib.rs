@@ -34,7 +34,7 @@ pub use ovms::{OvmsConfig, OvmsServer};
 pub use repository::{Dialect, RepositoryConfig, RepositoryServer};
 pub use runtime::{
     Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, ParkError, Runtime, RuntimeDown, RuntimeInfo,
-    UnloadError, Unloaded,
+    Seat, UnloadError, Unloaded,
 };
 pub use start::StartError;
 pub use torchserve::{TorchServe, TorchServeConfig};

@@ -40,6 +40,16 @@ pub struct Artifacts {
     pub size: ByteSize,
 }
 
+/// Where copies of a model compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Seat {
+    /// In main memory, or on whichever GPUs the server takes: nobody here chooses.
+    #[default]
+    Given,
+    /// On one GPU, which is chosen for each copy.
+    OneGpu,
+}
+
 /// A layout that is in place: what [`Runtime::load`] is told to load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaidOut {
@@ -207,11 +217,24 @@ pub trait Runtime: Send + Sync + 'static {
         self.estimate(artifacts)
     }
 
+    /// Where copies of these files compute. Asked only where there are GPUs to choose from.
+    async fn seat(&self, _model: &Registration, _artifacts: &Artifacts) -> Seat {
+        Seat::Given
+    }
+
     /// Puts the files where and how the server wants them. Idempotent: an older layout of the model is replaced.
     ///
     /// # Errors
     /// [`LoadFault::BadModel`] when the files are not a model of a format that it knows.
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError>;
+
+    /// The same for a copy that [`Runtime::load`] is to put on this GPU, where [`Runtime::seat`] said that one is chosen.
+    ///
+    /// # Errors
+    /// As [`Runtime::lay_out`].
+    async fn lay_out_on(&self, _gpu: u16, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        self.lay_out(model, artifacts).await
+    }
 
     /// Loads a model that is laid out. Loading a model that is loaded is a success.
     ///

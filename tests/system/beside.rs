@@ -104,7 +104,7 @@ fn config(dialect: Dialect, repository: &Path) -> RepositoryConfig {
     }
 }
 
-async fn adapter(dialect: Dialect, endpoint: &str, repository: &Path) -> Result<(RepositoryServer, Clock)> {
+pub(crate) async fn adapter(dialect: Dialect, endpoint: &str, repository: &Path) -> Result<(RepositoryServer, Clock)> {
     let clock = Clock::system();
     let server = Server::new(endpoint.parse()?, berth_upstream::Config::default(), clock.clone(), HostNet::shared());
     Ok((RepositoryServer::start(config(dialect, repository), server, clock.clone()).await?, clock))

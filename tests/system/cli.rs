@@ -13,7 +13,7 @@ use crate::fixture::{Fixture, ROOMY, SOON, service};
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How a command ended.
-struct Ran {
+pub(crate) struct Ran {
     line: String,
     exit: Exit,
     out: String,
@@ -22,7 +22,7 @@ struct Ran {
 
 impl Ran {
     /// Standard output of a command that did what it was asked to.
-    fn good(self) -> Result<String> {
+    pub(crate) fn good(self) -> Result<String> {
         ensure!(self.exit == Exit::Code(0), "{}: {:?}\n{}\n{}", self.line, self.exit, self.out, self.errors);
         ensure!(self.errors.is_empty(), "{} complains: {}", self.line, self.errors);
         Ok(self.out)
@@ -55,7 +55,7 @@ async fn ended(line: &str, mut process: Process) -> Result<Ran> {
 }
 
 /// Runs a line against `berth`.
-async fn on(fixture: &Fixture, berth: &Berth, line: &str) -> Result<Ran> {
+pub(crate) async fn on(fixture: &Fixture, berth: &Berth, line: &str) -> Result<Ran> {
     run(fixture, &berth.api(""), line).await
 }
 

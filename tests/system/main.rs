@@ -9,6 +9,7 @@ mod beside;
 mod check_runtime;
 mod cli;
 mod crash;
+mod devices;
 mod downloads;
 mod eviction;
 mod fixture;

@@ -33,8 +33,8 @@ pub(crate) struct Options {
 
 /// A device that instances are put on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "pools of GPUs are to come"))]
 pub(crate) enum Device {
+    #[cfg_attr(not(test), expect(dead_code, reason = "what goes on no GPU keeps its configuration"))]
     Cpu,
     /// By Triton's number.
     Gpu(u32),
@@ -48,7 +48,6 @@ pub(crate) enum ConfigBy {
     File,
     /// As JSON with the load: [`Plan::config`]. What the model's own file says is converted. The parts of an ensemble, which
     /// Triton loads by itself, have files all the same.
-    #[cfg_attr(not(test), expect(dead_code, reason = "files are enough so far"))]
     Parameter,
 }
 
@@ -108,6 +107,8 @@ pub(crate) fn plan(source: &Source, options: &Options) -> Result<Plan, LoadError
     }
     match (options.config, config) {
         (_, None) => {}
+        // Its parts are found by its own file, and none of it is on a device.
+        (_, Some(config)) if !plan.parts.is_empty() => drop(plan.entries.insert(CONFIG.to_owned(), Entry::Text(config))),
         (ConfigBy::File, Some(config)) => drop(plan.entries.insert(CONFIG.to_owned(), Entry::Text(config))),
         (ConfigBy::Parameter, Some(config)) => {
             let document = Document::parse(&config).map_err(|fault| LoadError::bad_model(format!("{CONFIG}: {fault}")))?;
@@ -115,6 +116,21 @@ pub(crate) fn plan(source: &Source, options: &Options) -> Result<Plan, LoadError
         }
     }
     Ok(plan)
+}
+
+/// Whether any instance of the model would run on a GPU that is chosen for it: not where all of its groups say that they run
+/// on the CPU or where the model itself puts them, nor with a backend that knows the CPU only.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn runs_on_a_gpu(source: &Source) -> Result<bool, LoadError> {
+    let plan = plan(source, &Options { device: Some(Device::Gpu(0)), ..Options::default() })?;
+    let folders = std::iter::once(&plan.entries).chain(plan.parts.values());
+    let configs = folders.filter_map(|entries| match entries.get(CONFIG) {
+        Some(Entry::Text(config)) => Document::parse(config).ok(),
+        Some(Entry::Link(_) | Entry::Folder) | None => None,
+    });
+    Ok(configs.into_iter().any(|document| instances::any_on_a_gpu(&document)))
 }
 
 /// The path of a name in a folder of the listing.

@@ -9,7 +9,23 @@ use berth_types::{ByteSize, Deadline, Footprint, ModelId, Pool, Registration};
 
 use crate::layout::{self, Source};
 use crate::rpc::Rpc;
-use crate::{Artifacts, LaidOut, LoadError};
+use crate::{Artifacts, LaidOut, LoadError, Seat};
+
+/// What a layout is to be loaded with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Made {
+    /// What the model consists of beside itself, by the server's names: the parts of an ensemble.
+    pub(super) parts: Vec<String>,
+    /// For Triton: its configuration, where that is given with the load.
+    pub(super) config: Option<String>,
+}
+
+/// A device is named by the load, so that the files are the same for every one.
+fn options(gpu: Option<u16>) -> layout::triton::Options {
+    let device = gpu.map(|gpu| layout::triton::Device::Gpu(gpu.into()));
+    let config = if device.is_some() { layout::triton::ConfigBy::Parameter } else { layout::triton::ConfigBy::File };
+    layout::triton::Options { device, config, version: None }
+}
 
 /// Which server with a model repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,18 +94,30 @@ impl Dialect {
 }
 
 impl Dialect {
-    /// Puts the model's files where the server wants them below `root`. With it the names of the parts that it consists of.
-    pub(super) fn lay_out(self, root: &Path, model: &Registration, artifacts: &Artifacts) -> Result<(LaidOut, Vec<String>), LoadError> {
+    /// Where copies of these files compute. Files that are no model have their say when they are laid out.
+    pub(super) fn seat(self, model: &Registration, artifacts: &Artifacts) -> Seat {
+        let on_a_gpu = || Source::read(model, artifacts).and_then(|source| layout::triton::runs_on_a_gpu(&source)).unwrap_or(false);
+        if self == Dialect::Triton && on_a_gpu() { Seat::OneGpu } else { Seat::Given }
+    }
+
+    /// Puts the model's files where the server wants them below `root`, for the GPU that was chosen.
+    pub(super) fn lay_out(self, root: &Path, model: &Registration, artifacts: &Artifacts, gpu: Option<u16>) -> Result<(LaidOut, Made), LoadError> {
         if layout::name::server_name(&model.id) != model.id.as_str() {
             // Requests carry the id, and what they name would be no model.
             let why = "an id for it is made of letters, digits, '_', '-' and '.', starts with none of these but letters and digits or '_'";
             return Err(LoadError::bad_model(format!("{} cannot call a model {:?}: {why}, and is at most 240 long", self.name(), model.id.as_str())));
         }
         let (laid_out, plan) = Source::lay_out(model, artifacts, root, |source| match self {
-            Dialect::Triton => layout::triton::plan(source, &layout::triton::Options::default()),
+            Dialect::Triton => layout::triton::plan(source, &options(gpu)),
             Dialect::MlServer => layout::mlserver::plan(source, root),
         })?;
-        Ok((laid_out, plan.parts.into_keys().collect()))
+        Ok((laid_out, Made { parts: plan.parts.into_keys().collect(), config: plan.config }))
+    }
+
+    /// What an order to load says beside the name.
+    pub(super) fn load_parameters(self, made: &Made) -> HashMap<String, Parameter> {
+        let config = made.config.clone().map(|config| ("config".to_owned(), Parameter { value: Some(Value::StringParam(config)) }));
+        config.into_iter().collect()
     }
 
     /// What an order to unload says beside the name.
@@ -99,5 +127,33 @@ impl Dialect {
             Dialect::Triton => [("unload_dependents".to_owned(), Parameter { value: Some(Value::BoolParam(true)) })].into(),
             Dialect::MlServer => HashMap::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::conformance::registration;
+
+    #[test]
+    fn a_copy_for_a_gpu_has_its_configuration_with_the_order_to_load_and_no_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (root, files) = (folder.path().join("server"), folder.path().join("model.onnx"));
+        fs::write(&files, "x").expect("writable");
+        let (model, artifacts) = (registration("m__isvc-1"), Artifacts { model: files, schema: None, size: ByteSize(1) });
+        assert_eq!(Dialect::Triton.seat(&model, &artifacts), Seat::OneGpu);
+        assert_eq!(Dialect::MlServer.seat(&model, &artifacts), Seat::Given);
+        let (laid_out, made) = Dialect::Triton.lay_out(&root, &model, &artifacts, Some(3)).expect("sound");
+        assert!(laid_out.path.join("1/model.onnx").exists() && !laid_out.path.join("config.pbtxt").exists());
+        let parameters = Dialect::Triton.load_parameters(&made);
+        let Some(Value::StringParam(config)) = parameters.get("config").and_then(|config| config.value.clone()) else {
+            panic!("{parameters:?}");
+        };
+        let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+        assert_eq!(config["instance_group"], serde_json::json!([{ "kind": "KIND_GPU", "gpus": [3] }]));
+        let (_, made) = Dialect::Triton.lay_out(&root, &model, &artifacts, None).expect("sound");
+        assert!(Dialect::Triton.load_parameters(&made).is_empty());
     }
 }

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::layout;
 use crate::layout::name::{Named, named};
@@ -33,10 +34,11 @@ use crate::open_inference;
 use crate::rpc::{Rpc, RpcError};
 use crate::unknown::is_unknown_model;
 use crate::{
-    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, Loaded, Runtime, RuntimeDown, RuntimeInfo, StartError, UnloadError,
-    beat,
+    Artifacts, Health, Index, IndexEntry, Infer, InferError, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, RuntimeInfo, Seat,
+    StartError, UnloadError, beat,
 };
 pub use dialect::Dialect;
+use dialect::Made;
 
 /// How such a server is used.
 #[derive(Clone, Debug)]
@@ -73,8 +75,10 @@ struct Inner {
     rpc: Rpc,
     clock: Clock,
     loads: Arc<Loads>,
-    /// What models consist of beside themselves, by the server's names: the parts of ensembles.
-    parts: Mutex<HashMap<ModelId, Vec<String>>>,
+    /// What layouts are to be loaded with, where there is anything.
+    made: Mutex<HashMap<ModelId, Made>>,
+    /// It has said that it has no GPU, whatever there is in this machine.
+    without_gpus: AtomicBool,
     health: watch::Receiver<Health>,
     _beating: AbortOnDropHandle<()>,
 }
@@ -115,7 +119,8 @@ impl RepositoryServer {
             }
         };
         let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, told)));
-        let inner = Inner { info, config, rpc, clock, loads, parts: Mutex::default(), health, _beating: beating };
+        let inner =
+            Inner { info, config, rpc, clock, loads, made: Mutex::default(), without_gpus: AtomicBool::new(false), health, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -210,20 +215,41 @@ impl Inner {
     /// nobody's dependents.
     async fn unload_all_of(self: Arc<Self>, model: ModelId) -> Result<(), UnloadError> {
         let told = self.unload(model.as_str()).await;
-        let parts = self.parts.lock().get(&model).cloned().unwrap_or_default();
-        for part in parts {
+        let made = self.made.lock().get(&model).cloned().unwrap_or_default();
+        for part in made.parts {
             self.unload(&part).await?;
         }
         told
     }
 
+    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts, gpu: Option<u16>) -> Result<LaidOut, LoadError> {
+        let (dialect, root) = (self.config.dialect, self.config.repository.clone());
+        let (model, artifacts) = (model.clone(), artifacts.clone());
+        let id = model.id.clone();
+        let made = tokio::task::spawn_blocking(move || dialect.lay_out(&root, &model, &artifacts, gpu)).await;
+        let (laid_out, made) = made.unwrap_or_else(|panic| Err(LoadError::bad_model(format!("the layout panicked: {panic}"))))?;
+        if made == Made::default() {
+            self.made.lock().remove(&id);
+        } else {
+            self.made.lock().insert(id, made);
+        }
+        Ok(laid_out)
+    }
+
     async fn load(self: Arc<Self>, model: ModelId) -> Result<Loaded, LoadError> {
-        let request = LoadRequest { model_name: model.to_string(), ..LoadRequest::default() };
+        let made = self.made.lock().get(&model).cloned().unwrap_or_default();
+        let request = LoadRequest { model_name: model.to_string(), parameters: self.config.dialect.load_parameters(&made), ..LoadRequest::default() };
         // Longer than anybody waits: an answer that comes late is still one. What has none by then is the index's to tell.
         let deadline = self.clock.deadline_in(self.config.load_timeout.saturating_mul(2));
         let answer = self.rpc.call::<LoadResponse>(self.config.dialect.load(), &request, deadline).await;
         match answer {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
+            Err(RpcError::Said { message, .. }) if made.config.is_some() && words::has_no_gpu(&message) => {
+                if !self.without_gpus.swap(true, Ordering::Relaxed) {
+                    warn!(error = %message, "the server has no GPU: from now on models go where their configurations put them");
+                }
+                Err(LoadError { fault: LoadFault::NotNow, message: format!("Triton has no GPU for it: {message}"), nothing_attempted: false })
+            }
             Err(why) => {
                 let kind = self.config.dialect.name();
                 Err(load_error(kind, why, format!("{kind} did not answer the load of {model}"), str::to_owned))
@@ -247,15 +273,20 @@ impl Runtime for RepositoryServer {
         Some(Footprint::host(artifacts.size.percent(self.inner.config.size_percent)))
     }
 
-    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
-        let (dialect, root) = (self.inner.config.dialect, self.inner.config.repository.clone());
-        let (model, artifacts) = (model.clone(), artifacts.clone());
-        let id = model.id.clone();
-        let (laid_out, parts) = layout::made(move || dialect.lay_out(&root, &model, &artifacts)).await?;
-        if !parts.is_empty() {
-            self.inner.parts.lock().insert(id, parts);
+    async fn seat(&self, model: &Registration, artifacts: &Artifacts) -> Seat {
+        if self.inner.without_gpus.load(Ordering::Relaxed) {
+            return Seat::Given;
         }
-        Ok(laid_out)
+        let (dialect, model, artifacts) = (self.inner.config.dialect, model.clone(), artifacts.clone());
+        tokio::task::spawn_blocking(move || dialect.seat(&model, &artifacts)).await.unwrap_or_default()
+    }
+
+    async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        self.inner.lay_out(model, artifacts, None).await
+    }
+
+    async fn lay_out_on(&self, gpu: u16, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
+        self.inner.lay_out(model, artifacts, Some(gpu)).await
     }
 
     async fn load(&self, model: &Registration, _laid_out: &LaidOut) -> Result<Loaded, LoadError> {
@@ -282,7 +313,7 @@ impl Runtime for RepositoryServer {
     }
 
     async fn clear_layout(&self, model: &ModelId) {
-        self.inner.parts.lock().remove(model);
+        self.inner.made.lock().remove(model);
         layout::cleared(&self.inner.config.repository, layout::name::server_name(model)).await;
     }
 

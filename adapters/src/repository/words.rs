@@ -48,6 +48,13 @@ pub(crate) fn is_out_of_memory(message: &str) -> bool {
     WORDS.iter().any(|word| said.contains(word))
 }
 
+/// Whether Triton says that it has no GPU at all, as one that was built or started without: it lists those that it has.
+pub(super) fn has_no_gpu(message: &str) -> bool {
+    let list = message.split_once("unsupported gpu id").and_then(|(_, rest)| rest.split_once(" are: "));
+    let none = list.is_some_and(|(_, list)| list.trim_start().starts_with(';'));
+    none || ["no GPUs are available", "server does not support GPUs"].iter().any(|words| message.contains(words))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +73,16 @@ mod tests {
         ] {
             assert_eq!(state(word), expected, "{word}");
         }
+    }
+
+    #[test]
+    fn a_server_without_a_gpu_is_told_from_one_that_lacks_the_one_that_was_named() {
+        let with = |those: &str| {
+            let wrong = "instance group m_0 of model m specifies invalid or unsupported gpu id 3.";
+            format!("load failed: {wrong} GPUs with at least the minimum required CUDA compute compatibility of 6.000000 are: {those};\n")
+        };
+        assert!(has_no_gpu("load failed: instance group m_0 of model m has kind KIND_GPU but no GPUs are available"));
+        assert!(has_no_gpu(&with("")) && !has_no_gpu(&with("0 1")) && !has_no_gpu("unsupported gpu id"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! move to a cluster unchanged.
 //!
 //! ```text
-//! let api = Api::new(Deps { store, views, clock, faults, downloads, drifts, access, limits }, address, shutdown)?;
+//! let api = Api::new(Deps { store, views, clock, faults, downloads, drifts, memory, access, limits }, address, shutdown)?;
 //! serve_http(listener, move |request| { let api = api.clone(); async move { Ok(api.answer(request).await) } }, ...).await
 //! ```
 //!
@@ -21,6 +21,7 @@
 //! | `/berth/v1/view` | number and size of the view that requests are routed by |
 //! | `/berth/v1/downloads` | what is being fetched, how far and how fast; with `watch=true` a line whenever that changes |
 //! | `/berth/v1/drifts` | which pods serve other bytes than the first good ones of a model |
+//! | `/berth/v1/memory` | what memory there is, what models are charged with and where those numbers are from |
 //!
 //! Lists take `labelSelector`, `fieldSelector` (name, namespace), `limit` and `continue`; with `watch=true` they become one
 //! line of JSON per change from `resourceVersion` on, no intermediate state left out, `410 Gone` when that is too long ago.
@@ -56,6 +57,7 @@ mod failure;
 mod fetching;
 mod host;
 mod json_patch;
+mod memory;
 mod options;
 mod patch;
 mod print;
@@ -70,6 +72,7 @@ pub use access::{Access, InvalidToken, Token, Unprotected};
 pub use age::short_duration;
 pub use drifting::{Drift, Drifts};
 pub use fetching::{Download, DownloadStage, Downloads};
+pub use memory::{Books, CopyUse, Memory, PoolUse};
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -125,6 +128,8 @@ pub struct Deps {
     pub downloads: Option<Arc<dyn Downloads>>,
     /// Which pods serve other bytes, where somebody knows.
     pub drifts: Option<Arc<dyn Drifts>>,
+    /// Who has which memory, where somebody knows.
+    pub memory: Option<Arc<dyn Books>>,
     /// Who may use it.
     pub access: Access,
     /// How much of it may be used at a time.
@@ -247,10 +252,12 @@ impl App {
         if !allowed.split(", ").any(|method| method == request.method().as_str()) {
             return Err(Failure::method_not_allowed(allowed, why_not(request.method(), &target, allowed)));
         }
-        if reads { self.read(request.uri(), request.headers(), target) } else { self.write(request, target).await }
+        let memory = if matches!(target, Target::Memory) { memory::document(self.deps.memory.as_deref()).await } else { Value::Null };
+        if reads { self.read(request.uri(), request.headers(), target, memory) } else { self.write(request, target).await }
     }
 
-    fn read(&self, uri: &Uri, headers: &HeaderMap, target: Target) -> Result<Response, Failure> {
+    /// `memory`: the document of that target, which takes a while to come.
+    fn read(&self, uri: &Uri, headers: &HeaderMap, target: Target, memory: Value) -> Result<Response, Failure> {
         let document = match target {
             Target::Health => {
                 let mut response = Response::new(Body::from("ok"));
@@ -267,6 +274,7 @@ impl App {
             Target::OpenApiOf(version) => discovery::open_api_of(version),
             Target::Faults => self.faults(),
             Target::View => self.view(),
+            Target::Memory => memory,
             Target::Downloads => {
                 let query = Query::read(&parameters(uri)?).map_err(Failure::bad_request)?;
                 if query.watch {
@@ -441,6 +449,7 @@ fn why_not(method: &Method, target: &Target, allowed: &str) -> String {
         | Target::OpenApiOf(_)
         | Target::Faults
         | Target::View
+        | Target::Memory
         | Target::Downloads
         | Target::Drifts => format!("{method} is not possible here: use one of {allowed}"),
     }
@@ -481,7 +490,17 @@ mod tests {
     fn app(limits: Limits) -> App {
         let clock = Clock::system();
         let store = Arc::new(MemoryStore::new(clock.clone()));
-        let deps = Deps { store, views: Views::in_epoch(1), clock, faults: None, downloads: None, drifts: None, access: Access::Loopback, limits };
+        let deps = Deps {
+            store,
+            views: Views::in_epoch(1),
+            clock,
+            faults: None,
+            downloads: None,
+            drifts: None,
+            memory: None,
+            access: Access::Loopback,
+            limits,
+        };
         let addr = SocketAddr::from(([127, 0, 0, 1], 1));
         let Api(app) = Api::new(deps, addr, CancellationToken::new()).expect("a loopback address");
         Arc::into_inner(app).expect("the only one")

@@ -31,6 +31,8 @@ pub(crate) enum Target {
     Faults,
     /// The number and size of the present view.
     View,
+    /// Who has which memory.
+    Memory,
     /// What is being fetched.
     Downloads,
     /// Which pods serve other bytes than the first good ones.
@@ -56,6 +58,7 @@ impl Target {
             | Target::OpenApiOf(_)
             | Target::Faults
             | Target::View
+            | Target::Memory
             | Target::Downloads
             | Target::Drifts => "GET, HEAD",
         }
@@ -80,6 +83,7 @@ pub(crate) fn target(path: &str) -> Option<Target> {
         }
         ["berth", "v1", "faults"] => Some(Target::Faults),
         ["berth", "v1", "view"] => Some(Target::View),
+        ["berth", "v1", "memory"] => Some(Target::Memory),
         ["berth", "v1", "downloads"] => Some(Target::Downloads),
         ["berth", "v1", "drifts"] => Some(Target::Drifts),
         ["apis", group, rest @ ..] if *group == Kind::GROUP => in_group(rest),

@@ -3,6 +3,7 @@
 //! out; the other commands talk to a running server.
 
 mod beside;
+mod books;
 mod check;
 mod cli;
 mod config;

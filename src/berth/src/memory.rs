@@ -1,6 +1,7 @@
 //! What is really in use of the memory that models live in: who is asked, and what follows, as it is configured.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,8 +107,9 @@ fn which_listens(orders: &Peer) -> Option<Which> {
     match orders {
         Peer::Unix(path) => Some(Which::Socket(path.clone())),
         Peer::Tcp { host, port } => {
-            let here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback() || address.is_unspecified());
-            here.then_some(Which::Port(*port))
+            let address = if host == "localhost" { Some(Ipv4Addr::UNSPECIFIED.into()) } else { host.parse::<IpAddr>().ok() };
+            let here = address.filter(|address| address.is_loopback() || address.is_unspecified());
+            here.map(|address| Which::Port(address, *port))
         }
     }
 }
@@ -173,9 +175,12 @@ mod tests {
     #[test]
     fn the_process_of_a_server_is_found_where_it_listens_unless_something_else_is_said() {
         let here = |text: &str| text.parse::<Target>().expect("a place");
+        let at = |first, last| IpAddr::from([first, 0, 0, last]);
         for (text, orders, expected) in [
-            ("auto", "port:8001", Ok(Some(Which::Port(8001)))),
-            ("auto", "127.0.0.1:8001", Ok(Some(Which::Port(8001)))),
+            ("auto", "port:8001", Ok(Some(Which::Port(at(0, 0), 8001)))),
+            ("auto", "127.0.0.1:8001", Ok(Some(Which::Port(at(127, 1), 8001)))),
+            ("auto", "127.0.0.2:8001", Ok(Some(Which::Port(at(127, 2), 8001)))),
+            ("auto", "localhost:8001", Ok(Some(Which::Port(at(0, 0), 8001)))),
             ("auto", "unix:/tmp/s", Ok(Some(Which::Socket("/tmp/s".into())))),
             ("auto", "triton.other:8001", Ok(None)),
             ("off", "port:8001", Ok(None)),

@@ -22,6 +22,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::books::Kept;
 use crate::config::{Config, ConfigFaults};
 use crate::drifting::Drifting;
 use crate::engine::{Engine, Memory};
@@ -342,6 +343,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
         faults: Some(faults),
         downloads,
         drifts,
+        memory: Some(Arc::new(Kept(residency.clone()))),
         access,
         limits: Limits::default(),
     };

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use berth_plan::alias::{self, Effect, Next, Versions};
 use berth_plan::background::{self, Purpose, Standby};
+use berth_plan::device;
 use berth_plan::drift::{Comparison, compare};
 use berth_plan::resource::{InvalidSpec, OtherParts, is_ours};
 use berth_plan::runtime::{self, RuntimeSpec, WAITING_FOR_POD};
@@ -683,7 +684,7 @@ impl Leader {
         // What the target will take is best guessed from what it replaces.
         let size = target.size.clone().or(active.size.clone()).unwrap_or_default();
         let hosts = self.hosts(key, &target.registration);
-        let room = self.pods.iter().filter(|pod| hosts.pods.contains(&&pod.id) && size.fits(&pod.free)).count();
+        let room = self.pods.iter().filter(|pod| hosts.pods.contains(&&pod.id) && device::fits_on_some(&size, &pod.free)).count();
         alias::Copies {
             active_loaded: of_active.loaded,
             active_used: of_active.used,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use berth_types::{ByteSize, Real, Usage};
 use nvml_wrapper::Nvml;
@@ -14,7 +15,12 @@ use tracing::{debug, info};
 /// The GPUs of this machine.
 pub struct Gpus {
     library: Nvml,
+    /// So many devices were seen at one time.
+    most: AtomicU32,
 }
+
+/// Of a device that was there and is no more.
+const GONE: Usage = Usage { used: ByteSize::ZERO, limit: ByteSize::ZERO };
 
 impl Gpus {
     /// Loads the library: the one at `path`, else the system's. `None` where there is none, or no driver behind it.
@@ -26,7 +32,7 @@ impl Gpus {
         };
         match opened {
             Ok(library) => {
-                let gpus = Gpus { library };
+                let gpus = Gpus { library, most: AtomicU32::new(0) };
                 info!(gpus = gpus.devices(), "memory of GPUs is read from NVIDIA's management library");
                 Some(gpus)
             }
@@ -45,13 +51,21 @@ impl Gpus {
         self.library.device_count().unwrap_or(0)
     }
 
-    /// What is known of each GPU. What the server, which is these processes, holds there is known where the driver tells it
+    /// What is known of each GPU; one that was there and is no more has no memory. What the server, which is these processes, holds there is known where the driver tells it
     /// by process, with numbers that count here.
     #[must_use]
     pub fn read(&self, server: &HashSet<u32>) -> BTreeMap<u16, Real> {
-        let each = (0..self.devices()).filter_map(|index| {
-            let device = self.library.device_by_index(index).ok()?;
-            let memory = device.memory_info().ok()?;
+        let most = self.most.fetch_max(self.devices(), Ordering::Relaxed).max(self.devices());
+        let each = (0..most).filter_map(|index| {
+            let memory = self.library.device_by_index(index).and_then(|device| device.memory_info().map(|memory| (device, memory)));
+            let (device, memory) = match memory {
+                Ok(known) => known,
+                // It has fallen off the bus, or was taken away. Of other faults nothing follows.
+                Err(NvmlError::GpuLost | NvmlError::InvalidArg | NvmlError::NotFound) => {
+                    return Some((u16::try_from(index).ok()?, Real { held: None, usage: Some(GONE) }));
+                }
+                Err(_) => return None,
+            };
             // What the driver keeps for itself can be had by nobody.
             let usage = Usage { used: ByteSize(memory.total.saturating_sub(memory.free)), limit: ByteSize(memory.total) };
             let processes = device.running_compute_processes().unwrap_or_default();
@@ -69,7 +83,7 @@ impl Gpus {
     #[must_use]
     pub fn totals(&self) -> BTreeMap<u16, ByteSize> {
         let known = self.read(&HashSet::new());
-        known.into_iter().filter_map(|(index, real)| Some((index, real.usage?.limit))).collect()
+        known.into_iter().filter_map(|(index, real)| Some((index, real.usage?.limit))).filter(|(_, limit)| *limit > ByteSize::ZERO).collect()
     }
 
     /// Which GPU has this UUID.

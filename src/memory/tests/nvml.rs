@@ -30,6 +30,27 @@ fn each_device_tells_how_full_it_is_and_what_the_server_holds_there() {
 }
 
 #[test]
+fn a_device_that_is_lost_has_no_memory_any_more() {
+    const LOST: &str = "BERTH_TEST_LOST_GPU";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = library(folder.path(), false);
+    if std::env::var_os(LOST).is_none() {
+        // In a process of its own, whose variables say so from its start.
+        let name = "a_device_that_is_lost_has_no_memory_any_more";
+        let own = std::env::current_exe().expect("this program");
+        let run = Command::new(own).args([name, "--exact"]).env(LOST, "1").output().expect("it runs");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+        return;
+    }
+    let gpus = Gpus::open(Some(&file)).expect("the library can be used");
+    let none = Some(Usage { used: ByteSize::ZERO, limit: ByteSize::ZERO });
+    let read = gpus.read(&HashSet::new());
+    assert!(read[&0].usage.is_some_and(|usage| usage.limit > ByteSize::ZERO));
+    assert_eq!(read[&1], Real { held: None, usage: none });
+    assert_eq!(gpus.totals().keys().copied().collect::<Vec<_>>(), [0]);
+}
+
+#[test]
 fn an_old_driver_without_a_function_and_a_machine_without_a_library_tell_nothing() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let gpus = Gpus::open(Some(&library(folder.path(), true))).expect("the library can be used");

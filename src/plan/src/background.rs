@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use berth_types::{Failure, Footprint, ModelId, PodId, Retry, Step, UnixMillis};
+use berth_types::{ByteSize, Failure, Footprint, ModelId, PodId, Pool, Retry, Step, UnixMillis};
 
 use crate::admit::MayEvict;
 
@@ -206,18 +206,25 @@ pub fn warm_from(lost: Option<UnixMillis>, refused: Option<Refused>) -> Option<U
 }
 
 /// The first of `standby` (hottest first) that fits into `free` and leaves a tenth of `budget`: without that margin the
-/// next small load would push out what was just warmed. An unknown size counts as zero here; the pod, which is told to
+/// next small load would push out what was just warmed. Only memories that it takes something of count, and of several GPUs
+/// any will do. An unknown size counts as zero here; the pod, which is told to
 /// evict nothing, has the last word.
 #[must_use]
 pub fn warm<'a>(standby: impl IntoIterator<Item = Standby<'a>>, free: &Footprint, budget: &Footprint) -> Option<&'a ModelId> {
-    let margin = Footprint::of(budget.iter().map(|(pool, bytes)| (pool, bytes.percent(10))));
-    let fits = |size: &Footprint| size.plus(&margin).fits(free);
+    let leaves_enough = |size: &Footprint| {
+        let parts = size.iter().filter(|(pool, bytes)| *pool == Pool::Host || *bytes > ByteSize::ZERO);
+        parts.into_iter().all(|(pool, bytes)| bytes + budget.get(pool).percent(10) <= free.get(pool))
+    };
+    let fits = |size: &Footprint| {
+        let on_another = size.gpus().count() == 1 && free.gpus().any(|gpu| leaves_enough(&size.on_gpu(gpu)));
+        on_another || leaves_enough(size)
+    };
     standby.into_iter().find(|one| fits(one.size.unwrap_or(&Footprint::default()))).map(|one| one.model)
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_types::{ByteSize, Location, Reason, Retry, Step};
+    use berth_types::{Location, Reason, Retry, Step};
     use proptest::prelude::*;
 
     use super::*;

@@ -62,6 +62,15 @@ pub fn withheld(budget: &Footprint, charged: &Footprint, coming: &Footprint, ret
     Footprint::of(budget.iter().filter_map(short))
 }
 
+/// What loads under way have still to take of what they have `leased`: less what is used more than when they began. What was
+/// `used` then and is now is held against what was `settled`, which is charged to everything else.
+#[must_use]
+pub fn still_coming(leased: &Footprint, used: [&Footprint; 2], settled: [&Footprint; 2]) -> Footprint {
+    let ([used_before, used_now], [settled_before, settled_now]) = (used, settled);
+    let grown = used_now.plus(settled_before).minus(&used_before.plus(settled_now));
+    leased.minus(&grown)
+}
+
 /// What a copy is charged with that was thought to take `need` and with whose load the server has `grown`, while it had
 /// `kept` memory of others.
 ///
@@ -83,6 +92,22 @@ pub fn is_certain(grown: &Footprint, kept: &Footprint) -> bool {
     grown.total() > ByteSize::ZERO && grown.iter().all(|(pool, bytes)| kept.get(pool) <= bytes.percent(10))
 }
 
+/// The same where requests were computed meanwhile, which make the server grow and shrink as well: what was thought is raised by
+/// that, and not lowered.
+#[must_use]
+pub fn charge_in_traffic(need: &Footprint, grown: &Footprint, kept: &Footprint) -> Footprint {
+    charge(need, grown, kept).max(need)
+}
+
+/// Whether the load of a copy tells anything of what it takes, which is thought to be `need`. A server that grew next to nothing
+/// may take the memory at the first request or from files, or somebody else was looked at. Where `need` was `seen` at an
+/// earlier load of the same files, that was wrong then, unless the copy was made of what was kept.
+#[must_use]
+pub fn tells_something(need: &Footprint, grown: &Footprint, kept: &Footprint, seen: bool) -> bool {
+    let little = grown.total() < need.total().percent(10);
+    !little || seen && is_certain(grown, kept)
+}
+
 /// Whether a copy of files that were never loaded has the server's loads to itself, so that what it takes can be told: when
 /// it is thought to take more than a twentieth of a memory.
 #[must_use]
@@ -98,10 +123,12 @@ pub fn cautious(need: &Footprint, budget: &Footprint) -> Footprint {
     Footprint::of(need.iter().map(|(pool, bytes)| (pool, bytes.max(bytes.percent(1600).min(budget.get(pool).percent(30))))))
 }
 
-/// Whether the server has so much that it gives to nobody that it had better be started anew: what it `kept` with no copy
-/// loaded, and what copies hold that it does not unload, against `percent` of a memory.
+/// Whether the server has so much that it gives to nobody that it had better be started anew: what it `kept`, and what copies
+/// hold that it does not unload, against `percent` of a memory. Copies that are `loaded` may have taken as much again as they
+/// are charged with when they computed: that is theirs.
 #[must_use]
-pub fn is_bloated(kept: &Footprint, unconfirmed: &Footprint, budget: &Footprint, percent: u32) -> bool {
+pub fn is_bloated(kept: &Footprint, loaded: &Footprint, unconfirmed: &Footprint, budget: &Footprint, percent: u32) -> bool {
+    let kept = kept.minus(loaded);
     budget.iter().any(|(pool, all)| {
         let lost = kept.get(pool).max(unconfirmed.get(pool));
         lost > ByteSize::ZERO && lost >= all.percent(percent)
@@ -187,10 +214,43 @@ mod tests {
 
     #[test]
     fn a_server_is_bloated_by_what_it_keeps_or_does_not_unload() {
-        for (kept, unconfirmed, expected) in [(0, 0, false), (49, 49, false), (50, 0, true), (0, 50, true)] {
-            assert_eq!(is_bloated(&host(kept), &host(unconfirmed), &host(100), 50), expected, "{kept} {unconfirmed}");
+        for (kept, loaded, unconfirmed, expected) in
+            [(0, 0, 0, false), (49, 0, 49, false), (50, 0, 0, true), (50, 1, 0, false), (70, 20, 0, true), (0, 90, 50, true)]
+        {
+            assert_eq!(is_bloated(&host(kept), &host(loaded), &host(unconfirmed), &host(100), 50), expected, "{kept} {loaded} {unconfirmed}");
         }
-        assert!(!is_bloated(&host(0), &host(0), &host(0), 50));
+        assert!(!is_bloated(&host(0), &host(0), &host(0), &host(0), 50));
+    }
+
+    #[test]
+    fn what_loads_have_taken_already_is_not_expected_once_more() {
+        for (case, leased, used, settled, expected) in [
+            ("nothing has come yet", 50, [100, 100], [30, 30], 50),
+            ("a part of it has", 50, [100, 120], [30, 30], 30),
+            ("all of it, and more", 50, [100, 170], [30, 30], 0),
+            ("another load has ended meanwhile, whose memory that is", 50, [100, 140], [30, 70], 50),
+            ("a copy has gone, and the load has taken as much", 50, [100, 100], [30, 10], 30),
+            ("less is used, for no reason that is known", 50, [100, 80], [30, 30], 50),
+        ] {
+            let ([before, now], [then, since]) = (used.map(host), settled.map(host));
+            assert_eq!(still_coming(&host(leased), [&before, &now], [&then, &since]), host(expected), "{case}");
+        }
+    }
+
+    #[test]
+    fn requests_during_a_load_and_a_server_that_hardly_grew_lower_nothing() {
+        for (need, grown, expected) in [(100, 40, 100), (100, 140, 140)] {
+            assert_eq!(charge_in_traffic(&host(need), &host(grown), &host(0)), host(expected), "{grown}");
+        }
+        for (case, grown, kept, seen, expected) in [
+            ("much of what was thought", 10, 0, false, true),
+            ("next to nothing of a guess", 9, 0, false, false),
+            ("next to nothing of what was seen before", 9, 0, true, true),
+            ("which may have been made of what was kept", 9, 2, true, false),
+            ("nothing at all", 0, 0, true, false),
+        ] {
+            assert_eq!(tells_something(&host(100), &host(grown), &host(kept), seen), expected, "{case}");
+        }
     }
 
     proptest! {

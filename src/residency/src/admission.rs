@@ -16,9 +16,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use berth_plan::{Admission, Event, Phase, Resident, admit, drain_for, relieve};
+use berth_adapters::Seat;
+use berth_plan::device::{self, Offer};
+use berth_plan::{Admission, Event, Memory, Phase, Resident, admit, drain_for, pressure, relieve};
 use berth_telemetry::Counter;
-use berth_types::{ModelId, Refusal, Step};
+use berth_types::{Footprint, ModelId, Refusal, Step};
 use tracing::{debug, error, info};
 
 use crate::entry::{Class, Entry, Ticket};
@@ -128,9 +130,9 @@ impl Owner {
             self.to_load.pop_first();
             let Some(entry) = self.entries.get_mut(&model) else { continue };
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
-            let (artifacts, life) = (artifacts_of(files), entry.life);
+            let (artifacts, gpu, life) = (artifacts_of(files), entry.gpu, entry.life);
             let watched = self.begin_learning(&model);
-            let task = self.work.load(registration, artifacts, watched, life);
+            let task = self.work.load(registration, artifacts, gpu, watched, life);
             if let Some(entry) = self.entries.get_mut(&model) {
                 entry.task = Some(task);
             }
@@ -187,24 +189,24 @@ impl Owner {
         }
         let (may, need, waited_for) = (entry.may_evict(), entry.need.clone().unwrap_or_default(), !entry.waiters.is_empty());
         // The room for a guess that is far off is wanted where idle copies give it, and no reason to wait or to drain.
-        let roomy = self.room_for(model, need.clone());
-        let has_room = roomy == need || {
-            let memory = self.memory();
-            let admission = admit(&roomy, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall());
-            !matches!(admission, Admission::Refuse(_))
-        };
-        let need = if has_room { roomy } else { need };
+        let wall = self.clock.wall();
+        let decide =
+            move |need: &Footprint, memory: &Memory, residents: &mut dyn Iterator<Item = Resident>| admit(need, memory, residents, may, wall);
+        let has_room = |offer: Offer| !matches!(offer.admission, Admission::Refuse(_));
+        let roomy = self.is_guess(model) && self.offer(model, &need, true, decide).is_some_and(has_room);
         loop {
-            let memory = self.memory();
-            match admit(&need, &memory, residents(&mut self.lru, &self.entries, self.clock.now()), may, self.clock.wall()) {
+            let Some(Offer { gpu, need: placed, admission, .. }) = self.offer(model, &need, roomy, decide) else { return Turn::PassedOver };
+            match admission {
                 Admission::Fits => {
                     // The ledger asks the same question again; both must say yes.
-                    let Some(lease) = self.ledger.lease(model, &need) else {
-                        error!(model = %model, size = %need, "the ledger has no room for what fits: a bug, the load waits");
+                    let Some(lease) = self.ledger.lease(model, &placed) else {
+                        error!(model = %model, size = %placed, "the ledger has no room for what fits: a bug, the load waits");
                         return Turn::PassedOver;
                     };
                     if let Some(entry) = self.entries.get_mut(model) {
                         entry.lease = Some(lease);
+                        entry.need = Some(gpu.map_or(need.clone(), |gpu| need.on_gpu(gpu)));
+                        entry.gpu = gpu;
                     }
                     self.step(model, Event::Leased);
                     return Turn::Settled;
@@ -237,17 +239,41 @@ impl Owner {
                         self.shared.bell.starving.announce();
                         continue;
                     }
-                    return self.take_turns(model, &need);
+                    return self.take_turns(model, &need, roomy);
                 }
             }
         }
     }
 
+    /// The best that there is for `model`, which is thought to take `need`: on the GPU that is chosen for it, or where it takes
+    /// memory anyway. `roomy`: with the room for a guess that is far off.
+    fn offer(
+        &mut self,
+        model: &ModelId,
+        need: &Footprint,
+        roomy: bool,
+        decide: impl Fn(&Footprint, &Memory, &mut dyn Iterator<Item = Resident>) -> Admission,
+    ) -> Option<Offer> {
+        let (memory, now) = (self.memory(), self.clock.now());
+        let chosen = self.entries.get(model).is_some_and(|entry| entry.seat == Seat::OneGpu);
+        let gpus = if chosen { device::choices(&memory.budget, self.truth.reading()) } else { Vec::new() };
+        let seats = if gpus.is_empty() { vec![None] } else { gpus.into_iter().map(Some).collect() };
+        let each = seats.into_iter().map(|gpu| {
+            let need = gpu.map_or_else(|| need.clone(), |gpu| need.on_gpu(gpu));
+            let need = if roomy { pressure::cautious(&need, &memory.budget) } else { need };
+            device::offer(gpu, need, &memory, residents(&mut self.lru, &self.entries, now), &decide)
+        });
+        device::best(each)
+    }
+
     /// Idle copies do not suffice for a load that somebody waits for.
-    fn take_turns(&mut self, model: &ModelId, need: &berth_types::Footprint) -> Turn {
-        let memory = self.memory();
-        let now = self.clock.now();
-        match drain_for(need, &memory, residents(&mut self.lru, &self.entries, now), self.config.turn) {
+    fn take_turns(&mut self, model: &ModelId, need: &Footprint, roomy: bool) -> Turn {
+        let (now, turn) = (self.clock.now(), self.config.turn);
+        let mut drained = |turn| {
+            let offer = self.offer(model, need, roomy, |need, memory, residents| drain_for(need, memory, residents, turn));
+            offer.map_or(Admission::AwaitReturning, |offer| offer.admission)
+        };
+        match drained(turn) {
             Admission::Evict(victims) => {
                 for victim in victims {
                     self.log_eviction(&victim, model, "its turn is over");
@@ -258,11 +284,9 @@ impl Owner {
             }
             Admission::Fits | Admission::AwaitReturning => Turn::Blocks,
             Admission::Refuse(_) => {
-                let ever = drain_for(need, &memory, residents(&mut self.lru, &self.entries, now), Duration::ZERO);
-                if matches!(ever, Admission::Refuse(_)) {
+                if matches!(drained(Duration::ZERO), Admission::Refuse(_)) {
                     return Turn::PassedOver;
                 }
-                let turn = self.config.turn;
                 let left = residents(&mut self.lru, &self.entries, now).map(|copy| turn.saturating_sub(copy.held_for));
                 let left = left.filter(|left| !left.is_zero()).min().unwrap_or(turn);
                 self.turn_ends = Some(now + left.max(Duration::from_millis(1)));
@@ -322,9 +346,9 @@ impl Owner {
     /// Evicts the least recently used idle copy, so that `model` can be tried once more. False when there is none.
     pub(crate) fn evict_one_for(&mut self, model: &ModelId) -> bool {
         loop {
-            let victim =
-                residents(&mut self.lru, &self.entries, self.clock.now()).find(|copy| copy.in_flight == 0 && !copy.pinned).map(|copy| copy.model);
-            let Some(victim) = victim else { return false };
+            let need = self.entries.get(model).and_then(|entry| entry.need.clone()).unwrap_or_default();
+            let idle = residents(&mut self.lru, &self.entries, self.clock.now()).filter(|copy| copy.in_flight == 0 && !copy.pinned);
+            let Some(victim) = oldest_on_the_same_gpu(&need, idle) else { return false };
             if self.evict(std::slice::from_ref(&victim), model) {
                 if let Some(entry) = self.entries.get_mut(model) {
                     entry.after_out_of_memory = Some(victim);
@@ -333,4 +357,16 @@ impl Owner {
             }
         }
     }
+}
+
+/// Of idle copies, least recently used first, the first one that takes some of the GPU that `need` is on, else the first one.
+fn oldest_on_the_same_gpu(need: &Footprint, idle: impl Iterator<Item = Resident>) -> Option<ModelId> {
+    let mut oldest = None;
+    for copy in idle {
+        if need.gpus().next().is_none() || need.gpus().any(|gpu| copy.footprint.gpus().any(|other| other == gpu)) {
+            return Some(copy.model);
+        }
+        oldest.get_or_insert(copy.model);
+    }
+    oldest
 }

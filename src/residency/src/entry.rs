@@ -4,16 +4,16 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
-use berth_adapters::Unloaded;
+use berth_adapters::{Seat, Unloaded};
 use berth_plan::{MayEvict, Phase};
 use berth_puller::{Pinned, Urgency};
 use berth_types::{Content, Failure, Footprint, ModelId, Registration, UnixMillis};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::WaitError;
 use crate::ledger::Lease;
 use crate::slot::{Guard, Slot};
+use crate::{Origin, WaitError};
 
 /// A caller's end of [`crate::Residency::ensure_loaded`].
 pub(crate) type Waiter = oneshot::Sender<Result<Guard, WaitError>>;
@@ -86,8 +86,14 @@ pub(crate) struct Entry {
     pub(crate) content: Option<Arc<Content>>,
     /// The storage configuration has changed since its fetch began.
     pub(crate) storage_changed: bool,
-    /// The prediction, in Fitting.
+    /// The prediction: in Fitting for any GPU, from then on for the one that was chosen.
     pub(crate) need: Option<Footprint>,
+    /// Where what it is charged with is from.
+    pub(crate) origin: Origin,
+    /// Whether a GPU is chosen for it.
+    pub(crate) seat: Seat,
+    /// The one that was.
+    pub(crate) gpu: Option<u16>,
     pub(crate) lease: Option<Lease>,
     pub(crate) slot: Option<Arc<Slot>>,
     /// Requests that the copy serves at a time, as the runtime said when it had loaded it.
@@ -124,6 +130,9 @@ impl Entry {
             content: None,
             storage_changed: false,
             need: None,
+            origin: Origin::Estimated,
+            seat: Seat::Given,
+            gpu: None,
             lease: None,
             slot: None,
             at_a_time: None,

@@ -27,6 +27,16 @@ struct Learned {
     size: Footprint,
     /// When that was.
     at: UnixMillis,
+    /// By what the server grew: another load may show it to be wrong. Else the server said so itself.
+    seen: bool,
+}
+
+/// One life of the server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Server {
+    life: u64,
+    /// What it held before it was told to load anything.
+    base: Footprint,
 }
 
 /// Last use and measured size of the models that were used or loaded here, and what was learned of their files.
@@ -34,6 +44,8 @@ struct Learned {
 pub(crate) struct History {
     models: HashMap<ModelId, Known>,
     contents: HashMap<ContentDigest, Learned>,
+    /// The last one that was told to load something.
+    server: Option<Server>,
     changed: bool,
 }
 
@@ -44,6 +56,8 @@ struct Stored {
     /// Files of before this was kept have none.
     #[serde(default)]
     contents: Vec<StoredContent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    server: Option<Server>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,6 +65,8 @@ struct StoredContent {
     digest: ContentDigest,
     size: Footprint,
     at: UnixMillis,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    seen: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -76,7 +92,7 @@ impl History {
     pub(crate) fn read(folder: &Path) -> Self {
         let path = file_in(folder);
         match read_file(&path) {
-            Ok((models, contents)) => History { models, contents, changed: false },
+            Ok(history) => history,
             Err(fault) => {
                 warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be read, starting without");
                 History::default()
@@ -92,12 +108,12 @@ impl History {
         }
     }
 
-    /// What a copy takes, and with it every copy of the same files.
-    pub(crate) fn note_size(&mut self, model: &ModelId, digest: Option<ContentDigest>, measured: &Footprint, at: UnixMillis) {
+    /// What a copy takes, and with it every copy of the same files: as the server said, or as was `seen` of it.
+    pub(crate) fn note_size(&mut self, model: &ModelId, digest: Option<ContentDigest>, measured: &Footprint, seen: bool, at: UnixMillis) {
         if let Some(digest) = digest
-            && self.contents.get(&digest).is_none_or(|learned| learned.size != *measured)
+            && self.contents.get(&digest).is_none_or(|learned| learned.size != *measured || learned.seen != seen)
         {
-            self.contents.insert(digest, Learned { size: measured.clone(), at });
+            self.contents.insert(digest, Learned { size: measured.clone(), at, seen });
             self.changed = true;
         }
         let known = self.models.entry(model.clone()).or_default();
@@ -122,6 +138,22 @@ impl History {
     /// What these files took when they were last loaded.
     pub(crate) fn learned(&self, digest: ContentDigest) -> Option<Footprint> {
         self.contents.get(&digest).map(|learned| learned.size.clone())
+    }
+
+    /// Whether that is known by what the server grew.
+    pub(crate) fn was_seen(&self, digest: ContentDigest) -> bool {
+        self.contents.get(&digest).is_some_and(|learned| learned.seen)
+    }
+
+    /// What the server of this life held before it was told to load anything; `None` for one that never was.
+    pub(crate) fn base_of(&self, life: u64) -> Option<Footprint> {
+        self.server.as_ref().filter(|server| server.life == life).map(|server| server.base.clone())
+    }
+
+    /// The server of this life, which holds `base`, is told to load something now.
+    pub(crate) fn note_base(&mut self, life: u64, base: &Footprint) {
+        self.server = Some(Server { life, base: base.clone() });
+        self.changed = true;
     }
 
     /// Every model that was ever used, with its last use.
@@ -165,11 +197,16 @@ impl History {
         let stored = |(id, known): (&ModelId, &Known)| StoredModel { id: id.clone(), last_used: known.last_used, measured: known.measured.clone() };
         let mut models: Vec<_> = self.models.iter().map(stored).collect();
         models.sort_by(|a, b| a.id.cmp(&b.id));
-        let stored = |(digest, learned): (&ContentDigest, &Learned)| StoredContent { digest: *digest, size: learned.size.clone(), at: learned.at };
+        let stored = |(digest, learned): (&ContentDigest, &Learned)| StoredContent {
+            digest: *digest,
+            size: learned.size.clone(),
+            at: learned.at,
+            seen: learned.seen,
+        };
         let mut contents: Vec<_> = self.contents.iter().map(stored).collect();
         contents.sort_by_key(|content| content.digest);
         // Plain values with text keys: there is nothing in them that JSON cannot say.
-        serde_json::to_vec(&Stored { version: VERSION, models, contents }).ok()
+        serde_json::to_vec(&Stored { version: VERSION, models, contents, server: self.server.clone() }).ok()
     }
 
     /// The last write did not succeed: the next save tries again.
@@ -178,10 +215,7 @@ impl History {
     }
 }
 
-/// What a file holds: models, and what contents take.
-type Remembered = (HashMap<ModelId, Known>, HashMap<ContentDigest, Learned>);
-
-fn read_file(path: &Path) -> Result<Remembered, String> {
+fn read_file(path: &Path) -> Result<History, String> {
     let size = match std::fs::metadata(path) {
         Ok(meta) => meta.len(),
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
@@ -196,8 +230,9 @@ fn read_file(path: &Path) -> Result<Remembered, String> {
         return Err(format!("it has version {}, this program reads {VERSION}", stored.version));
     }
     let models = stored.models.into_iter().map(|model| (model.id, Known { last_used: model.last_used, measured: model.measured }));
-    let contents = stored.contents.into_iter().map(|content| (content.digest, Learned { size: content.size, at: content.at }));
-    Ok((models.collect(), contents.collect()))
+    let learned = |content: StoredContent| (content.digest, Learned { size: content.size, at: content.at, seen: content.seen });
+    let contents = stored.contents.into_iter().map(learned);
+    Ok(History { models: models.collect(), contents: contents.collect(), server: stored.server, changed: false })
 }
 
 /// Writes the file. Blocking: for a blocking thread.
@@ -223,13 +258,16 @@ mod tests {
         assert!(history.take_unsaved().is_none(), "nothing changed");
         history.note_use(&id("a"), UnixMillis(7));
         history.note_use(&id("a"), UnixMillis(5));
-        history.note_size(&id("b"), Some(ContentDigest([7; 32])), &Footprint::host(ByteSize(9)), UnixMillis(3));
+        history.note_size(&id("b"), Some(ContentDigest([7; 32])), &Footprint::host(ByteSize(9)), true, UnixMillis(3));
+        history.note_base(7, &Footprint::host(ByteSize(5)));
         write(folder.path(), &history.take_unsaved().expect("changed")).expect("the folder is writable");
         assert!(history.take_unsaved().is_none());
         let back = History::read(folder.path());
         assert_eq!(back.last_used("a"), Some(UnixMillis(7)), "the last use never moves back");
         assert_eq!(back.measured(&id("b")), Some(Footprint::host(ByteSize(9))));
         assert_eq!(back.learned(ContentDigest([7; 32])), Some(Footprint::host(ByteSize(9))));
+        assert!(back.was_seen(ContentDigest([7; 32])));
+        assert_eq!((back.base_of(7), back.base_of(8)), (Some(Footprint::host(ByteSize(5))), None));
         assert_eq!((back.models, back.contents), (history.models, history.contents));
     }
 
@@ -249,7 +287,7 @@ mod tests {
             history.note_use(&id(&format!("m{n}")), UnixMillis(1_000 + n));
         }
         for n in 0..111 {
-            history.note_size(&id("never-used"), Some(ContentDigest([n; 32])), &Footprint::default(), UnixMillis(n.into()));
+            history.note_size(&id("never-used"), Some(ContentDigest([n; 32])), &Footprint::default(), false, UnixMillis(n.into()));
         }
         history.keep_within(100);
         assert_eq!(history.models.len(), 100);

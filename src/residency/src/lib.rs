@@ -58,7 +58,7 @@ pub use config::{Config, Recycle};
 pub use error::WaitError;
 pub use reports::Reports;
 pub use slot::Guard;
-pub use snapshot::{CopyUse, PoolUse, Snapshot};
+pub use snapshot::{CopyUse, Origin, PoolUse, Snapshot};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -162,7 +162,16 @@ impl Residency {
             bloated: watch::Sender::new(None),
         });
         let (inbox, messages) = mpsc::channel(INBOX);
-        let work = Work { tasks: JoinSet::new(), runtime, fetch, clock, metrics, sequence: Sequence::default(), look_now: Arc::new(Notify::new()) };
+        let work = Work {
+            tasks: JoinSet::new(),
+            runtime,
+            fetch,
+            clock,
+            metrics,
+            sequence: Sequence::default(),
+            gpus: budget.gpus().next().is_some(),
+            look_now: Arc::new(Notify::new()),
+        };
         let mut owner = Owner::new(Arc::clone(&shared), config, location, (budget, memory), messages, work);
         owner.restore_failures();
         (Residency { inbox, shared }, tokio::spawn(Box::pin(owner.run())))

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use berth_adapters::{LoadError, LoadFault, Loaded};
+use berth_adapters::{LoadError, LoadFault, Loaded, Seat};
 use berth_memory::Source;
-use berth_plan::{Effect, Event, MayEvict, Phase, Suspects};
+use berth_plan::{Effect, Event, MayEvict, Phase, Suspects, device};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
-use berth_types::{ByteSize, ContentDigest, Failure, Footprint, Location, ModelId, Reason, Refusal, Registration, Retry, Step, UnixMillis};
+use berth_types::{ByteSize, ContentDigest, Failure, Footprint, Location, ModelId, Pool, Reason, Refusal, Registration, Retry, Step, UnixMillis};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
@@ -33,10 +33,9 @@ use crate::lru::ByLastUse;
 use crate::slot::Slot;
 use crate::snapshot::Snapshot;
 use crate::telling::Shown;
-use crate::truth::Around;
-use crate::truth::Truth;
+use crate::truth::{Around, Kept, Truth};
 use crate::work::{Done, Fetched, Work};
-use crate::{Config, Shared, WaitError};
+use crate::{Config, Origin, Shared, WaitError};
 
 /// What callers ask of the owner.
 #[derive(Debug)]
@@ -569,13 +568,24 @@ impl Owner {
     }
 
     /// The files are here.
-    fn arrived(&mut self, model: &ModelId, Fetched { files, estimate }: Fetched) {
+    fn arrived(&mut self, model: &ModelId, Fetched { files, estimate, seat }: Fetched) {
         let registration = self.entries.get(model).and_then(|entry| entry.registration.clone());
-        let on_disk = Footprint::host(files.size.percent(self.config.disk_factor_percent));
+        // Of what goes on a GPU a guess counts there. Which one is decided when memory is given out.
+        let gpu = self.ledger.budget().gpus().next().filter(|_| seat == Seat::OneGpu);
+        let on_it = |guess: Footprint| gpu.map_or(guess.clone(), |gpu| Footprint::of([(Pool::Gpu(gpu), guess.total())]));
+        let estimate = estimate.map(on_it);
+        let on_disk = on_it(Footprint::host(files.size.percent(self.config.disk_factor_percent)));
         let digest = files.content().map(|content| content.digest);
-        let known = registration.and_then(|registration| self.known_need(&registration, digest, estimate.as_ref()));
+        let known = registration.as_ref().and_then(|registration| self.known_need(registration, digest, estimate.as_ref()));
+        let declared = registration.is_some_and(|registration| registration.declared_size.is_some());
         if let Some(entry) = self.entries.get_mut(model) {
+            entry.origin = match &known {
+                Some(_) if declared => Origin::Declared,
+                Some(_) => Origin::Learned,
+                None => Origin::Estimated,
+            };
             entry.need = Some(known.or(estimate).unwrap_or(on_disk));
+            entry.seat = seat;
             entry.content = files.content().map(Arc::new);
             entry.files = Some(files);
         }
@@ -642,9 +652,9 @@ impl Owner {
                 if let (Some(lease), Some(need)) = (entry.lease.as_mut(), entry.need.clone()) {
                     lease.correct(need);
                 }
-                let own_word = measured.map(|measured| (measured, true));
-                if let Some((measured, certain)) = own_word.or(learned)
-                    && let Some(refusal) = self.charge(model, &measured, certain)
+                let own_word = measured.map(|measured| (measured, Kept::Told));
+                if let Some((measured, kept)) = own_word.or(learned)
+                    && let Some(refusal) = self.charge(model, &measured, kept)
                 {
                     self.refuse_for_good(model, refusal);
                     return self.step(model, Event::Broke);
@@ -694,23 +704,26 @@ impl Owner {
             return;
         }
         self.reconsider = true;
-        if let Some(refusal) = self.charge(model, &size, true) {
+        if let Some(refusal) = self.charge(model, &size, Kept::Told) {
             self.refuse_for_good(model, refusal);
             self.step(model, Event::Evict);
         }
     }
 
-    /// Charges what a copy was measured to take, and remembers it for these files where that is `certain`. What it is refused
+    /// Charges what a copy was measured to take, and remembers it for these files as far as that may be. What it is refused
     /// with when there will never be room for it.
-    fn charge(&mut self, model: &ModelId, measured: &Footprint, certain: bool) -> Option<Refusal> {
+    fn charge(&mut self, model: &ModelId, measured: &Footprint, kept: Kept) -> Option<Refusal> {
         let measured = within_pools(measured, self.ledger.budget())?;
-        if certain {
+        if kept != Kept::Not {
             let digest = self.entries.get(model).and_then(|entry| entry.content.as_ref()).map(|content| content.digest);
-            self.shared.history.lock().note_size(model, digest, &measured, self.clock.wall());
+            self.shared.history.lock().note_size(model, digest, &measured, kept == Kept::Seen, self.clock.wall());
         }
-        let too_large = measured.exceeds(self.ledger.budget());
-        if let Some(lease) = self.entries.get_mut(model).and_then(|entry| entry.lease.as_mut()) {
+        let too_large = device::too_small(&measured, self.ledger.budget());
+        if let Some(entry) = self.entries.get_mut(model)
+            && let Some(lease) = entry.lease.as_mut()
+        {
             lease.correct(measured);
+            entry.origin = Origin::Measured;
         }
         too_large.map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
     }
@@ -730,8 +743,15 @@ impl Owner {
     }
 
     fn never_fits(&self, model: &Registration) -> Option<Refusal> {
-        let need = self.known_need(model, None, None)?;
-        need.exceeds(self.ledger.budget()).map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
+        let (need, budget) = (self.known_need(model, None, None)?, self.ledger.budget());
+        // Whether it goes on a GPU its files say, unless it was loaded before.
+        let said = model.declared_size.filter(|_| self.shared.history.lock().measured(&model.id).is_none());
+        if let Some(said) = said
+            && budget.gpus().any(|gpu| said <= budget.get(Pool::Gpu(gpu)))
+        {
+            return None;
+        }
+        device::too_small(&need, budget).map(|(pool, need, budget)| Refusal::NeverFits { pool, need, budget })
     }
 
     /// Copies go that were not used for as long as their users want them kept.

@@ -18,12 +18,28 @@ pub struct PoolUse {
     pub unconfirmed: ByteSize,
     /// The part of `budget` that is not there in truth.
     pub withheld: ByteSize,
+    /// What the server held before its first load, where that was seen.
+    pub base: Option<ByteSize>,
     /// What the server kept of copies that have gone.
     pub retained: ByteSize,
     /// What was seen of it.
     pub real: Real,
     /// Nearly full: idle copies are evicted.
     pub strained: bool,
+}
+
+/// Where the number is from that a copy is charged with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// Its resource says so.
+    Declared,
+    /// The same files took so much when they were loaded before.
+    Learned,
+    /// The runtime thinks so, or it follows from the bytes on disk.
+    #[default]
+    Estimated,
+    /// This copy was measured, or the runtime said so when it had loaded it.
+    Measured,
 }
 
 /// One model that is loaded or on its way, at one moment.
@@ -37,6 +53,8 @@ pub struct CopyUse {
     pub since: UnixMillis,
     /// What it is charged with; `None` before memory was given to it.
     pub charged: Option<Footprint>,
+    /// Where that is from.
+    pub from: Origin,
     /// Requests on it, and callers that were just handed it.
     pub in_flight: u32,
     /// Callers that wait for it.

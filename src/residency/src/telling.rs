@@ -50,16 +50,20 @@ impl Owner {
         let sums = self.ledger.sums();
         let memory = &self.memory();
         let pools = memory.budget.plus(&memory.charged);
-        let pools = pools.iter().map(|(pool, _)| PoolUse {
-            pool,
-            budget: memory.budget.get(pool),
-            charged: memory.charged.get(pool),
-            returning: memory.returning.get(pool),
-            unconfirmed: sums.unconfirmed.get(pool),
-            withheld: memory.withheld.get(pool),
-            retained: self.truth.retained().get(pool),
-            real: self.truth.reading().and_then(|reading| reading.pools.get(&pool).copied()).unwrap_or_default(),
-            strained: self.truth.is_strained(pool),
+        let pools = pools.iter().map(|(pool, _)| {
+            let real = self.truth.reading().and_then(|reading| reading.pools.get(&pool).copied()).unwrap_or_default();
+            PoolUse {
+                pool,
+                budget: memory.budget.get(pool),
+                charged: memory.charged.get(pool),
+                returning: memory.returning.get(pool),
+                unconfirmed: sums.unconfirmed.get(pool),
+                withheld: memory.withheld.get(pool),
+                base: self.truth.base().filter(|_| real.held.is_some()).map(|base| base.get(pool)),
+                retained: self.truth.retained().get(pool),
+                real,
+                strained: self.truth.is_strained(pool),
+            }
         });
         let mut copies: Vec<_> = self
             .entries
@@ -69,6 +73,7 @@ impl Owner {
                 phase: entry.phase,
                 since: entry.since,
                 charged: entry.lease.as_ref().map(|lease| lease.bytes().clone()),
+                from: entry.origin,
                 in_flight: entry.slot.as_ref().map_or(0, |slot| slot.in_flight()),
                 waiting: entry.waiters.len(),
                 last_used: self.shared.last_used(model.as_str()),
@@ -125,10 +130,17 @@ impl Owner {
 
     pub(crate) fn save_if_due(&mut self) {
         let now = self.clock.now();
-        if self.saving || now < self.saved + self.config.save_every {
+        if now >= self.saved + self.config.save_every {
+            self.save();
+        }
+    }
+
+    /// Writes last uses and sizes, unless that is being done.
+    pub(crate) fn save(&mut self) {
+        if self.saving {
             return;
         }
-        self.saved = now;
+        self.saved = self.clock.now();
         if let (Some(bytes), Some(folder)) = (self.bring_history_up_to_date(), self.config.state.clone()) {
             self.saving = true;
             self.work.save(folder, bytes);

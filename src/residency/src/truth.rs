@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use berth_adapters::{LoadError, LoadFault};
 use berth_memory::Source;
-use berth_plan::{Event, MayEvict, Memory, Phase, free_up, pressure};
+use berth_plan::{Event, MayEvict, Memory, Phase, device, free_up, pressure};
 use berth_telemetry::{Counter, Gauge, Metrics};
-use berth_types::{ByteSize, ContentDigest, Footprint, ModelId, Pool, Reading, Usage};
+use berth_types::{ByteSize, ContentDigest, Footprint, ModelId, Pool, Reading, UnixMillis, Usage};
 use tracing::{info, warn};
 
 use crate::Recycle;
@@ -27,6 +27,8 @@ use crate::owner::Owner;
 /// Between two readings: usually, and while a memory is nearly full.
 const USUAL: Duration = Duration::from_secs(1);
 const STRAINED: Duration = Duration::from_millis(200);
+/// How long a server that gave its memory back when it was drained is not drained again.
+const SPARED: Duration = Duration::from_secs(15 * 60);
 /// A reading that takes longer tells nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -37,21 +39,45 @@ pub(crate) struct Around {
     pub(crate) after: Reading,
 }
 
+/// Whether what was measured is remembered as the size of the same files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It is too uncertain.
+    Not,
+    /// By what the server grew: a later load may show it to be wrong.
+    Seen,
+    /// The server said so.
+    Told,
+}
+
 /// A load whose end will tell what the copy takes.
 #[derive(Debug)]
 struct Learning {
     /// It has the server's loads to itself, because it must.
     alone: bool,
+    /// Nothing is known of its files: others wait for it.
+    unknown: bool,
     /// How often something had come or gone when it began; `None` when it was not alone even then.
     stirred: Option<u64>,
+    /// When it began; `None` when requests were under way even then.
+    calm_from: Option<UnixMillis>,
     oom_kills: Option<u64>,
+}
+
+/// How it was before the loads that are under way began.
+#[derive(Debug)]
+struct BeforeLoads {
+    /// What was in use.
+    used: Footprint,
+    /// What was charged to everything else.
+    settled: Footprint,
 }
 
 /// The server is to be started anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recycling {
-    /// Its copies leave.
-    Draining,
+    /// Its copies leave, and have until then.
+    Draining { until: Instant },
     /// Nothing is loaded there, and that did not help.
     Told,
 }
@@ -80,15 +106,20 @@ pub(crate) struct Truth {
     /// How often one did.
     stirred: u64,
     learning: HashMap<ModelId, Learning>,
+    before_loads: Option<BeforeLoads>,
     /// The server's process has been told to load something.
     loaded_something: bool,
     /// What it held before that.
     base: Option<Footprint>,
     retained: Footprint,
     strained: BTreeSet<Pool>,
+    /// GPUs that were there and are no more.
+    gone: BTreeSet<Pool>,
     relief: BTreeMap<Pool, Relief>,
     bloated: bool,
     recycling: Option<Recycling>,
+    /// It was drained for nothing, and is not before then.
+    spared_until: Option<Instant>,
 }
 
 impl Truth {
@@ -102,13 +133,16 @@ impl Truth {
             changed: 0,
             stirred: 0,
             learning: HashMap::new(),
+            before_loads: None,
             loaded_something: false,
             base: None,
             retained: Footprint::default(),
             strained: BTreeSet::new(),
+            gone: BTreeSet::new(),
             relief: BTreeMap::new(),
             bloated: false,
             recycling: None,
+            spared_until: None,
         }
     }
 
@@ -124,6 +158,10 @@ impl Truth {
 
     pub(crate) fn retained(&self) -> &Footprint {
         &self.retained
+    }
+
+    pub(crate) fn base(&self) -> Option<&Footprint> {
+        self.base.as_ref()
     }
 
     pub(crate) fn is_strained(&self, pool: Pool) -> bool {
@@ -182,11 +220,24 @@ impl Owner {
     pub(crate) fn memory(&self) -> Memory {
         let memory = self.ledger.sums().memory;
         let Some(reading) = self.truth.reading() else { return memory };
-        let coming =
-            self.loading.iter().chain(self.to_load.iter().map(|ticket| &ticket.model)).filter_map(|model| self.entries.get(model)?.lease.as_ref());
-        let coming = coming.fold(Footprint::default(), |sum, lease| sum.plus(lease.bytes()));
+        let to_load = self.leased_by(self.to_load.iter().map(|ticket| &ticket.model));
+        let loading = self.leased_by(self.loading.iter());
+        let coming = match &self.truth.before_loads {
+            Some(BeforeLoads { used, settled }) => {
+                let now = (used_of(reading), memory.charged.minus(&loading));
+                pressure::still_coming(&loading, [used, &now.0], [settled, &now.1])
+            }
+            None => loading,
+        };
+        let coming = coming.plus(&to_load);
         let withheld = pressure::withheld(&memory.budget, &memory.charged, &coming, &self.truth.retained, reading, self.config.marks);
         Memory { withheld, ..memory }
+    }
+
+    /// What is charged to these models.
+    fn leased_by<'a>(&'a self, models: impl Iterator<Item = &'a ModelId>) -> Footprint {
+        let leases = models.filter_map(|model| self.entries.get(model)?.lease.as_ref());
+        leases.fold(Footprint::default(), |sum, lease| sum.plus(lease.bytes()))
     }
 
     pub(crate) fn on_memory_read(&mut self, began: u64, reading: Reading) {
@@ -199,7 +250,10 @@ impl Owner {
         }
         let held = reading.held();
         if let Some(held) = held.as_ref().filter(|_| !self.truth.loaded_something) {
-            self.truth.base = Some(held.clone());
+            // One that was told to load something before, by this process or an earlier one, holds more than it began with.
+            let began_with = reading.life.and_then(|life| self.shared.history.lock().base_of(life));
+            self.truth.loaded_something = began_with.is_some();
+            self.truth.base = Some(began_with.unwrap_or_else(|| held.clone()));
         }
         let is_news = began > self.truth.changed;
         if let (Some(held), Some(base)) = (&held, &self.truth.base)
@@ -226,6 +280,7 @@ impl Owner {
         self.truth.retained = Footprint::default();
         self.truth.bloated = false;
         self.truth.recycling = None;
+        self.truth.spared_until = None;
         self.shared.bloated.send_replace(None);
     }
 
@@ -240,6 +295,9 @@ impl Owner {
         self.truth.strained.retain(|pool| reading.usage(*pool).is_some());
         let (mut excess, mut used) = (Vec::new(), Vec::new());
         for (pool, usage) in reading.pools.iter().filter_map(|(pool, real)| Some((*pool, real.usage?))).collect::<Vec<_>>() {
+            if self.has_gone(pool, usage) {
+                continue;
+            }
             let before = self.truth.strained.contains(&pool);
             let strain = pressure::strain(before, usage, self.config.marks);
             if strain.strained && self.truth.strained.insert(pool) {
@@ -270,6 +328,25 @@ impl Owner {
                 *freed += more.get(pool);
             }
         }
+    }
+
+    /// Whether this is a GPU that is there no more: then its idle copies go, to be loaded on another one when they are asked for.
+    fn has_gone(&mut self, pool: Pool, usage: Usage) -> bool {
+        if pool == Pool::Host || !device::is_gone(usage) {
+            if self.truth.gone.remove(&pool) {
+                info!(pool = %pool, limit = %usage.limit, "a GPU is there again");
+            }
+            return false;
+        }
+        let memory = self.ledger.sums().memory;
+        let left = Footprint::of([(pool, memory.charged.get(pool).saturating_sub(memory.returning.get(pool)))]);
+        if self.truth.gone.insert(pool) {
+            warn!(pool = %pool, charged = %left, "a GPU is there no more, nothing is put on it and its idle models go");
+        }
+        for victim in free_up(&left, residents(&mut self.lru, &self.entries, self.clock.now())) {
+            self.evict_idle(&victim, "its GPU is there no more");
+        }
+        true
     }
 
     /// Whether evicting more would not help: what went before freed less than half of what it was charged with.
@@ -303,11 +380,11 @@ impl Owner {
             && self.entries.get(model).and_then(|entry| entry.need.as_ref()).is_some_and(|need| pressure::learns_alone(need, self.ledger.budget()))
     }
 
-    /// The room that `model` gets, which is thought to take `need`.
-    pub(crate) fn room_for(&self, model: &ModelId, need: Footprint) -> Footprint {
+    /// Whether what `model` is thought to take is a guess that may be far off, and will be measured.
+    pub(crate) fn is_guess(&self, model: &ModelId) -> bool {
         let declared =
             self.entries.get(model).and_then(|entry| entry.registration.as_ref()).is_some_and(|registration| registration.declared_size.is_some());
-        if !declared && self.truth.tells_held() && !self.knows_size_of(model) { pressure::cautious(&need, self.ledger.budget()) } else { need }
+        !declared && self.truth.tells_held() && !self.knows_size_of(model)
     }
 
     fn knows_size_of(&self, model: &ModelId) -> bool {
@@ -316,6 +393,11 @@ impl Owner {
             Some(digest) => history.learned(digest).is_some(),
             None => history.measured(model).is_some(),
         }
+    }
+
+    /// Whether that is by what the server grew.
+    fn saw_size_of(&self, model: &ModelId) -> bool {
+        self.digest_of(model).is_some_and(|digest| self.shared.history.lock().was_seen(digest))
     }
 
     fn digest_of(&self, model: &ModelId) -> Option<ContentDigest> {
@@ -331,8 +413,8 @@ impl Owner {
 
     /// Whether copies that go now would disturb what is being learned, and may wait.
     pub(crate) fn must_not_be_disturbed(&self) -> bool {
-        let measured =
-            |model: &ModelId| self.loads_one_at_a_time() && self.truth.learning.get(model).is_some_and(|learning| learning.stirred.is_some());
+        let learns = |learning: &Learning| learning.unknown && learning.stirred.is_some();
+        let measured = |model: &ModelId| self.loads_one_at_a_time() && self.truth.learning.get(model).is_some_and(learns);
         self.loading.iter().any(|model| self.truth.loads_alone(model) || measured(model))
     }
 
@@ -343,45 +425,82 @@ impl Owner {
     /// The load of `model` begins. Who is asked around it, where that may tell something.
     pub(crate) fn begin_learning(&mut self, model: &ModelId) -> Watched {
         let Some(source) = self.truth.source.clone() else { return Watched::default() };
-        let (quiet, unknown) = (self.loading.is_empty() && !self.is_unloading(), self.truth.tells_held() && !self.knows_size_of(model));
+        let (quiet, unknown) = (self.loading.is_empty() && !self.is_unloading(), !self.knows_size_of(model));
+        // What was seen once is looked at again whenever a load can be told apart.
+        let measured = quiet && self.truth.tells_held() && (unknown || self.saw_size_of(model));
         let alone = self.would_learn_alone(model);
+        if self.loading.is_empty() {
+            let others = self.ledger.sums().memory.charged.minus(&self.leased_by([model].into_iter()));
+            self.truth.before_loads = self.truth.reading().map(|reading| BeforeLoads { used: used_of(reading), settled: others });
+        }
         self.stir();
-        self.truth.loaded_something = true;
-        let stirred = (quiet && unknown).then_some(self.truth.stirred);
+        if !std::mem::replace(&mut self.truth.loaded_something, true)
+            && let (Some(life), Some(base)) = (self.truth.life, &self.truth.base)
+        {
+            // On disk before this process may end: its successor sees what the server holds by then.
+            self.shared.history.lock().note_base(life, base);
+            self.save();
+        }
+        let stirred = measured.then_some(self.truth.stirred);
+        let calm_from = measured.then(|| self.clock.wall()).filter(|_| !self.any_request_since(None));
         let oom_kills = self.truth.reading().and_then(|reading| reading.oom_kills);
-        self.truth.learning.insert(model.clone(), Learning { alone, stirred, oom_kills });
+        self.truth.learning.insert(model.clone(), Learning { alone, unknown, stirred, calm_from, oom_kills });
         Watched { source: Some(source), measure: stirred.is_some() }
     }
 
-    /// It has ended. What the copy is charged with from now on, where that was seen; and whether that is certain.
-    pub(crate) fn learned(&mut self, model: &ModelId, around: Option<&Around>) -> Option<(Footprint, bool)> {
-        let undisturbed = self.truth.learning.get(model).is_some_and(|learning| learning.stirred == Some(self.truth.stirred));
-        let Around { before, after } = around.filter(|around| undisturbed && around.before.life == around.after.life)?;
-        let (held_before, held_after) = (before.held()?, after.held()?);
+    /// Whether requests are under way, or have come since this moment.
+    fn any_request_since(&self, since: Option<UnixMillis>) -> bool {
+        let came = |used: UnixMillis| since.is_some_and(|since| used >= since);
+        self.shared.copies.iter().any(|copy| copy.in_flight() > 0 || copy.last_used().is_some_and(came))
+    }
+
+    /// It has ended. What the copy is charged with from now on, where that was seen; and whether that is remembered.
+    pub(crate) fn learned(&mut self, model: &ModelId, around: Option<&Around>) -> Option<(Footprint, Kept)> {
+        let learning = self.truth.learning.get(model).filter(|learning| learning.stirred == Some(self.truth.stirred))?;
+        let Around { before, after } = around.filter(|around| around.before.life == around.after.life)?;
+        let in_traffic = learning.calm_from.is_none_or(|began| self.any_request_since(Some(began)));
+        let unknown = learning.unknown;
         let entry = self.entries.get(model)?;
         let need = entry.need.clone()?;
         let charged = self.ledger.sums().memory.charged.minus(entry.lease.as_ref()?.bytes());
+        let (held_before, held_after) = (before.held()?, after.held()?);
         // Of a server whose beginning nobody saw, all may have been kept.
         let kept = self.truth.base.as_ref().map_or_else(|| need.clone(), |base| pressure::retained(&held_before, base, &charged));
-        let is_told = |pool: Pool| [before, after].iter().all(|reading| reading.pools.get(&pool).is_some_and(|real| real.held.is_some()));
-        let seen =
-            |footprint: &Footprint| Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0 && is_told(*pool)));
-        let unseen = Footprint::of(need.iter().filter(|(pool, _)| !is_told(*pool)));
-        let (need, grown) = (seen(&need), seen(&held_after.minus(&held_before)));
-        // Nearly nothing: it is taken at the first request, or from files, or somebody else was looked at.
-        if grown.total() < need.total().percent(10) {
+        let told = |pool: Pool| -> Option<[ByteSize; 2]> {
+            let [before, after] = [before, after].map(|reading| reading.pools.get(&pool).copied().unwrap_or_default());
+            match (before.held.zip(after.held), before.usage.zip(after.usage)) {
+                (Some((before, after)), _) => Some([before, after]),
+                // A driver that does not tell what is whose: what all of the GPU grew by.
+                (None, Some((before, after))) if pool != Pool::Host => Some([before.used, after.used]),
+                (None, _) => None,
+            }
+        };
+        let seen = |footprint: &Footprint| {
+            Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0 && told(*pool).is_some()))
+        };
+        let unseen = Footprint::of(need.iter().filter(|(pool, _)| told(*pool).is_none()));
+        let pools = held_before.plus(&held_after).plus(&need);
+        let grown = Footprint::of(pools.iter().filter_map(|(pool, _)| told(pool).map(|[before, after]| (pool, after.saturating_sub(before)))));
+        let (need, grown) = (seen(&need), seen(&grown));
+        if !pressure::tells_something(&need, &grown, &kept, !unknown) {
             return None;
         }
-        let measured = pressure::charge(&need, &grown, &kept);
+        let measured = if in_traffic { pressure::charge_in_traffic(&need, &grown, &kept) } else { pressure::charge(&need, &grown, &kept) };
         // What somebody has declared may be needed later.
-        let declared = self.entries.get(model)?.registration.as_ref().is_some_and(|registration| registration.declared_size.is_some());
+        let declared = entry.registration.as_ref().is_some_and(|registration| registration.declared_size.is_some());
         let measured = if declared { measured.max(&need) } else { measured };
-        Some((measured.plus(&unseen), pressure::is_certain(&grown, &kept) && unseen.total() == ByteSize::ZERO))
+        let certain = pressure::is_certain(&grown, &kept) && unseen.total() == ByteSize::ZERO;
+        // A bound is better than a guess, and no reason to give up what is known.
+        let remembered = if certain && (unknown || !in_traffic) { Kept::Seen } else { Kept::Not };
+        Some((measured.plus(&unseen), remembered))
     }
 
     /// Forgets that the load was watched; true when it ended because the kernel killed for want of memory.
     pub(crate) fn end_learning(&mut self, model: &ModelId, around: Option<&Around>) -> bool {
         let learning = self.truth.learning.remove(model);
+        if self.loading.is_empty() {
+            self.truth.before_loads = None;
+        }
         self.stir();
         let (Some(before), Some(after)) = (learning.and_then(|learning| learning.oom_kills), around.and_then(|around| around.after.oom_kills)) else {
             return false;
@@ -407,36 +526,37 @@ impl Owner {
 
     fn look_at_bloat(&mut self) {
         let sums = self.ledger.sums();
-        let bloated = pressure::is_bloated(&self.truth.retained, &sums.unconfirmed, &sums.memory.budget, self.config.bloated_percent);
+        let loaded = sums.memory.charged.minus(&sums.memory.returning).minus(&sums.unconfirmed);
+        let bloated = pressure::is_bloated(&self.truth.retained, &loaded, &sums.unconfirmed, &sums.memory.budget, self.config.bloated_percent);
         if bloated && !std::mem::replace(&mut self.truth.bloated, bloated) {
             warn!(retained = %self.truth.retained, unconfirmed = %sums.unconfirmed, budget = %sums.memory.budget, "the runtime keeps memory that no model has");
         }
         self.truth.bloated = bloated;
+        let now = self.clock.now();
         let left = self.entries.values().any(|entry| matches!(entry.phase, Phase::Loading | Phase::Ready | Phase::Draining | Phase::Unloading));
         match self.truth.recycling {
-            None if bloated && self.config.recycle != Recycle::Off => {
+            None if bloated && self.config.recycle != Recycle::Off && self.truth.spared_until.is_none_or(|until| until <= now) => {
                 warn!("the runtime is drained, to be started anew");
-                self.truth.recycling = Some(Recycling::Draining);
-                for model in self.shared.copies.iter().map(|copy| copy.key().clone()).collect::<Vec<_>>() {
-                    if let Some(entry) = self.entries.get_mut(&model).filter(|entry| !entry.retired) {
-                        entry.background = Some(MayEvict::Nothing);
-                    }
-                    self.drain_within(&model, self.config.drain_cap);
-                    self.step(&model, Event::Evict);
-                }
+                let unloads = self.config.unload_timeout * self.config.unload_tries * 2;
+                let until = now + self.work.runtime.info().load_timeout + self.config.drain_cap + self.config.revoke_grace + unloads;
+                self.truth.recycling = Some(Recycling::Draining { until });
+                self.drain_what_is_loaded();
             }
-            Some(Recycling::Draining) if !bloated && !left => {
+            Some(Recycling::Draining { until }) if !bloated && (!left || until <= now) => {
                 info!("the runtime has given its memory back, it is used again");
                 self.truth.recycling = None;
+                self.truth.spared_until = Some(now + SPARED);
             }
             Some(Recycling::Told) if !bloated => {
                 info!("the runtime has given its memory back after all, it is used again");
                 self.truth.recycling = None;
+                self.truth.spared_until = Some(now + SPARED);
                 self.shared.bloated.send_replace(None);
             }
-            Some(Recycling::Draining) if bloated && !left => {
+            // What does not leave in all this time does not leave.
+            Some(Recycling::Draining { until }) if !left || until <= now => {
                 let why = format!("the runtime keeps {} that no model has and does not unload {}", self.truth.retained, sums.unconfirmed);
-                warn!(retained = %self.truth.retained, unconfirmed = %sums.unconfirmed, "the runtime holds no model and still keeps memory: it must be started anew");
+                warn!(retained = %self.truth.retained, unconfirmed = %sums.unconfirmed, left, "the runtime was drained and still keeps memory: it must be started anew");
                 self.truth.recycling = Some(Recycling::Told);
                 self.shared.bloated.send_replace(Some(why.into()));
                 self.metrics.add(Counter::RuntimeRecycled, &[], 1);
@@ -444,7 +564,26 @@ impl Owner {
                     self.work.end_server(source);
                 }
             }
+            // Loads that were under way have ended since.
+            Some(Recycling::Draining { .. }) => self.drain_what_is_loaded(),
             _ => {}
+        }
+    }
+
+    /// Every copy leaves, to be loaded again by the runtime's successor, and what has memory and was not begun goes back.
+    fn drain_what_is_loaded(&mut self) {
+        for model in self.to_load.iter().map(|ticket| ticket.model.clone()).collect::<Vec<_>>() {
+            if let Some(entry) = self.entries.get_mut(&model) {
+                entry.leaving.nothing_attempted = true;
+            }
+            self.step(&model, Event::Evict);
+        }
+        for model in self.shared.copies.iter().map(|copy| copy.key().clone()).collect::<Vec<_>>() {
+            if let Some(entry) = self.entries.get_mut(&model).filter(|entry| !entry.retired) {
+                entry.background = Some(MayEvict::Nothing);
+            }
+            self.drain_within(&model, self.config.drain_cap);
+            self.step(&model, Event::Evict);
         }
     }
 
@@ -460,6 +599,11 @@ pub(crate) struct Watched {
     /// Asked after a load that failed, and around each that is measured.
     pub(crate) source: Option<Arc<dyn Source>>,
     pub(crate) measure: bool,
+}
+
+/// What is in use of each memory of which that is known.
+fn used_of(reading: &Reading) -> Footprint {
+    Footprint::of(reading.pools.iter().filter_map(|(pool, real)| Some((*pool, real.usage?.used))))
 }
 
 fn show(metrics: &Metrics, reading: &Reading, base: Option<&Footprint>, retained: &Footprint, strained: &BTreeSet<Pool>) {

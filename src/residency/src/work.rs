@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use berth_adapters::{Artifacts, Index, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, UnloadError, Unloaded};
+use berth_adapters::{Artifacts, Index, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, Seat, UnloadError, Unloaded};
 use berth_memory::Source;
 use berth_puller::{Fetch, Pinned, PullError, Urgency};
 use berth_telemetry::halt::{self, Point};
@@ -88,12 +88,15 @@ pub(crate) enum Done {
 pub(crate) struct Fetched {
     pub(crate) files: Pinned,
     pub(crate) estimate: Option<Footprint>,
+    pub(crate) seat: Seat,
 }
 
 impl Fetched {
-    async fn of(model: &Registration, files: Pinned, runtime: &dyn Runtime) -> Self {
-        let estimate = runtime.predict(model, &artifacts_of(&files)).await;
-        Fetched { files, estimate }
+    async fn of(model: &Registration, files: Pinned, runtime: &dyn Runtime, gpus: bool) -> Self {
+        let artifacts = artifacts_of(&files);
+        let estimate = runtime.predict(model, &artifacts).await;
+        let seat = if gpus { runtime.seat(model, &artifacts).await } else { Seat::Given };
+        Fetched { files, estimate, seat }
     }
 }
 
@@ -115,6 +118,8 @@ pub(crate) struct Work {
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
     pub(crate) sequence: Sequence,
+    /// There are GPUs to choose from.
+    pub(crate) gpus: bool,
     /// Ends the wait of a look that is waiting for a reason.
     pub(crate) look_now: Arc<Notify>,
 }
@@ -137,11 +142,11 @@ impl Work {
     /// Looks for files that were fetched earlier.
     pub(crate) fn reuse(&mut self, model: Arc<Registration>, life: u64) -> AbortHandle {
         let (fetch, runtime, metrics, clock) = (Arc::clone(&self.fetch), Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
-        let id = model.id.clone();
+        let (id, gpus) = (model.id.clone(), self.gpus);
         let work = async move {
             let began = clock.now();
             let found = match fetch.reuse(&model).await {
-                Some(files) => Some(Fetched::of(&model, files, &*runtime).await),
+                Some(files) => Some(Fetched::of(&model, files, &*runtime, gpus).await),
                 None => None,
             };
             if found.is_some() {
@@ -156,11 +161,11 @@ impl Work {
     /// Gets the files. No deadline of ours: a stall is the puller's time-out, a long download is none.
     pub(crate) fn fetch(&mut self, model: Arc<Registration>, urgency: Urgency, life: u64) -> AbortHandle {
         let (fetch, runtime, metrics, clock) = (Arc::clone(&self.fetch), Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
-        let id = model.id.clone();
+        let (id, gpus) = (model.id.clone(), self.gpus);
         let work = async move {
             let began = clock.now();
             let result = match fetch.fetch(&model, urgency).await {
-                Ok(files) => Ok(Fetched::of(&model, files, &*runtime).await),
+                Ok(files) => Ok(Fetched::of(&model, files, &*runtime, gpus).await),
                 Err(why) => Err(why),
             };
             metrics.observe(Histogram::StepSeconds, &[("step", Step::Fetch.as_str())], clock.now() - began);
@@ -169,8 +174,8 @@ impl Work {
         self.spawn(work, move |panic| Done::Fetched { model: id, life, result: Err(PullError::Disk(format!("fetching panicked: {panic}"))) })
     }
 
-    /// Lays out and loads.
-    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, watched: Watched, life: u64) -> AbortHandle {
+    /// Lays out and loads, on `gpu` where one was chosen.
+    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, gpu: Option<u16>, watched: Watched, life: u64) -> AbortHandle {
         let (runtime, metrics, clock) = (Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
         let id = model.id.clone();
         let work = async move {
@@ -179,7 +184,7 @@ impl Work {
                 Some(source) => read(&**source, &clock).await,
                 None => Reading::default(),
             };
-            let result = load(&*runtime, &clock, &metrics, &model, &artifacts).await;
+            let result = load(&*runtime, &clock, &metrics, &model, &artifacts, gpu).await;
             let around = match source.filter(|_| measure || result.is_err()) {
                 Some(source) => Some(Box::new(Around { before, after: read(&*source, &clock).await })),
                 None => None,
@@ -315,6 +320,7 @@ async fn load(
     metrics: &Metrics,
     model: &Registration,
     artifacts: &Artifacts,
+    gpu: Option<u16>,
 ) -> Result<Loaded, (Step, LoadError)> {
     let limit = runtime.info().load_timeout;
     let timed_out = |step: Step, nothing_attempted| {
@@ -322,7 +328,13 @@ async fn load(
         (step, LoadError { fault: LoadFault::TimedOut, message, nothing_attempted })
     };
     let began = clock.now();
-    let laid_out = clock.until(clock.deadline_in(limit), runtime.lay_out(model, artifacts)).await;
+    let laying_out = async {
+        match gpu {
+            Some(gpu) => runtime.lay_out_on(gpu, model, artifacts).await,
+            None => runtime.lay_out(model, artifacts).await,
+        }
+    };
+    let laid_out = clock.until(clock.deadline_in(limit), laying_out).await;
     metrics.observe(Histogram::StepSeconds, &[("step", Step::Layout.as_str())], clock.now() - began);
     let laid_out: LaidOut =
         laid_out.ok_or_else(|| timed_out(Step::Layout, true))?.map_err(|error| (Step::Layout, LoadError { nothing_attempted: true, ..error }))?;

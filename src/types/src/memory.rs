@@ -116,6 +116,21 @@ impl Footprint {
         whole
     }
 
+    /// The same with all that it takes of GPUs on this one.
+    #[must_use]
+    pub fn on_gpu(&self, index: u16) -> Footprint {
+        let (host, gpus) = (self.get(Pool::Host), self.total().saturating_sub(self.get(Pool::Host)));
+        Footprint::of([(Pool::Host, host)].into_iter().chain((gpus > ByteSize::ZERO).then_some((Pool::Gpu(index), gpus))))
+    }
+
+    /// The GPUs of which it has something.
+    pub fn gpus(&self) -> impl Iterator<Item = u16> + '_ {
+        self.iter().filter_map(|(pool, bytes)| match pool {
+            Pool::Gpu(index) if bytes > ByteSize::ZERO => Some(index),
+            Pool::Gpu(_) | Pool::Host => None,
+        })
+    }
+
     /// True when no pool needs more than `free` has there.
     #[must_use]
     pub fn fits(&self, free: &Footprint) -> bool {
@@ -163,5 +178,9 @@ mod tests {
         assert!(!two(3, 4).fits(&Footprint::host(ByteSize(100))), "a pool that is not there has no room");
         assert_eq!(two(3, 4).exceeds(&two(9, 1)), Some((Pool::Gpu(0), ByteSize(4), ByteSize(1))));
         assert_eq!(two(3, 4).total(), ByteSize(7));
+        let spread = two(3, 4).plus(&Footprint::of([(Pool::Gpu(5), ByteSize(2))]));
+        assert_eq!(spread.on_gpu(1), Footprint::of([(Pool::Host, ByteSize(3)), (Pool::Gpu(1), ByteSize(6))]));
+        assert_eq!(spread.gpus().collect::<Vec<_>>(), [0, 5]);
+        assert_eq!(two(3, 0).on_gpu(1), Footprint::host(ByteSize(3)), "of what takes nothing there, nothing is moved");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::super::listing::CONFIG;
-use super::super::pbtxt::{Document, Edit, Fields as _, quote};
+use super::super::pbtxt::{Document, Edit, Fields as _, Scalar, quote};
 use super::super::schema::TensorSpec;
 use super::{Device, Schema, Source, ensemble, instances, is_ensemble, join};
 use crate::LoadError;
@@ -87,7 +87,7 @@ pub(super) fn generated(backend: Option<&str>, default: Option<&str>, schema: Op
             }
         }
     }
-    if let Some(device) = device {
+    if let Some(device) = device.filter(|_| !instances::is_for_cpu(backend)) {
         let _ = writeln!(text, "{}", instances::group(device));
     }
     Ok(text.into_bytes())
@@ -115,7 +115,8 @@ pub(super) fn edited(source: &Source, folder: &str, change: &Change<'_>) -> Resu
     if let Some(parts) = change.parts {
         ensemble::rename_steps(&document, parts, &mut edit);
     }
-    if let Some(device) = change.device.filter(|_| !is_ensemble(&document)) {
+    let backend = document.scalar("backend").and_then(Scalar::text);
+    if let Some(device) = change.device.filter(|_| !is_ensemble(&document) && !instances::is_for_cpu(backend.as_deref())) {
         instances::place(&document, device, &mut edit);
     }
     Ok(edit.done())

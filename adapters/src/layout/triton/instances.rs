@@ -36,6 +36,17 @@ pub(super) fn place(document: &Document<'_>, device: Device, edit: &mut Edit<'_,
     }
 }
 
+/// Whether a group is put on a GPU by its own words.
+pub(super) fn any_on_a_gpu(document: &Document<'_>) -> bool {
+    let kinds = document.messages("instance_group").filter_map(|group| group.scalar("kind"));
+    kinds.into_iter().any(|kind| matches!(kind.to_string().as_str(), "KIND_GPU" | "1"))
+}
+
+/// Whether a backend computes on the CPU only, whatever there is.
+pub(super) fn is_for_cpu(backend: Option<&str>) -> bool {
+    backend == Some("openvino")
+}
+
 fn stays(group: &Message) -> bool {
     // By name or by the enum's number.
     group.scalar("kind").is_some_and(|kind| matches!(kind.to_string().as_str(), "KIND_CPU" | "KIND_MODEL" | "2" | "3"))

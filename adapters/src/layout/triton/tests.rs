@@ -494,6 +494,48 @@ fn instances_go_to_the_chosen_device() {
 }
 
 #[test]
+fn a_gpu_is_chosen_for_what_would_run_on_one() {
+    let shaped = |config: &str| ("python", vec![format!("m/config.pbtxt={config}"), "m/1/model.py".to_owned()]);
+    let bare = |kind: &'static str, file: &str| (kind, vec![format!("m/{file}")]);
+    let parts = |first: &str, second: &str| {
+        let step = |name: &str| format!("step {{ model_name: \"{name}\" }}");
+        let main = format!("m/flow/config.pbtxt=ensemble_scheduling {{ {} {} }}", step("a"), step("b"));
+        (
+            "ensemble",
+            vec![main, format!("m/a/config.pbtxt={first}"), "m/a/1/x".to_owned(), format!("m/b/config.pbtxt={second}"), "m/b/1/x".to_owned()],
+        )
+    };
+    let cpu = "instance_group [ { count: 2 kind: KIND_CPU } ]";
+    for (case, (kind, files), expected) in [
+        ("nothing is said", shaped("backend: \"python\""), true),
+        ("the CPU", shaped(cpu), false),
+        ("the CPU by number, and the model itself", shaped("instance_group [ { kind: 2 }, { kind: KIND_MODEL } ]"), false),
+        ("some on the CPU", shaped("instance_group [ { kind: KIND_CPU }, { kind: KIND_GPU gpus: [ 0, 1 ] } ]"), true),
+        ("whatever there is", shaped("instance_group [ { kind: KIND_AUTO } ]"), true),
+        ("a backend for the CPU", shaped("backend: \"openvino\""), false),
+        ("a file of onnx", bare("onnx", "model.onnx"), true),
+        ("a file for a backend for the CPU", bare("openvino", "model.xml"), false),
+        ("an ensemble of which a part would", parts("backend: \"b\"", cpu), true),
+        ("an ensemble of which none would", parts(cpu, cpu), false),
+    ] {
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        assert_eq!(runs_on_a_gpu(&source(kind, "m", &files, None)).expect(case), expected, "{case}");
+    }
+    assert!(runs_on_a_gpu(&source("python", "m", &["m/config.pbtxt={", "m/1/model.py"], None)).is_err());
+}
+
+#[test]
+fn an_ensemble_has_its_file_where_others_have_their_configuration_with_the_load() {
+    let files = ["e/config.pbtxt=ensemble_scheduling { step { model_name: \"net\" } }", "e/net/config.pbtxt=backend: \"b\"", "e/net/1/x"];
+    let options = Options { device: Some(Device::Gpu(1)), config: ConfigBy::Parameter, ..Options::default() };
+    let plan = plan(&source("ensemble", "e", &files, None), &options).expect("sound");
+    assert_eq!(plan.config, None);
+    assert_eq!(config_of(&plan), "ensemble_scheduling { step { model_name: \"m~.net\" } }");
+    let part = shown(&plan.parts["m~.net"]);
+    assert!(part[1].contains("KIND_GPU gpus: [ 1 ]"), "{part:?}");
+}
+
+#[test]
 fn the_configuration_can_go_with_the_load_as_json() {
     let options = Options { device: Some(Device::Gpu(1)), config: ConfigBy::Parameter, ..Options::default() };
     let text = "name: \"gone\"\nbackend: \"onnx\" 'runtime'\nmax_batch_size: 010\n\

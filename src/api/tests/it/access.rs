@@ -68,6 +68,7 @@ fn an_open_socket_without_a_token_is_not_served() {
         faults: None,
         downloads: None,
         drifts: None,
+        memory: None,
         access: Access::Loopback,
         limits: Limits::default(),
     };

@@ -52,6 +52,7 @@ impl Server {
             faults,
             downloads: None,
             drifts: None,
+            memory: None,
             access,
             limits,
         };

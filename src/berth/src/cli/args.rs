@@ -22,6 +22,8 @@ pub(crate) enum ClientCommand {
     Get(Get),
     /// Show resources in full: what they ask for, how they stand and why
     Describe(Describe),
+    /// Show who has which memory: each pool, and every model that is loaded or on its way
+    Top(Top),
     /// Delete resources by name or by the files that describe them
     Delete(Delete),
     /// Send an inference request to a model
@@ -203,6 +205,13 @@ pub(crate) struct Describe {
     pub(crate) words: Vec<String>,
     #[command(flatten)]
     pub(crate) namespace: NamespaceArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// `berth top`.
+#[derive(Args)]
+pub(crate) struct Top {
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }

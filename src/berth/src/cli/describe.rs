@@ -9,14 +9,26 @@ use serde_json::Value;
 use super::age::age;
 use super::downloads::Downloads;
 use super::drifts::{Drift, Drifts};
+use super::memory::Footprints;
 use super::output::plain;
 use super::resource::{self, Model, Standing, text};
 
 /// Shown where a resource says nothing.
 const NONE: &str = "<none>";
 
+/// What is told of models beside their resources.
+#[derive(Clone, Copy)]
+pub(crate) struct Beside<'a> {
+    /// What is being fetched.
+    pub(crate) downloads: &'a Downloads,
+    /// Who serves other bytes.
+    pub(crate) drifts: &'a Drifts,
+    /// Who has which memory.
+    pub(crate) memory: &'a Footprints,
+}
+
 /// The text about `resource` at `now`.
-pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, drifts: &Drifts, now: UnixMillis) -> String {
+pub(crate) fn describe(kind: Kind, resource: &Value, beside: Beside<'_>, now: UnixMillis) -> String {
     let mut page = Page::default();
     page.field("Name", resource::name(resource));
     if kind.namespaced() {
@@ -27,13 +39,14 @@ pub(crate) fn describe(kind: Kind, resource: &Value, downloads: &Downloads, drif
     page.pairs("Annotations", &resource["metadata"]["annotations"]);
     page.time("Created", text(resource, &["metadata", "creationTimestamp"]), now);
     match kind {
-        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, (downloads, drifts), now),
+        Kind::InferenceService | Kind::Predictor => model(&mut page, kind, resource, beside, now),
         Kind::ServingRuntime | Kind::ClusterServingRuntime => runtime(&mut page, &resource["spec"]),
     }
     page.text
 }
 
-fn model(page: &mut Page, kind: Kind, resource: &Value, (downloads, drifts): (&Downloads, &Drifts), now: UnixMillis) {
+fn model(page: &mut Page, kind: Kind, resource: &Value, beside: Beside<'_>, now: UnixMillis) {
+    let Beside { downloads, drifts, memory } = beside;
     if !resource::is_managed(kind, resource) {
         page.field(
             "Managed",
@@ -63,6 +76,9 @@ fn model(page: &mut Page, kind: Kind, resource: &Value, (downloads, drifts): (&D
         }
         page.field(if kind == Kind::Predictor { "Available" } else { "Ready" }, standing.ready);
         page.field("Copies", &format!("{} loaded, {} failed", standing.copies, standing.failed));
+        for held in memory.of(kind, resource) {
+            page.field("Memory", held);
+        }
         page.field("gRPC", standing.grpc.unwrap_or(NONE));
         page.field("REST", standing.rest.unwrap_or(NONE));
     });
@@ -202,8 +218,12 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_795_333_424_000);
 
+    fn beside<'a>(downloads: &'a Downloads, drifts: &'a Drifts, memory: &'a Footprints) -> Beside<'a> {
+        Beside { downloads, drifts, memory }
+    }
+
     fn describe(kind: Kind, resource: &Value, now: UnixMillis) -> String {
-        super::describe(kind, resource, &Downloads::default(), &Drifts::default(), now)
+        super::describe(kind, resource, beside(&Downloads::default(), &Drifts::default(), &Footprints::default()), now)
     }
 
     #[test]
@@ -245,7 +265,8 @@ Last failure:   <none>
         let mut service = recorded::loaded("iris");
         service["status"]["modelStatus"]["states"]["targetModelState"] = "Loading".into();
         let item = json!({ "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "summary": "45% (1.2 of 2.6 GiB)" });
-        let text = super::describe(Kind::InferenceService, &service, &Downloads::read(&json!({ "items": [item] })), &Drifts::default(), NOW);
+        let downloads = Downloads::read(&json!({ "items": [item] }));
+        let text = super::describe(Kind::InferenceService, &service, beside(&downloads, &Drifts::default(), &Footprints::default()), NOW);
         let status =
             "\n  Target:       Loading\n  Transition:   UpToDate\n  Download:     45% (1.2 of 2.6 GiB), iris__isvc-2\n  Ready:        True\n";
         assert!(text.contains(status), "{text}");
@@ -255,7 +276,8 @@ Last failure:   <none>
     fn content_drift_is_told_with_the_pods_that_serve_other_bytes() {
         let item = |kind: &str, pod: &str| json!({ "model": "iris__isvc-2", "kind": kind, "name": "iris", "pod": pod, "since": "2026-11-22T07:43:14Z", "summary": "serves b" });
         let drifts = Drifts::read(&json!({ "items": [item("InferenceService", "p2"), item("Predictor", "p3"), { "pod": "strange" }] }));
-        let text = super::describe(Kind::InferenceService, &recorded::loaded("iris"), &Downloads::default(), &drifts, NOW);
+        let text =
+            super::describe(Kind::InferenceService, &recorded::loaded("iris"), beside(&Downloads::default(), &drifts, &Footprints::default()), NOW);
         let drift = "
 Content drift:
   Pod:          p2
@@ -265,6 +287,15 @@ Content drift:
 Last failure:   <none>
 ";
         assert!(text.ends_with(drift), "{text}");
+    }
+
+    #[test]
+    fn what_a_model_takes_is_told_with_its_memory_and_where_the_number_is_from() {
+        let item = json!({ "model": "iris__isvc-2", "kind": "InferenceService", "name": "iris", "summary": "3 GiB gpu:0 (measured)" });
+        let memory = Footprints::read(&json!({ "items": [item] }));
+        let text =
+            super::describe(Kind::InferenceService, &recorded::loaded("iris"), beside(&Downloads::default(), &Drifts::default(), &memory), NOW);
+        assert!(text.contains("\n  Copies:       1 loaded, 0 failed\n  Memory:       3 GiB gpu:0 (measured), iris__isvc-2\n"), "{text}");
     }
 
     #[test]

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 
 use super::args::{self, Format};
 use super::client::{Client, Scope};
-use super::describe::describe;
+use super::describe::{Beside, describe};
 use super::downloads::{self, Downloads, Following};
 use super::drifts::{self, Drifts};
 use super::fault::Fault;
 use super::kinds::{MODELS, Named, Selection, full_name, selection};
+use super::memory;
 use super::output::{self, Out, note};
 use super::resource;
 use super::table::{Look, Table};
@@ -97,7 +98,9 @@ pub(crate) async fn describe_all(client: &Client, args: &args::Describe, out: &m
     let (now, downloads) = (client.clock().wall(), downloads_of(client, &groups).await);
     let models = groups.iter().any(|group| !group.resources.is_empty() && MODELS.contains(&group.kind));
     let drifts = if models { drifts::now(client).await } else { Drifts::default() };
-    let page = |kind, resource| describe(kind, resource, &downloads, &drifts, now);
+    let memory = if models { memory::now(client).await } else { memory::Footprints::default() };
+    let beside = Beside { downloads: &downloads, drifts: &drifts, memory: &memory };
+    let page = |kind, resource| describe(kind, resource, beside, now);
     let pages: Vec<String> = groups.iter().flat_map(|group| group.resources.iter().map(|resource| page(group.kind, resource))).collect();
     if pages.is_empty() && faults.is_empty() {
         note(&nothing(&asked, Some(namespace)));

@@ -17,6 +17,7 @@ mod get;
 mod infer;
 mod kinds;
 mod manifest;
+mod memory;
 pub(crate) mod output;
 mod resource;
 mod table;
@@ -52,6 +53,7 @@ fn carry_out(command: &ClientCommand, program: clap::Command, out: &mut Out) -> 
         ClientCommand::Apply(args) => on(&args.server, async |client| apply::apply(client, args, out).await),
         ClientCommand::Get(args) => on(&args.server, async |client| get::get(client, args, out).await),
         ClientCommand::Describe(args) => on(&args.server, async |client| get::describe_all(client, args, out).await),
+        ClientCommand::Top(args) => on(&args.server, async |client| memory::top(client, out).await),
         ClientCommand::Delete(args) => on(&args.server, async |client| apply::delete(client, args, out).await),
         ClientCommand::Infer(args) => on(&args.server, async |client| infer::infer(client, args, out).await),
         ClientCommand::Wait(args) => on(&args.server, async |client| wait::wait(client, args, out).await),

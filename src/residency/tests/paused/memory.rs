@@ -352,3 +352,153 @@ async fn copies_stay_when_their_going_does_not_help_until_more_is_used() {
     pod.pass(secs(60)).await;
     assert!(pod.held().is_empty(), "noticeably more is used, so it is tried once more");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_kept_before_this_process_began_is_not_its_own() {
+    let (world, state) = (World::default(), tempfile::tempdir().expect("a temporary folder"));
+    let begin = || world.pod(kib(1000), |parts| parts.config.state = Some(state.path().to_owned()));
+    let pod = begin();
+    pod.runtime.script("first", Script::default().taking(kib(80)));
+    pod.use_once("first").await;
+    pod.residency.drain(pod.clock.deadline_in(secs(1))).await;
+    // The server has not ended, and keeps what the model had.
+    World::set(&world.kept, kib(80));
+    let pod = begin();
+    pod.pass(secs(2)).await;
+    assert_eq!(pod.snapshot().await.pools[0].retained, kib(80));
+    pod.fetch.always("second", Scripted::arrives(kib(60)));
+    pod.runtime.script("second", Script::default().loading_for(secs(5)).taking(kib(70)));
+    let caller = pod.caller("second", secs(60));
+    while pod.runtime.loads().is_empty() {
+        pod.pass(millis(1)).await;
+    }
+    pod.pass(millis(50)).await;
+    // Of its 70 only 20 are new.
+    World::set(&world.kept, kib(30));
+    assert!(caller.await.expect("no panic").is_ok());
+    assert_eq!(charge_of(&pod, "second").await, Some(kib(60)), "what was thought of it stands");
+    // Another one begins with what it holds.
+    world.life.fetch_add(1, Ordering::Relaxed);
+    pod.pass(secs(2)).await;
+    pod.residency.drain(pod.clock.deadline_in(secs(1))).await;
+    let pod = begin();
+    pod.pass(secs(2)).await;
+    assert_eq!(pod.snapshot().await.pools[0].retained, ByteSize::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_measurement_is_corrected_by_the_next_load_that_can_be_told_apart() {
+    let (world, files) = (World::default(), ContentDigest([7; 32]));
+    let pod = world.pod(kib(1000), |_| {});
+    let load = async |name: &str, takes: u64, meanwhile: u64| {
+        pod.fetch.content(name, files);
+        pod.runtime.script(name, Script::default().taking(kib(takes)).loading_for(secs(5)));
+        let caller = pod.caller(name, secs(60));
+        pod.pass(secs(3)).await;
+        let predicted = charge_of(&pod, name).await;
+        World::set(&world.kept, kib(meanwhile));
+        drop(caller.await.expect("no panic").expect("it loads"));
+        let measured = charge_of(&pod, name).await;
+        pod.residency.retire(crate::rig::model(name)).await;
+        pod.absent(name).await;
+        World::set(&world.kept, ByteSize::ZERO);
+        pod.pass(secs(3)).await;
+        (predicted.map(|size| size.0 >> 10), measured.map(|size| size.0 >> 10))
+    };
+    // The server grew by something else as well, and nobody could tell.
+    assert_eq!(load("first", 10, 200).await.1, Some(210));
+    assert_eq!(load("second", 10, 0).await, (Some(210), Some(10)), "down, by far");
+    assert_eq!(load("third", 50, 0).await, (Some(10), Some(50)), "up");
+    assert_eq!(load("fourth", 50, 0).await, (Some(50), Some(50)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_during_a_load_make_no_copy_look_smaller_and_nothing_that_is_known_larger() {
+    let (world, files) = (World::default(), ContentDigest([7; 32]));
+    let pod = world.pod(kib(1000), |_| {});
+    pod.use_once("busy").await;
+    let load = async |name: &str, request: bool, meanwhile: u64| {
+        pod.fetch.content(name, files);
+        pod.fetch.always(name, Scripted::arrives(kib(40)));
+        pod.runtime.script(name, Script::default().taking(kib(30)).loading_for(secs(5)));
+        let caller = pod.caller(name, secs(60));
+        pod.pass(secs(3)).await;
+        if request {
+            pod.use_once("busy").await;
+        }
+        World::set(&world.kept, kib(meanwhile));
+        drop(caller.await.expect("no panic").expect("it loads"));
+        let measured = charge_of(&pod, name).await;
+        pod.residency.retire(crate::rig::model(name)).await;
+        pod.absent(name).await;
+        World::set(&world.kept, ByteSize::ZERO);
+        pod.pass(secs(3)).await;
+        measured.map(|size| size.0 >> 10)
+    };
+    assert_eq!(load("first", true, 0).await, Some(40), "what was thought of it, not the 30 by which the server grew");
+    assert_eq!(load("second", true, 100).await, Some(130), "what it may have taken");
+    assert_eq!(load("third", false, 0).await, Some(30), "nothing of that was learned, and now it can be told apart");
+    let long = pod.ensure("busy", secs(5)).await.expect("it is loaded");
+    assert_eq!(load("fourth", false, 100).await, Some(130), "a request that began before");
+    drop(long);
+    assert_eq!(load("fifth", false, 0).await, Some(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_load_has_taken_already_is_not_expected_once_more() {
+    let (world, files) = (World::limited_to(kib(1000)), ContentDigest([7; 32]));
+    let pod = world.pod(kib(800), |_| {});
+    pod.fetch.content("known", files).content("one", files).content("other", files);
+    pod.runtime.script_all(Script::default().taking(kib(300)));
+    pod.use_once("known").await;
+    pod.residency.retire(crate::rig::model("known")).await;
+    pod.absent("known").await;
+    pod.runtime.script_all(Script::default().taking(kib(300)).loading_for(secs(30)));
+    let callers = ["one", "other"].map(|name| pod.caller(name, secs(60)));
+    pod.pass(secs(5)).await;
+    // The first one holds its 300 while it loads: with 100 of the server's own there are 520 left below the mark.
+    assert_eq!(pod.runtime.peak_concurrent_loads(), 2);
+    for caller in callers {
+        assert!(caller.await.expect("no panic").is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_loaded_models_may_have_grown_by_is_no_reason_to_drain_the_server() {
+    let world = World::limited_to(kib(10_000));
+    let pod = world.pod(kib(800), |parts| parts.config.recycle = Recycle::Drain);
+    pod.runtime.script("a", Script::default().taking(kib(300)));
+    pod.use_once("a").await;
+    World::set(&world.kept, kib(450));
+    pod.pass(secs(60)).await;
+    assert_eq!(pod.held(), ["a"], "it has computed");
+    World::set(&world.kept, kib(750));
+    pod.pass(secs(60)).await;
+    assert_eq!(pod.held(), Vec::<String>::new(), "that is more than it can have");
+    assert!(pod.residency.must_restart_runtime().borrow().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_takes_loads_with_it_that_were_under_way_and_ends() {
+    let world = World::limited_to(kib(10_000));
+    let pod = world.pod(kib(800), |parts| parts.config.recycle = Recycle::Drain);
+    pod.runtime.script("stuck", Script::default().taking(kib(500)).refusing_unloads(1000));
+    pod.use_once("stuck").await;
+    pod.runtime.script_all(Script::default().loading_for(secs(80)));
+    pod.runtime.script("stuck", Script::default().refusing_unloads(1000));
+    let callers = ["a", "b", "c", "d"].map(|name| pod.caller(name, secs(1000)));
+    pod.pass(secs(2)).await;
+    // It cannot be had back, and that is known while two load and a third one has its memory.
+    pod.residency.retire(crate::rig::model("stuck")).await;
+    pod.pass(secs(60)).await;
+    assert!(pod.residency.must_restart_runtime().borrow().is_none(), "two still load");
+    pod.pass(secs(120)).await;
+    assert!(pod.residency.must_restart_runtime().borrow().is_some());
+    assert_eq!(pod.held().len(), 1, "{:?}", pod.held());
+    pod.runtime.leave();
+    world.life.fetch_add(1, Ordering::Relaxed);
+    pod.runtime.come_back();
+    for caller in callers {
+        assert!(caller.await.expect("no panic").is_ok(), "what was wanted is loaded by its successor");
+    }
+}
