@@ -90,7 +90,7 @@ impl Serve {
         for (flag, value) in &self.flags {
             self.command.arg(flag).arg(value);
         }
-        let given = |listener| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
+        let given = |listener: &str| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
         let ([grpc, rest, api, metrics, probes], prestop) = (LISTENERS.map(given), given(PRESTOP));
         Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes, prestop })
     }
