@@ -21,7 +21,7 @@ use berth_telemetry::Clock;
 use berth_types::{Deadline, Footprint, ModelId, Registration};
 use berth_upstream::Server;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use tracing::{info, warn};
@@ -76,6 +76,7 @@ struct Inner {
     /// What models consist of beside themselves, by the server's names: the parts of ensembles.
     parts: Mutex<HashMap<ModelId, Vec<String>>>,
     health: watch::Receiver<Health>,
+    ask_now: Arc<Notify>,
     _beating: AbortOnDropHandle<()>,
 }
 
@@ -115,8 +116,9 @@ impl RepositoryServer {
                 async move { open_inference::live(&rpc, deadline).await }
             }
         };
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, told)));
-        let inner = Inner { info, config, rpc, clock, loads, parts: Mutex::default(), health, _beating: beating };
+        let ask_now = Arc::<Notify>::default();
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, Arc::clone(&ask_now), told)));
+        let inner = Inner { info, config, rpc, clock, loads, parts: Mutex::default(), health, ask_now, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -340,6 +342,10 @@ impl Runtime for RepositoryServer {
 
     fn health(&self) -> Option<watch::Receiver<Health>> {
         Some(self.inner.health.clone())
+    }
+
+    fn ask_whether_it_lives(&self) {
+        self.inner.ask_now.notify_one();
     }
 }
 

@@ -14,6 +14,7 @@
 //! turns under any load, instead of one starving.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_plan::{Admission, Event, Phase, Resident, admit, drain_for, relieve};
@@ -130,7 +131,8 @@ impl Owner {
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
             let (artifacts, life) = (artifacts_of(files), entry.life);
             let watched = self.begin_learning(&model);
-            let task = self.work.load(registration, artifacts, watched, life);
+            let alone = self.suspects.loads_alone(&model).then(|| Arc::clone(&self.suspects_at_work));
+            let task = self.work.load(registration, artifacts, watched, alone, life);
             if let Some(entry) = self.entries.get_mut(&model) {
                 entry.task = Some(task);
             }

@@ -14,11 +14,11 @@ use berth_telemetry::halt::{self, Point};
 use berth_telemetry::{Clock, Histogram, Metrics};
 use berth_types::{Footprint, ModelId, Reading, Registration, Step};
 use futures::FutureExt as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::failure_file::{Extent, FailureFile, Write};
-use crate::slot::Slot;
+use crate::slot::{ALONE, Slot};
 use crate::truth::{Around, Watched};
 
 /// How a piece of work ended.
@@ -169,12 +169,23 @@ impl Work {
         self.spawn(work, move |panic| Done::Fetched { model: id, life, result: Err(PullError::Disk(format!("fetching panicked: {panic}"))) })
     }
 
-    /// Lays out and loads.
-    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, watched: Watched, life: u64) -> AbortHandle {
+    /// Lays out and loads. `alone`: what a suspect holds meanwhile, as soon as it can be had.
+    pub(crate) fn load(
+        &mut self,
+        model: Arc<Registration>,
+        artifacts: Artifacts,
+        watched: Watched,
+        alone: Option<Arc<Semaphore>>,
+        life: u64,
+    ) -> AbortHandle {
         let (runtime, metrics, clock) = (Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
         let id = model.id.clone();
         let work = async move {
             let Watched { source, measure } = watched;
+            let _alone = match alone {
+                Some(alone) => clock.until(clock.deadline_in(ALONE), alone.acquire_owned()).await,
+                None => None,
+            };
             let before = match source.as_ref().filter(|_| measure) {
                 Some(source) => read(&**source, &clock).await,
                 None => Reading::default(),
