@@ -313,6 +313,8 @@ fn spawn(parts: &Parts, models: &Path, backends: Option<&TempDir>, grpc: SocketA
     let path = std::env::join_paths([python.to_owned()].into_iter().chain(std::env::split_paths(&path)))?;
     let mut command = Command::new(part("BERTH_TRITON")?);
     command.env("PATH", path).env("LD_LIBRARY_PATH", libraries).env("OMP_NUM_THREADS", "1").env("BERTH_TEST_REPOSITORY", models);
+    // Python keeps what it has compiled beside the script, which lies in the folder that models come from.
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
     let (folder, more) = backends.map_or((place.join("backends"), Some("--disable-auto-complete-config")), |more| (more.path().to_owned(), None));
     command.arg("--model-repository").arg(models).arg("--backend-directory").arg(folder).args(more);
     command.args(["--model-control-mode=explicit", "--strict-readiness=false"]);
