@@ -1,11 +1,11 @@
-//! A server's heartbeat: it is asked whether it lives, once a second.
+//! A server's heartbeat: it is asked whether it lives, once a second, and at once when somebody has reason to ask.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_telemetry::Clock;
 use berth_types::Deadline;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::Health;
 use crate::rpc::RpcError;
@@ -19,14 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MISSED: u32 = 3;
 
 /// Asks until the last receiver of `told` is gone, and tells what changes. While `it_loads`, silence means nothing: some servers
-/// load with the thread that answers. A load has a limit of its own.
-pub(crate) async fn listen<F>(ask: impl Fn(Deadline) -> F, clock: Clock, it_loads: impl Fn() -> bool, told: watch::Sender<Health>)
+/// load with the thread that answers. A load has a limit of its own. `now` has it asked at once.
+pub(crate) async fn listen<F>(ask: impl Fn(Deadline) -> F, clock: Clock, it_loads: impl Fn() -> bool, now: Arc<Notify>, told: watch::Sender<Health>)
 where
     F: Future<Output = Result<(), RpcError>>,
 {
     let mut missed = 0;
     while !told.is_closed() {
-        clock.sleep(if *told.borrow() == Health::Up { UP } else { DOWN }).await;
+        let pause = if *told.borrow() == Health::Up { UP } else { DOWN };
+        let _ = clock.until(clock.deadline_in(pause), now.notified()).await;
         let health = match ask(clock.deadline_in(PATIENCE)).await {
             // One that speaks and finds itself dead is a matter of its own probes; it does answer.
             Ok(()) | Err(RpcError::Said { .. }) => Some(Health::Up),
@@ -81,11 +82,24 @@ mod tests {
                 },
                 clock.clone(),
                 move || loads,
+                Arc::default(),
                 told,
             );
             let done = clock.until(clock.deadline_in(Duration::from_secs(100)), asking).await;
             assert!(done.is_none() && answers.lock().is_empty(), "{case}: every answer was taken");
             assert_eq!(matches!(*health.borrow_and_update(), Health::Down { .. }), down, "{case}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_reason_to_ask_does_not_wait_for_the_next_question() {
+        let ((told, mut health), now, clock) = (watch::channel(Health::Up), Arc::<Notify>::default(), Clock::system());
+        let began = clock.now();
+        let asked =
+            tokio::spawn(listen(|_deadline| async { Err(RpcError::Away("refused".to_owned())) }, clock.clone(), || false, Arc::clone(&now), told));
+        now.notify_one();
+        health.changed().await.expect("it is told");
+        assert_eq!(clock.now(), began);
+        asked.abort();
     }
 }

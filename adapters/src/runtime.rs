@@ -252,6 +252,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// how it is. Only adapters whose index is not the server's own have something to do.
     async fn doubt(&self, _model: &ModelId) {}
 
+    /// A call broke off: [`Runtime::health`] says soon whether the server lives, sooner than it would by itself. Does not wait.
+    fn ask_whether_it_lives(&self) {}
+
     /// Starts to unload a model. Success means that the server took the order, not that memory is free: see
     /// [`Runtime::index`]. Unloading a model that is not there is a success.
     ///

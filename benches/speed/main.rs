@@ -2,14 +2,15 @@
 //!
 //! Ratios are what counts; absolute times are printed for orientation. `BERTH_BENCH_BLOCKS` sets the number of
 //! interleaved blocks (default 40; downloads: 6 to 20, as many as a minute and a half allows). Names after `--` choose
-//! among `reload`, `small_call`, `rest`, `growth`, `scale`, `register`, `cold`, `hop` and `download`, or of the last two one
-//! case: `memory`, `100B-64-unary-header` and the like; `big`, `middle`, `small`, `big-far`, `middle-far`, `small-far`. Downloads
-//! need an S3 server and other clients: `cargo xtask bench` installs them.
+//! among `reload`, `small_call`, `rest`, `growth`, `scale`, `register`, `cold`, `load`, `hop` and `download`, or of the last two
+//! one case: `memory`, `100B-64-unary-header` and the like; `big`, `middle`, `small`, `big-far`, `middle-far`, `small-far`.
+//! Downloads need an S3 server and other clients, loads a Triton: `cargo xtask bench` installs them.
 
 mod cold;
 mod download;
 mod growth;
 mod hop;
+mod load;
 mod register;
 mod reload;
 mod rest;
@@ -48,7 +49,7 @@ fn main() -> anyhow::Result<()> {
     }
     // Cargo adds flags of its own.
     let chosen: Vec<String> = words.into_iter().filter(|argument| !argument.starts_with('-')).collect();
-    let known = ["reload", "small_call", "rest", "growth", "scale", "register", "cold", HOP, HOP_MEMORY, DOWNLOAD];
+    let known = ["reload", "small_call", "rest", "growth", "scale", "register", "cold", "load", HOP, HOP_MEMORY, DOWNLOAD];
     let cases: Vec<String> = hop::Case::all().map(hop::Case::name).chain(download::Case::all().map(download::Case::name)).collect();
     if let Some(unknown) = chosen.iter().find(|name| !known.contains(&name.as_str()) && !cases.contains(name)) {
         bail!("there is no bench {unknown:?}, there are {}, {}", known.join(", "), cases.join(", "));
@@ -67,6 +68,7 @@ fn main() -> anyhow::Result<()> {
                 "scale" => scale::run(usual).await?,
                 "register" => register::run(usual).await?,
                 "cold" => cold::run(usual).await?,
+                "load" => load::run(usual).await?,
                 _ => {}
             }
         }

@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                                     lanes: quick (Rust alone), real (real servers and clients)
                                     --quick is --lane quick
   parts [--benches]                 install what the real lane needs, or what the benches need; run nothing
-  bench [ARGS]...                   run the benches, with the clients that `download` compares with
+  bench [ARGS]...                   run the benches, with the clients that `download` compares with and the server of `load`
 
 BERTH_PARTS names the folder for installed parts [default: ~/.cache/berth/parts]";
 
@@ -64,7 +64,16 @@ fn run(args: &[String]) -> Result<bool> {
 /// Runs the benches that `names` choose, with what they need installed before.
 fn bench(names: &[&str]) -> Result<bool> {
     let mut benches = step::Step::cargo("benches", ["bench", "-p", "berth-benches", "--"]).args(names);
-    if downloads(names) {
+    if are_chosen(names, "load") {
+        let parts = parts::Parts::install()?;
+        say(&parts.to_string());
+        benches = benches.envs(parts.environment());
+        let build = step::Step::cargo("build", ["build", "--release", "-p", "berth"]).run(None)?;
+        if build.fault.is_some() {
+            return Ok(false);
+        }
+    }
+    if are_chosen(names, "download") {
         let parts = parts::BenchParts::install()?;
         say(&parts.to_string());
         benches = benches.envs(parts.environment());
@@ -72,10 +81,10 @@ fn bench(names: &[&str]) -> Result<bool> {
     benches.run(None).map(|outcome| outcome.fault.is_none())
 }
 
-/// True where the bench that compares with other clients is among those that `names` choose; none chooses all.
-fn downloads(names: &[&str]) -> bool {
+/// True where `bench` is among those that `names` choose; none chooses all.
+fn are_chosen(names: &[&str], bench: &str) -> bool {
     let mut chosen = names.iter().filter(|name| !name.starts_with('-')).peekable();
-    chosen.peek().is_none() || chosen.any(|name| *name == "download")
+    chosen.peek().is_none() || chosen.any(|name| *name == bench)
 }
 
 /// The lanes that `options` ask for, each once, in their own order.
@@ -108,11 +117,11 @@ mod tests {
     use crate::lane::Lane;
 
     #[test]
-    fn other_clients_are_installed_only_for_the_bench_that_compares_with_them() {
+    fn servers_and_other_clients_are_installed_only_for_the_benches_that_need_them() {
         for (names, expected) in
             [(vec![], true), (vec!["--quiet"], true), (vec!["download"], true), (vec!["growth", "download"], true), (vec!["growth", "reload"], false)]
         {
-            assert_eq!(downloads(&names), expected, "{names:?}");
+            assert_eq!(are_chosen(&names, "download"), expected, "{names:?}");
         }
     }
 

@@ -38,7 +38,7 @@ use berth_types::{ByteSize, Deadline, Footprint, ModelId, Registration};
 use berth_upstream::Server;
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use tracing::{info, warn};
@@ -83,6 +83,7 @@ pub struct ModelRuntimeConfig {
 pub struct ModelRuntimeServer {
     shared: Arc<Shared>,
     health: watch::Receiver<Health>,
+    ask_now: Arc<Notify>,
     _beating: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -174,8 +175,9 @@ impl ModelRuntimeServer {
         };
         // Some servers load with the thread that answers.
         let it_loads = move || loading.held.loads_within(limit);
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock, it_loads, told)));
-        Ok(ModelRuntimeServer { shared, health, _beating: Arc::new(beating) })
+        let ask_now = Arc::<Notify>::default();
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock, it_loads, Arc::clone(&ask_now), told)));
+        Ok(ModelRuntimeServer { shared, health, ask_now, _beating: Arc::new(beating) })
     }
 
     /// The methods that clients may call, by full name, each with the field numbers that lead to the model's id. Empty: any.
@@ -500,6 +502,10 @@ impl Runtime for ModelRuntimeServer {
 
     fn health(&self) -> Option<watch::Receiver<Health>> {
         Some(self.health.clone())
+    }
+
+    fn ask_whether_it_lives(&self) {
+        self.ask_now.notify_one();
     }
 }
 

@@ -19,7 +19,7 @@ use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadat
 use berth_telemetry::{Clock, Net};
 use berth_types::{Deadline, Footprint, ModelId, Registration};
 use berth_upstream::{Server, Target};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::desk::Desk;
@@ -72,6 +72,7 @@ struct Inner {
     desk: Desk,
     loads: Arc<Loads>,
     health: watch::Receiver<Health>,
+    ask_now: Arc<Notify>,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -108,13 +109,14 @@ impl OvmsServer {
         let patience = config.load_timeout.saturating_mul(2);
         let deps = desk::Deps { api: Arc::clone(&api), clock: clock.clone(), file: config.config_file.clone(), patience, health: health.clone() };
         let (desk, at_work) = desk::open(deps);
+        let ask_now = Arc::<Notify>::default();
         let asking = {
-            let (api, loads, limit) = (Arc::clone(&api), Arc::clone(&loads), config.load_timeout);
+            let (api, loads, limit, now) = (Arc::clone(&api), Arc::clone(&loads), config.load_timeout, Arc::clone(&ask_now));
             let ask = move |deadline| {
                 let api = Arc::clone(&api);
                 async move { api.config(deadline).await.map(drop) }
             };
-            beat::listen(ask, clock.clone(), move || loads.any_within(limit), told)
+            beat::listen(ask, clock.clone(), move || loads.any_within(limit), now, told)
         };
         let info = RuntimeInfo {
             name: Arc::clone(&config.name),
@@ -126,7 +128,7 @@ impl OvmsServer {
             reads_files_while_loaded: true,
         };
         let tasks = [AbortOnDropHandle::new(tokio::spawn(at_work)), AbortOnDropHandle::new(tokio::spawn(asking))];
-        Ok(OvmsServer { inner: Arc::new(Inner { info, config, api, rpc, clock, desk, loads, health, _tasks: tasks }) })
+        Ok(OvmsServer { inner: Arc::new(Inner { info, config, api, rpc, clock, desk, loads, health, ask_now, _tasks: tasks }) })
     }
 }
 
@@ -268,6 +270,10 @@ impl Runtime for OvmsServer {
 
     fn health(&self) -> Option<watch::Receiver<Health>> {
         Some(self.inner.health.clone())
+    }
+
+    fn ask_whether_it_lives(&self) {
+        self.inner.ask_now.notify_one();
     }
 }
 

@@ -22,7 +22,7 @@ use berth_telemetry::Clock;
 use berth_types::{Deadline, Footprint, ModelId, Registration};
 use berth_upstream::Server;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use tracing::{info, warn};
@@ -80,6 +80,7 @@ struct Inner {
     /// It has said that it has no GPU, whatever there is in this machine.
     without_gpus: AtomicBool,
     health: watch::Receiver<Health>,
+    ask_now: Arc<Notify>,
     _beating: AbortOnDropHandle<()>,
 }
 
@@ -118,9 +119,10 @@ impl RepositoryServer {
                 async move { open_inference::live(&rpc, deadline).await }
             }
         };
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, told)));
-        let inner =
-            Inner { info, config, rpc, clock, loads, made: Mutex::default(), without_gpus: AtomicBool::new(false), health, _beating: beating };
+        let ask_now = Arc::<Notify>::default();
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, Arc::clone(&ask_now), told)));
+        let without_gpus = AtomicBool::new(false);
+        let inner = Inner { info, config, rpc, clock, loads, made: Mutex::default(), without_gpus, health, ask_now, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -347,6 +349,10 @@ impl Runtime for RepositoryServer {
 
     fn health(&self) -> Option<watch::Receiver<Health>> {
         Some(self.inner.health.clone())
+    }
+
+    fn ask_whether_it_lives(&self) {
+        self.inner.ask_now.notify_one();
     }
 }
 

@@ -23,7 +23,7 @@ use berth_telemetry::Clock;
 use berth_types::{Deadline, Footprint, ModelId, Registration};
 use berth_upstream::Server;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use tracing::info;
@@ -81,6 +81,7 @@ struct Inner {
     clock: Clock,
     loads: Arc<Loads>,
     health: watch::Receiver<Health>,
+    ask_now: Arc<Notify>,
     _beating: AbortOnDropHandle<()>,
 }
 
@@ -158,9 +159,10 @@ impl TorchServe {
                 async move { requests.call::<PingResponse>(PING, &PingRequest {}, deadline).await.map(drop) }
             }
         };
-        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), || false, told)));
+        let ask_now = Arc::<Notify>::default();
+        let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), || false, Arc::clone(&ask_now), told)));
         let loads = Loads::new(clock.clone());
-        let inner = Inner { info, config, orders, requests, clock, loads, health, _beating: beating };
+        let inner = Inner { info, config, orders, requests, clock, loads, health, ask_now, _beating: beating };
         let server = TorchServe { inner: Arc::new(inner) };
         server.purge().await?;
         Ok(server)
@@ -366,6 +368,10 @@ impl Runtime for TorchServe {
 
     fn health(&self) -> Option<watch::Receiver<Health>> {
         Some(self.inner.health.clone())
+    }
+
+    fn ask_whether_it_lives(&self) {
+        self.inner.ask_now.notify_one();
     }
 }
 

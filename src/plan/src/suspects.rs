@@ -1,71 +1,109 @@
 //! Which model ends the runtime: judged by what was loading and what was computing when it died.
 //!
-//! A model that was loading is a suspect and from then on loads alone; when the runtime dies a second time while nothing but
-//! that model is loading, it is the one. A model that was computing is a suspect as long as it is among those that computed
-//! at each death; when it is the only one left, after two deaths, it is the one.
+//! Every such model is a suspect as long as it is among those of each death; when it is the only one left, after two deaths, it
+//! is the one. So that the second death can tell, suspects are kept apart at first: one that was loading loads alone, and of
+//! those that computed one computes at a time. A load that ends well is above suspicion; requests that do are not, since
+//! some models end the runtime with some requests only.
+//!
+//! Who ended it twice does not get two more: of such a model the next death is proof enough, until it has shown otherwise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use berth_types::{ModelId, UnixMillis};
 
 /// What the deaths of the runtime so far say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Suspects {
-    /// Deaths that each model was loading at, since it last loaded well.
-    loading: BTreeMap<ModelId, u32>,
-    /// Models that computed at each of the deaths, and how many those were.
-    computing: (BTreeSet<ModelId>, u32),
+    /// Those that were there at each death of this case, and what they did at the last one.
+    suspects: BTreeMap<ModelId, Did>,
     /// When it died last.
     last: Option<UnixMillis>,
+    /// Models that have ended it as they loaded, and when they last did.
+    loaders: BTreeMap<ModelId, UnixMillis>,
+    /// Models that have ended it as they computed, and when they last did.
+    computers: BTreeMap<ModelId, UnixMillis>,
+}
+
+/// What a model did when the runtime died.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Did {
+    load: bool,
+    compute: bool,
 }
 
 /// Deaths further apart than this, in milliseconds, have nothing to do with each other.
 const CASE: u64 = 15 * 60 * 1000;
+/// So long, in milliseconds, a model that has ended the runtime is known for it.
+const KNOWN: u64 = 60 * 60 * 1000;
 
 impl Suspects {
-    /// The runtime has died: `loading` were being loaded, requests on `computing` were under way. Answers which of them
-    /// ended it, as far as that is certain; those are suspects no longer.
-    pub fn died(&mut self, now: UnixMillis, loading: &[ModelId], computing: &[ModelId]) -> Vec<ModelId> {
+    /// The runtime has died: `loading` were being loaded, requests on `computing` were under way. Answers which of them ended it,
+    /// if that is certain; it is a suspect no longer.
+    pub fn died(&mut self, now: UnixMillis, loading: &[ModelId], computing: &[ModelId]) -> Option<ModelId> {
         if self.last.replace(now).is_some_and(|last| now.0.saturating_sub(last.0) > CASE) {
-            (self.loading, self.computing) = Default::default();
+            self.suspects.clear();
         }
-        for model in loading {
-            *self.loading.entry(model.clone()).or_default() += 1;
+        for known in [&mut self.loaders, &mut self.computers] {
+            known.retain(|_, ended| now.0.saturating_sub(ended.0) <= KNOWN);
         }
-        if let [alone] = loading
-            && self.loading.get(alone).is_some_and(|deaths| *deaths >= 2)
-        {
-            self.loading.remove(alone);
-            return vec![alone.clone()];
+        let mut there = BTreeMap::<ModelId, Did>::new();
+        loading.iter().for_each(|model| there.entry(model.clone()).or_default().load = true);
+        computing.iter().for_each(|model| there.entry(model.clone()).or_default().compute = true);
+        if there.is_empty() {
+            return None;
         }
-        if !loading.is_empty() || computing.is_empty() {
-            return Vec::new();
+        let is_known =
+            |(model, did): &(&ModelId, &Did)| did.load && self.loaders.contains_key(*model) || did.compute && self.computers.contains_key(*model);
+        let known: Vec<&ModelId> = there.iter().filter(is_known).map(|(model, _)| model).collect();
+        let again: Vec<&ModelId> = there.keys().filter(|model| self.suspects.contains_key(*model)).collect();
+        // Whoever was known before is more likely than who was seen twice.
+        let found = [&known, &again].into_iter().find_map(|these| if let [one] = these[..] { Some(one.clone()) } else { None });
+        if let Some(found) = found {
+            self.suspects.clear();
+            let ended_as = if there.get(&found).is_some_and(|did| did.load) { &mut self.loaders } else { &mut self.computers };
+            ended_as.insert(found.clone(), now);
+            return Some(found);
         }
-        let computing: BTreeSet<ModelId> = computing.iter().cloned().collect();
-        let (before, deaths) = std::mem::take(&mut self.computing);
-        let both: BTreeSet<ModelId> = before.intersection(&computing).cloned().collect();
-        self.computing = if both.is_empty() { (computing, 1) } else { (both, deaths + 1) };
-        match (self.computing.0.len(), self.computing.1) {
-            (1, 2..) => std::mem::take(&mut self.computing).0.into_iter().collect(),
-            _ => Vec::new(),
+        if !again.is_empty() {
+            there.retain(|model, _| self.suspects.contains_key(model));
         }
+        self.suspects = there;
+        None
     }
 
     /// Whether a load of `model` must have the runtime to itself.
     #[must_use]
     pub fn loads_alone(&self, model: &ModelId) -> bool {
-        self.loading.contains_key(model)
+        self.suspects.get(model).is_some_and(|did| did.load) || self.loaders.contains_key(model)
     }
 
-    /// `model` has loaded well, or is gone: its loads are above suspicion.
+    /// Whether `model` should compute while no other suspect does.
+    #[must_use]
+    pub fn computes_alone(&self, model: &ModelId) -> bool {
+        self.suspects.get(model).is_some_and(|did| did.compute) || self.computers.contains_key(model)
+    }
+
+    /// `model` has loaded well: its loads are above suspicion.
     pub fn acquit(&mut self, model: &ModelId) {
-        self.loading.remove(model);
+        self.loaders.remove(model);
+        if let Some(did) = self.suspects.get_mut(model) {
+            did.load = false;
+            if !did.compute {
+                self.suspects.remove(model);
+            }
+        }
+    }
+
+    /// `model` has answered requests since it was found to end the runtime.
+    pub fn has_computed_well(&mut self, model: &ModelId) {
+        self.computers.remove(model);
     }
 
     /// `model` is gone for good.
     pub fn forget(&mut self, model: &ModelId) {
-        self.loading.remove(model);
-        self.computing.0.remove(model);
+        self.suspects.remove(model);
+        self.loaders.remove(model);
+        self.computers.remove(model);
     }
 }
 
@@ -77,63 +115,95 @@ mod tests {
         names.iter().map(|name| ModelId::new(name).expect("tests use valid ids")).collect()
     }
 
-    #[test]
-    fn a_model_that_loads_alone_when_the_runtime_dies_again_is_the_one() {
-        let (mut suspects, now) = (Suspects::default(), UnixMillis(1));
-        let [good, killer, other] = &models(&["good", "killer", "other"])[..] else { panic!("three") };
-        assert_eq!(suspects.died(now, &[good.clone(), killer.clone()], &[]), []);
-        assert!(suspects.loads_alone(good) && suspects.loads_alone(killer) && !suspects.loads_alone(other));
-        suspects.acquit(good);
-        assert!(!suspects.loads_alone(good));
-        // Requests that were under way as well are no excuse.
-        assert_eq!(suspects.died(now, std::slice::from_ref(killer), std::slice::from_ref(other)), std::slice::from_ref(killer));
-        assert!(!suspects.loads_alone(killer), "judged, and tried again later as any other model that failed");
+    /// Deaths a millisecond apart: who was loading, who was computing, and who it is found to be.
+    fn judge(suspects: &mut Suspects, case: &str, deaths: &[(&[&str], &[&str], Option<&str>)]) {
+        for (number, (loading, computing, expected)) in deaths.iter().enumerate() {
+            let found = suspects.died(UnixMillis(1), &models(loading), &models(computing));
+            assert_eq!(found.as_ref().map(ModelId::as_str), *expected, "{case}, death {}", number + 1);
+        }
     }
 
     #[test]
-    fn two_models_that_load_together_twice_are_suspects_still() {
-        let (mut suspects, now) = (Suspects::default(), UnixMillis(1));
-        let both = models(&["a", "b"]);
-        assert_eq!(suspects.died(now, &both, &[]), []);
-        assert_eq!(suspects.died(now, &both, &[]), []);
-        assert_eq!(suspects.died(now, &both[..1], &[]), both[..1]);
+    fn the_only_model_that_was_there_at_two_deaths_is_the_one() {
+        const K: Option<&str> = Some("killer");
+        for (case, deaths) in [
+            ("it loaded alone, twice", &[(&["killer"][..], &[][..], None), (&["killer"], &[], K)][..]),
+            ("beside others, then alone", &[(&["good", "killer"], &[], None), (&["killer"], &[], K)]),
+            ("requests on others are no excuse", &[(&["killer"], &[], None), (&["killer"], &["a", "b"], K)]),
+            ("two together, twice", &[(&["a", "killer"], &[], None), (&["a", "killer"], &[], None), (&["killer"], &[], K)]),
+            ("it computed, twice", &[(&[], &["killer"], None), (&[], &["killer"], K)]),
+            ("others did, too", &[(&[], &["a", "killer", "b"], None), (&[], &["b", "killer"], None), (&[], &["killer", "c"], K)]),
+            ("another one loaded at the first death", &[(&["a"], &["killer"], None), (&[], &["killer", "b"], K)]),
+            ("others loaded at both deaths", &[(&["a"], &["killer"], None), (&["b"], &["killer"], K)]),
+            ("one loaded at both deaths, too", &[(&["a"], &["killer"], None), (&["a"], &["killer"], None), (&[], &["killer"], K)]),
+            ("nothing was there between", &[(&[], &["killer"], None), (&[], &[], None), (&[], &["killer"], K)]),
+            ("nobody was there twice in a row", &[(&[], &["a"], None), (&[], &["b"], None), (&[], &["a"], None)]),
+        ] {
+            judge(&mut Suspects::default(), case, deaths);
+        }
     }
 
     #[test]
-    fn a_model_that_computed_at_each_death_is_the_one_when_no_other_did() {
-        let (mut suspects, now) = (Suspects::default(), UnixMillis(1));
-        assert_eq!(suspects.died(now, &[], &models(&["a", "killer", "b"])), []);
-        assert_eq!(suspects.died(now, &[], &models(&["b", "killer"])), []);
-        assert_eq!(suspects.died(now, &[], &models(&["killer", "c"])), models(&["killer"]));
-        // A new case begins with the next death.
-        assert_eq!(suspects.died(now, &[], &models(&["killer"])), []);
-        assert_eq!(suspects.died(now, &[], &models(&["killer"])), models(&["killer"]));
+    fn suspects_are_kept_apart_by_what_they_did_until_their_loads_end_well() {
+        let mut suspects = Suspects::default();
+        let [loaded, computed, other] = &models(&["loaded", "computed", "other"])[..] else { panic!("three") };
+        judge(&mut suspects, "one each", &[(&["loaded"], &["computed"], None)]);
+        let apart = |suspects: &Suspects, model| (suspects.loads_alone(model), suspects.computes_alone(model));
+        assert_eq!([loaded, computed, other].map(|model| apart(&suspects, model)), [(true, false), (false, true), (false, false)]);
+        for model in [loaded, computed] {
+            suspects.acquit(model);
+            suspects.has_computed_well(model);
+        }
+        assert_eq!([loaded, computed].map(|model| apart(&suspects, model)), [(false, false), (false, true)], "requests prove little");
+        judge(&mut suspects, "its load ended well, so it was the other", &[(&["loaded"], &["computed"], Some("computed"))]);
+    }
+
+    #[test]
+    fn a_model_that_has_ended_the_runtime_is_the_one_at_its_next_death_for_an_hour_or_until_it_has_shown_otherwise() {
+        let [killer, good] = &models(&["killer", "good"])[..] else { panic!("two") };
+        let (one, both) = (std::slice::from_ref(killer), [killer.clone(), good.clone()]);
+        for (case, later, well, expected) in [
+            ("soon", 1, false, Some(killer)),
+            ("much later", KNOWN, false, Some(killer)),
+            ("too late", KNOWN + 1, false, None),
+            ("it did well", 1, true, None),
+        ] {
+            let (mut loading, mut computing) = (Suspects::default(), Suspects::default());
+            judge(&mut loading, case, &[(&["killer"], &[], None), (&["killer"], &[], Some("killer"))]);
+            judge(&mut computing, case, &[(&[], &["killer"], None), (&[], &["killer"], Some("killer"))]);
+            assert!(loading.loads_alone(killer) && computing.computes_alone(killer) && !computing.computes_alone(good), "{case}");
+            if well {
+                loading.acquit(killer);
+                computing.has_computed_well(killer);
+            }
+            let now = UnixMillis(1 + later);
+            assert_eq!(loading.died(now, one, &both[1..]).as_ref(), expected, "{case}");
+            assert_eq!(computing.died(now, &[], &both).as_ref(), expected, "{case}");
+        }
     }
 
     #[test]
     fn deaths_that_lie_far_apart_accuse_nobody() {
         let (mut suspects, mut now) = (Suspects::default(), UnixMillis(1));
         for _ in 0..4 {
-            assert_eq!(suspects.died(now, &models(&["loading"]), &[]), []);
+            assert_eq!(suspects.died(now, &models(&["loading"]), &[]), None);
             now.0 += CASE + 1;
-            assert_eq!(suspects.died(now, &[], &models(&["computing"])), []);
+            assert_eq!(suspects.died(now, &[], &models(&["computing"])), None);
             now.0 += CASE + 1;
         }
     }
 
     #[test]
-    fn a_death_at_which_nothing_computed_ends_no_case() {
-        let (mut suspects, now) = (Suspects::default(), UnixMillis(1));
-        assert_eq!(suspects.died(now, &[], &models(&["killer"])), []);
-        assert_eq!(suspects.died(now, &[], &[]), []);
-        assert_eq!(suspects.died(now, &[], &models(&["killer"])), models(&["killer"]));
-    }
-
-    #[test]
-    fn deaths_that_have_no_model_in_common_accuse_nobody() {
-        let (mut suspects, now) = (Suspects::default(), UnixMillis(1));
-        for computing in [&["a"][..], &["b"], &[], &["a"]] {
-            assert_eq!(suspects.died(now, &[], &models(computing)), [], "{computing:?}");
+    fn of_a_model_that_is_gone_for_good_nothing_is_known() {
+        let mut suspects = Suspects::default();
+        judge(
+            &mut suspects,
+            "a suspect, and one that is known",
+            &[(&[], &["known"], None), (&[], &["known"], Some("known")), (&["suspect"], &[], None)],
+        );
+        for model in models(&["known", "suspect"]) {
+            suspects.forget(&model);
         }
+        assert_eq!(suspects, Suspects { last: Some(UnixMillis(1)), ..Suspects::default() });
     }
 }

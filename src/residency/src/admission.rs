@@ -14,6 +14,7 @@
 //! turns under any load, instead of one starving.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_adapters::Seat;
@@ -26,7 +27,7 @@ use tracing::{debug, error, info};
 use crate::entry::{Class, Entry, Ticket};
 use crate::lru::ByLastUse;
 use crate::owner::{Owner, last_used_of};
-use crate::work::artifacts_of;
+use crate::work::{Terms, artifacts_of};
 
 /// How it went for one load that wants memory.
 enum Turn {
@@ -132,7 +133,9 @@ impl Owner {
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
             let (artifacts, gpu, life) = (artifacts_of(files), entry.gpu, entry.life);
             let watched = self.begin_learning(&model);
-            let task = self.work.load(registration, artifacts, gpu, watched, life);
+            let alone = self.suspects.loads_alone(&model).then(|| Arc::clone(&self.suspects_at_work));
+            let terms = Terms { gpu, alone };
+            let task = self.work.load(registration, artifacts, terms, watched, life);
             if let Some(entry) = self.entries.get_mut(&model) {
                 entry.task = Some(task);
             }

@@ -101,8 +101,12 @@ impl Owner {
         let mut held: Vec<ModelId> = self.entries.iter().filter(|(_, entry)| entry.phase == Phase::Ready).map(|(model, _)| model.clone()).collect();
         held.sort_by_cached_key(|model| std::cmp::Reverse(last_used_of(&self.entries, model)));
         let slot_of = |model: &ModelId| self.entries.get(model).and_then(|entry| entry.slot.as_ref());
-        let in_use = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.in_flight() > 0 || slot.broke_within(JUST_NOW));
+        let in_use = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.computes() || slot.broke_within(JUST_NOW));
         let computing: Vec<ModelId> = held.iter().filter(in_use).cloned().collect();
+        let well = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.has_passed_probation());
+        for model in held.iter().filter(well).cloned().collect::<Vec<_>>() {
+            self.suspects.has_computed_well(&model);
+        }
         let loading: Vec<ModelId> = self.loading.iter().cloned().collect();
         warn!(error = %why, models = held.len(), loading = loading.len(), computing = computing.len(), "the runtime has gone away");
         self.metrics.set(Gauge::RuntimeUp, &[], 0);
@@ -120,15 +124,15 @@ impl Owner {
             }
             self.step(&model, Event::Broke);
         }
-        for model in self.suspects.died(self.clock.wall(), &loading, &computing) {
+        if let Some(model) = self.suspects.died(self.clock.wall(), &loading, &computing) {
             let how = if loading.contains(&model) {
-                "loading it, a second time, with no other model loading"
+                "loading it, again, with no other model loading"
             } else {
-                "computing with it, and with no other model each time"
+                "computing with it, again, and with no other suspect"
             };
             let message = format!("runtime exited while {how} ({why})");
             let failure = self.failure(&model, Reason::ModelLoadFailed, Step::Load, message, Retry::AfterChange);
-            self.fail(&model, failure, Some(Kind::Plain));
+            self.fail(&model, failure, Some(Kind::EndedTheRuntime));
             self.report(&model);
         }
     }

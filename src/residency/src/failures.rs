@@ -30,12 +30,16 @@ pub(crate) struct Record {
     out_of_memory: bool,
     /// It had none even after a copy had been evicted for this model.
     eviction_was_no_help: bool,
+    /// The model has ended the runtime: each try costs all others their copies.
+    #[serde(default)]
+    ended_the_runtime: bool,
 }
 
 impl Record {
     pub(crate) fn new(failure: Arc<Failure>, kind: Kind, quiet: Duration, no_help_before: bool) -> Self {
         let eviction_was_no_help = no_help_before || kind == Kind::OutOfMemory { after_eviction: true };
-        Record { failure, quiet, out_of_memory: matches!(kind, Kind::OutOfMemory { .. }), eviction_was_no_help }
+        let (out_of_memory, ended_the_runtime) = (matches!(kind, Kind::OutOfMemory { .. }), kind == Kind::EndedTheRuntime);
+        Record { failure, quiet, out_of_memory, eviction_was_no_help, ended_the_runtime }
     }
 
     pub(crate) fn was_out_of_memory(&self) -> bool {
@@ -85,6 +89,8 @@ pub(crate) enum Kind {
         /// A copy had been evicted to help.
         after_eviction: bool,
     },
+    /// The runtime did not survive the model. As long as that counts no caller's wish is another try.
+    EndedTheRuntime,
     DiskFull {
         /// How often files had been let go of by then.
         freed: u64,
@@ -131,7 +137,11 @@ impl Failures {
 
     /// At first, and at most.
     fn quiet_of(&self, record: &Record) -> (Duration, Duration) {
-        if record.passes() { self.quiet_passing } else { self.quiet }
+        match record {
+            Record { ended_the_runtime: true, .. } => (self.kept, self.kept),
+            record if record.passes() => self.quiet_passing,
+            _ => self.quiet,
+        }
     }
 
     fn insert(&mut self, record: Record, age: Duration, now: Instant) {

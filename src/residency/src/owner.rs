@@ -20,7 +20,7 @@ use berth_plan::{Effect, Event, MayEvict, Phase, Suspects, device};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
 use berth_types::{ByteSize, ContentDigest, Failure, Footprint, Location, ModelId, Pool, Reason, Refusal, Registration, Retry, Step, UnixMillis};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::away::Watch;
@@ -30,7 +30,7 @@ use crate::failures::{Failures, Kind};
 use crate::keeping::Keeping;
 use crate::ledger::Ledger;
 use crate::lru::ByLastUse;
-use crate::slot::Slot;
+use crate::slot::{Probation, Slot};
 use crate::snapshot::Snapshot;
 use crate::telling::Shown;
 use crate::truth::{Around, Kept, Truth};
@@ -101,6 +101,8 @@ pub(crate) struct Owner {
     pub(crate) runtime_down: bool,
     pub(crate) watch: Watch,
     pub(crate) suspects: Suspects,
+    /// One of them loads or computes at a time.
+    pub(crate) suspects_at_work: Arc<Semaphore>,
     pub(crate) truth: Truth,
 
     /// Entries by phase.
@@ -133,6 +135,7 @@ impl Owner {
             next_tick: now + config.audit,
             watch: Watch::new(work.runtime.health()),
             suspects: Suspects::default(),
+            suspects_at_work: Arc::new(Semaphore::new(1)),
             truth: Truth::new(source, now),
             shared,
             config,
@@ -295,6 +298,9 @@ impl Owner {
 
     fn on_bell(&mut self) {
         self.reconsider = true;
+        if self.shared.bell.broke.swap(false, Ordering::AcqRel) {
+            self.work.runtime.ask_whether_it_lives();
+        }
         if self.shared.bell.left.swap(false, Ordering::AcqRel) {
             self.drop_callers_that_left();
         }
@@ -919,7 +925,8 @@ impl Owner {
     fn announce(&mut self, model: &ModelId) {
         let last_used = self.shared.history.lock().last_used(model.as_str());
         let at_a_time = self.entries.get(model).and_then(|entry| entry.at_a_time);
-        let slot = Slot::new(model.clone(), last_used, at_a_time, Arc::clone(&self.shared.bell));
+        let probation = self.suspects.computes_alone(model).then(|| Probation::beside(&self.suspects_at_work));
+        let slot = Slot::new(model.clone(), last_used, at_a_time, probation, Arc::clone(&self.shared.bell));
         let waiters = self.take_waiters(model);
         let Some(entry) = self.entries.get_mut(model) else { return };
         let took = self.clock.now().saturating_duration_since(entry.asked);

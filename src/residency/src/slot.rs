@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_telemetry::Clock;
 use berth_types::{ModelId, UnixMillis};
@@ -21,13 +21,15 @@ pub(crate) struct Bell {
     pub(crate) starving: Starving,
     /// A caller stopped waiting since the owner last looked.
     pub(crate) left: AtomicBool,
+    /// The runtime broke off a call since the owner last looked.
+    pub(crate) broke: AtomicBool,
     /// The owner should look: a copy became idle while somebody starves, or a caller left.
     pub(crate) wake: Notify,
 }
 
 impl Bell {
     pub(crate) fn new(clock: Clock) -> Arc<Self> {
-        Arc::new(Bell { clock, starving: Starving::not(), left: AtomicBool::new(false), wake: Notify::new() })
+        Arc::new(Bell { clock, starving: Starving::not(), left: AtomicBool::new(false), broke: AtomicBool::new(false), wake: Notify::new() })
     }
 }
 
@@ -51,13 +53,21 @@ pub(crate) struct Slot {
     broken: AtomicU64,
     /// Of a copy that serves so many requests at a time.
     turns: Option<Turns>,
+    /// Of a copy whose model may have ended the runtime as it computed.
+    probation: Option<Probation>,
     bell: Arc<Bell>,
 }
 
 impl Slot {
     /// A copy loaded now, last used (maybe before an earlier eviction or restart) at `last_used`, that serves `at_a_time`
     /// requests at a time where it has such a limit.
-    pub(crate) fn new(model: ModelId, last_used: Option<UnixMillis>, at_a_time: Option<NonZeroU32>, bell: Arc<Bell>) -> Arc<Self> {
+    pub(crate) fn new(
+        model: ModelId,
+        last_used: Option<UnixMillis>,
+        at_a_time: Option<NonZeroU32>,
+        probation: Option<Probation>,
+        bell: Arc<Bell>,
+    ) -> Arc<Self> {
         Arc::new(Slot {
             model,
             gate: Gate::open(),
@@ -69,6 +79,7 @@ impl Slot {
             revoking: Notify::new(),
             broken: AtomicU64::new(0),
             turns: at_a_time.map(Turns::new),
+            probation,
             bell,
         })
     }
@@ -79,7 +90,7 @@ impl Slot {
             return None;
         }
         self.touch();
-        Some(Guard { turn: None, place: None, slot: Arc::clone(self) })
+        Some(Guard { alone: None, turn: None, place: None, slot: Arc::clone(self) })
     }
 
     /// The same for a caller who has waited for the load: it has its place among those inside, however many have one. A
@@ -124,6 +135,19 @@ impl Slot {
         broken > 0 && self.bell.clock.wall().0.saturating_sub(broken) <= millis
     }
 
+    /// Whether the runtime computes for a request on it, as far as is known here.
+    pub(crate) fn computes(&self) -> bool {
+        match &self.probation {
+            Some(probation) if probation.goes_on() => probation.computing.load(Ordering::Acquire) > 0,
+            _ => self.gate.count() > 0,
+        }
+    }
+
+    /// Whether it was on probation and is no longer.
+    pub(crate) fn has_passed_probation(&self) -> bool {
+        self.probation.as_ref().is_some_and(|probation| !probation.goes_on())
+    }
+
     /// How many requests are inside, for the decisions that take 32 bits.
     pub(crate) fn in_flight(&self) -> u32 {
         u32::try_from(self.gate.count()).unwrap_or(u32::MAX)
@@ -163,6 +187,60 @@ impl Turns {
     }
 }
 
+/// A copy whose model may have ended the runtime: of all such models one loads or computes at a time, so that the next death
+/// tells which it is. It lasts for a few requests, and who takes long does not keep the others waiting for long.
+#[derive(Debug)]
+pub(crate) struct Probation {
+    /// Of all of them.
+    alone: Arc<Semaphore>,
+    /// Requests of this copy that are being computed.
+    computing: AtomicUsize,
+    /// Requests that are still to be answered well.
+    left: AtomicUsize,
+}
+
+/// Requests that a suspect has to answer well.
+const PROBATION: usize = 3;
+/// How long a suspect waits for what another one does.
+pub(crate) const ALONE: Duration = Duration::from_secs(2);
+
+impl Probation {
+    pub(crate) fn beside(others: &Arc<Semaphore>) -> Self {
+        Probation { alone: Arc::clone(others), computing: AtomicUsize::new(0), left: AtomicUsize::new(PROBATION) }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.left.load(Ordering::Acquire) > 0
+    }
+}
+
+/// A request that a suspect computes, alone if that could be had.
+struct Alone {
+    slot: Arc<Slot>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Alone {
+    /// `None` for a copy that is above suspicion.
+    async fn on(slot: &Arc<Slot>) -> Option<Self> {
+        let probation = slot.probation.as_ref().filter(|probation| probation.goes_on())?;
+        let clock = &slot.bell.clock;
+        let permit = clock.until(clock.deadline_in(ALONE), Arc::clone(&probation.alone).acquire_owned()).await;
+        probation.computing.fetch_add(1, Ordering::AcqRel);
+        Some(Alone { slot: Arc::clone(slot), _permit: permit.and_then(Result::ok) })
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let Some(probation) = &self.slot.probation else { return };
+        probation.computing.fetch_sub(1, Ordering::AcqRel);
+        if self.slot.broken.load(Ordering::Relaxed) == 0 {
+            let _ = probation.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        }
+    }
+}
+
 /// One of those inside.
 struct Place(Arc<AtomicUsize>);
 
@@ -175,6 +253,8 @@ impl Drop for Place {
 /// A loaded copy in use: it is not unloaded while this lives, unless a drain ran past its cap ([`Guard::revoked`]).
 #[must_use = "the copy may be unloaded once the guard is dropped"]
 pub struct Guard {
+    /// What its request is to suspects.
+    alone: Option<Alone>,
     /// Before the copy: a turn ends no later than the use.
     turn: Option<OwnedSemaphorePermit>,
     /// Of a copy with turns: from the load on for who waited for it, for others from when they ask for a turn.
@@ -195,24 +275,30 @@ impl Guard {
     /// # Errors
     /// [`WaitError::TooManyWaiting`]: the copy has as many requests waiting as make sense.
     pub async fn turn(&mut self) -> Result<(), WaitError> {
-        let Some(turns) = &self.slot.turns else { return Ok(()) };
-        let place = self.place.take().map_or_else(|| turns.place(), Ok)?;
-        // The semaphore is never closed.
-        let permit = Arc::clone(&turns.free).acquire_owned().await.map_err(|_closed| WaitError::ShuttingDown)?;
-        (self.turn, self.place) = (Some(permit), Some(place));
+        if let Some(turns) = &self.slot.turns {
+            let place = self.place.take().map_or_else(|| turns.place(), Ok)?;
+            // The semaphore is never closed.
+            let permit = Arc::clone(&turns.free).acquire_owned().await.map_err(|_closed| WaitError::ShuttingDown)?;
+            (self.turn, self.place) = (Some(permit), Some(place));
+        }
+        self.alone = Alone::on(&self.slot).await;
         Ok(())
     }
 
     /// Gives the turn back before the guard: this request waits for something else than the copy.
     pub fn end_turn(&mut self) {
-        self.turn = None;
+        (self.alone, self.turn) = (None, None);
     }
 
     /// What says, later than now if need be, that the runtime broke off a call on this copy. If it has died, that is how the
-    /// models are known that computed: their calls end before anybody notices that it does not answer.
+    /// models are known that computed: their calls end before anybody notices that it does not answer. It is asked at once.
     pub fn witness(&self) -> impl FnOnce() + Send + Sync + 'static {
         let slot = Arc::clone(&self.slot);
-        move || slot.broken.store(slot.bell.clock.wall().0, Ordering::Relaxed)
+        move || {
+            slot.broken.store(slot.bell.clock.wall().0, Ordering::Relaxed);
+            slot.bell.broke.store(true, Ordering::Release);
+            slot.bell.wake.notify_one();
+        }
     }
 
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the
@@ -228,7 +314,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        (self.turn, self.place) = (None, None);
+        (self.alone, self.turn, self.place) = (None, None, None);
         // A long request was using the copy until now.
         self.slot.touch();
         match self.slot.gate.leave() {

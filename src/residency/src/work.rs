@@ -14,11 +14,11 @@ use berth_telemetry::halt::{self, Point};
 use berth_telemetry::{Clock, Histogram, Metrics};
 use berth_types::{Footprint, ModelId, Reading, Registration, Step};
 use futures::FutureExt as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::failure_file::{Extent, FailureFile, Write};
-use crate::slot::Slot;
+use crate::slot::{ALONE, Slot};
 use crate::truth::{Around, Watched};
 
 /// How a piece of work ended.
@@ -128,6 +128,14 @@ pub(crate) fn artifacts_of(files: &Pinned) -> Artifacts {
     Artifacts { model: files.model.clone(), schema: files.schema.clone(), size: files.size }
 }
 
+/// How a copy is loaded.
+pub(crate) struct Terms {
+    /// On which device, where one was chosen.
+    pub(crate) gpu: Option<u16>,
+    /// What a suspect holds meanwhile, as soon as it can be had.
+    pub(crate) alone: Option<Arc<Semaphore>>,
+}
+
 impl Work {
     /// `panicked` makes the message when the work panics, so that a bug in an adapter ends one load and not the pod.
     fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static, panicked: impl FnOnce(String) -> Done + Send + 'static) -> AbortHandle {
@@ -174,12 +182,17 @@ impl Work {
         self.spawn(work, move |panic| Done::Fetched { model: id, life, result: Err(PullError::Disk(format!("fetching panicked: {panic}"))) })
     }
 
-    /// Lays out and loads, on `gpu` where one was chosen.
-    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, gpu: Option<u16>, watched: Watched, life: u64) -> AbortHandle {
+    /// Lays out and loads.
+    pub(crate) fn load(&mut self, model: Arc<Registration>, artifacts: Artifacts, terms: Terms, watched: Watched, life: u64) -> AbortHandle {
+        let Terms { gpu, alone } = terms;
         let (runtime, metrics, clock) = (Arc::clone(&self.runtime), self.metrics.clone(), self.clock.clone());
         let id = model.id.clone();
         let work = async move {
             let Watched { source, measure } = watched;
+            let _alone = match alone {
+                Some(alone) => clock.until(clock.deadline_in(ALONE), alone.acquire_owned()).await,
+                None => None,
+            };
             let before = match source.as_ref().filter(|_| measure) {
                 Some(source) => read(&**source, &clock).await,
                 None => Reading::default(),

@@ -114,6 +114,14 @@ impl Process {
         kill_process(self.pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Waits for its end, however long that takes. What others still write to its pipes is not waited for.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn ended(&mut self) -> Result<Exit> {
+        Ok(self.child.wait().await.with_context(|| format!("cannot wait for {}", self.name))?.into())
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

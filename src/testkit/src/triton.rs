@@ -82,14 +82,26 @@ impl TritonModels {
     /// What the file system says.
     pub fn hungry(place: &Path, weights: &[u8], percent: u32) -> Result<()> {
         fs::create_dir_all(place.join("1"))?;
-        let (input, output) = (tensor_text(("IN", "FP32", &[1]), ""), tensor_text(("OUT", "FP32", &[1]), ""));
-        let config = format!(
-            "backend: \"python\"\nmax_batch_size: 0\ninput [\n{input}\n]\noutput [\n{output}\n]\ninstance_group [ {{ count: 1 kind: KIND_CPU }} ]\n"
-        );
-        fs::write(place.join("config.pbtxt"), config)?;
+        fs::write(place.join("config.pbtxt"), one_number())?;
         fs::write(place.join("1/weights"), weights)?;
         fs::write(place.join("1/percent"), percent.to_string())?;
         Ok(fs::write(place.join("1/model.py"), include_str!("models/hungry.py"))?)
+    }
+
+    /// A model for a store: a folder `place` with a script that multiplies FP32 `IN` by `factor` into `OUT`, and `pad` bytes more.
+    /// `script` says what it does before, by stage (`load`, `infer`): `{"infer": {"waits": PATH}}`, `{"load": {"kills": true}}`;
+    /// see `models/scripted.py`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn scripted(place: &Path, factor: u32, script: &Value, pad: usize) -> Result<()> {
+        fs::create_dir_all(place.join("1"))?;
+        let mut script = script.clone();
+        script["factor"] = json!(factor);
+        fs::write(place.join("config.pbtxt"), one_number())?;
+        fs::write(place.join("1/script.json"), script.to_string())?;
+        fs::write(place.join("1/pad"), vec![0; pad])?;
+        Ok(fs::write(place.join("1/model.py"), include_str!("models/scripted.py"))?)
     }
 
     /// `name` answers a request on a stream as often as its INT32 `IN` has elements, one in each `OUT`.
@@ -121,6 +133,12 @@ impl TritonModels {
         fs::write(place.join("config.pbtxt"), config)?;
         Ok(fs::write(place.join("1/model.py"), script)?)
     }
+}
+
+/// The configuration of a model of the Python backend that makes one `OUT` of one `IN`.
+fn one_number() -> String {
+    let (input, output) = (tensor_text(("IN", "FP32", &[1]), ""), tensor_text(("OUT", "FP32", &[1]), ""));
+    format!("backend: \"python\"\nmax_batch_size: 0\ninput [\n{input}\n]\noutput [\n{output}\n]\ninstance_group [ {{ count: 1 kind: KIND_CPU }} ]\n")
 }
 
 /// A tensor as Triton's configuration writes it.
@@ -184,6 +202,26 @@ impl Triton {
     pub async fn kill(&mut self) -> Result<()> {
         self.end();
         self.process.exit(PATIENCE).await.map(drop)
+    }
+
+    /// Completes when it has ended by itself. What its models run in may still be there: [`Triton::kill`] ends that too.
+    ///
+    /// # Errors
+    /// When that cannot be known.
+    pub async fn ended(&mut self) -> Result<()> {
+        self.process.ended().await.map(drop)
+    }
+
+    /// Names of the models that it lists in this state, sorted: `READY`, `UNAVAILABLE` and the like.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn listed(&self, state: &str) -> Result<Vec<String>> {
+        let index = post(&format!("http://{}/v2/repository/index", self.http), "").await?.good()?;
+        let entries = index.as_array().into_iter().flatten().filter(|entry| entry["state"] == state);
+        let mut names: Vec<String> = entries.filter_map(|entry| entry["name"].as_str().map(str::to_owned)).collect();
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Starts it anew where it was, after [`Triton::kill`].
@@ -275,6 +313,8 @@ fn spawn(parts: &Parts, models: &Path, backends: Option<&TempDir>, grpc: SocketA
     let path = std::env::join_paths([python.to_owned()].into_iter().chain(std::env::split_paths(&path)))?;
     let mut command = Command::new(part("BERTH_TRITON")?);
     command.env("PATH", path).env("LD_LIBRARY_PATH", libraries).env("OMP_NUM_THREADS", "1").env("BERTH_TEST_REPOSITORY", models);
+    // Python keeps what it has compiled beside the script, which lies in the folder that models come from.
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
     let (folder, more) = backends.map_or((place.join("backends"), Some("--disable-auto-complete-config")), |more| (more.path().to_owned(), None));
     command.arg("--model-repository").arg(models).arg("--backend-directory").arg(folder).args(more);
     command.args(["--model-control-mode=explicit", "--strict-readiness=false"]);

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use berth_adapters::InferError;
 use berth_residency::WaitError;
@@ -22,6 +22,8 @@ use crate::route::{self, Models};
 const TRIES: u32 = 1;
 /// How often it is routed again, before it was sent, after its model went away between being found and being asked.
 const REROUTES: u32 = 2;
+/// How long it may take until a copy is withdrawn whose runtime has just died under a call.
+const NOTICED: Duration = Duration::from_secs(2);
 
 /// When a call must have an answer, and when that answer must have ended.
 #[derive(Clone, Copy)]
@@ -89,7 +91,7 @@ impl<M: Models> Frontend<M> {
         deadlines: Deadlines,
         request: &mut S,
     ) -> Result<Begun<M::Guard>, Fault> {
-        let (mut tries, mut reroutes) = (TRIES, REROUTES);
+        let (mut tries, mut reroutes, mut died) = (TRIES, REROUTES, false);
         loop {
             let registration = route::registration(&self.models, asked)?;
             let model = &registration.id;
@@ -128,12 +130,19 @@ impl<M: Models> Frontend<M> {
                 Some(Err(why)) => {
                     if why.is_lost() {
                         M::witness(&guard)();
+                        died = true;
                     }
                     if let Some(fault) = request.fault() {
                         return Err(fault);
                     }
                     if is_late(&why, deadlines.end, &self.clock) {
                         return Err(infer_fault(model, InferError::DeadlineExceeded));
+                    }
+                    if died && reroutes > 0 && matches!(why, CallError::Unreachable { .. }) {
+                        // It died under this request, which has not been sent again yet: the next copy is there when it is back.
+                        reroutes -= 1;
+                        let _ = self.clock.until(self.clock.deadline_in(NOTICED).min(deadlines.answer), M::revoked(&guard)).await;
+                        continue;
                     }
                     let again = tries > 0 && request.is_whole() && (why.safe_to_send_again() || request.is_one());
                     if !again || matches!(why, CallError::Unreachable { .. }) {

@@ -4,6 +4,7 @@ use berth_adapters::LoadFault;
 use berth_adapters::fake::Script;
 use berth_residency::{Config, MayEvict, WaitError};
 use berth_types::{ByteSize, CopyState, Footprint, Pool, Reason, Retry, Step};
+use futures::FutureExt as _;
 
 use crate::rig::{Parts, kib, millis, model, secs};
 
@@ -81,8 +82,74 @@ async fn a_model_that_ends_the_runtime_does_so_twice_and_the_others_serve_on() {
         let report = pod.loaded(name).await;
         assert!(report.failure.is_none() && matches!(report.state, CopyState::Loaded { .. }), "{report:?}");
     }
+    // Callers get its failure as long as that counts. The leader tries again; then one death is proof enough.
+    for _minute in 0..10 {
+        pod.pass(secs(60)).await;
+        assert!(matches!(pod.ensure("killer", secs(5)).await, Err(WaitError::Failed(_))));
+    }
+    assert_eq!(pod.runtime.deaths(), 2);
+    pod.residency.load(model("killer"), MayEvict::Nothing).await;
     pod.pass(secs(30)).await;
-    assert_eq!(pod.runtime.deaths(), 2, "it is not tried again at once");
+    assert_eq!(pod.runtime.deaths(), 3);
+    assert!(matches!(pod.ensure("killer", secs(5)).await, Err(WaitError::Failed(_))));
+    pod.loaded("good-0").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_models_that_always_compute_the_one_that_ends_the_runtime_is_found_at_its_second_death() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    for name in ["killer", "good"] {
+        pod.use_once(name).await;
+    }
+    let (mut killer, mut good) = (pod.enter("killer"), pod.enter("good"));
+    for guard in [&mut killer, &mut good] {
+        guard.turn().await.expect("nobody else asks");
+        guard.witness()();
+    }
+    pod.runtime.leave();
+    pod.pass(secs(1)).await;
+    drop((killer, good));
+    pod.runtime.come_back();
+    for name in ["killer", "good"] {
+        assert!(pod.loaded(name).await.failure.is_none());
+    }
+    // Both have requests all the time, and take turns now.
+    let mut good = pod.enter("good");
+    good.turn().await.expect("it is the first");
+    let mut killer = pod.enter("killer");
+    assert!(killer.turn().now_or_never().is_none(), "the other one computes");
+    drop(good);
+    killer.turn().await.expect("now it does not");
+    let mut good = pod.enter("good");
+    assert!(good.turn().now_or_never().is_none());
+    pod.runtime.leave();
+    pod.pass(secs(1)).await;
+    pod.runtime.come_back();
+    let failure = pod.report("killer", |report| report.failure.is_some()).await.failure.expect("asked for");
+    assert!(failure.message.contains("runtime exited while computing"), "{}", failure.message);
+    assert!(pod.loaded("good").await.failure.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_that_computes_long_keeps_no_other_waiting_for_long_and_one_that_computes_well_none_at_all() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    for name in ["long", "short"] {
+        pod.use_once(name).await;
+        pod.enter(name).witness()();
+    }
+    pod.runtime.leave();
+    pod.pass(secs(1)).await;
+    pod.runtime.come_back();
+    for name in ["long", "short"] {
+        pod.loaded(name).await;
+    }
+    let mut long = pod.enter("long");
+    long.turn().await.expect("it is the first");
+    for waits in [2, 2, 2, 0, 0] {
+        let (began, mut short) = (pod.clock.now(), pod.enter("short"));
+        short.turn().await.expect("it does not wait for ever");
+        assert_eq!(pod.clock.now() - began, secs(waits));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -158,6 +158,11 @@ impl Pod {
         self.clock.sleep(millis(2)).await;
     }
 
+    /// A request on a model that is loaded.
+    pub(crate) fn enter(&self, name: &str) -> Guard {
+        self.residency.try_acquire(name).unwrap_or_else(|| panic!("{name} does not serve"))
+    }
+
     pub(crate) async fn pass(&self, time: Duration) {
         self.clock.sleep(time).await;
     }
