@@ -163,6 +163,18 @@ const CONTRACT: [Translation; 5] = [
     ("runtime-data-endpoint", "INTERNAL_SERVING_GRPC_PORT", |port| format!("port:{port}")),
 ];
 
+/// The usual ports of probes and of the hook, where nothing else is said. In a pod that ModelMesh's controller made they are asked
+/// from outside, by the numbers that its code has.
+pub(crate) fn usual_ports(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) {
+    let says = |name: &str| variable(name).is_some_and(|text| !text.is_empty());
+    let in_its_pod = says("MM_SVC_GRPC_PORT") || says("WKUBE_POD_NAME");
+    if in_its_pod && !says("MM_PROBE_PORT") {
+        reading.give("probes", "0.0.0.0:8089".to_owned(), "ModelMesh's probe port");
+    }
+    let host = if in_its_pod && !says("MM_PRESTOP_WAIT_PORT") { "0.0.0.0" } else { "127.0.0.1" };
+    reading.give("prestop", format!("{host}:8090"), "default of prestop");
+}
+
 /// Adds what ModelMesh's variables say where neither a flag nor one of our own variables did.
 pub(crate) fn read_upstream(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) {
     let text = |name: &str| variable(name).map(|text| text.to_string_lossy().into_owned()).filter(|text| !text.is_empty());

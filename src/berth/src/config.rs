@@ -442,7 +442,7 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
         read_file(path, &mut reading, &keys);
     }
     if agent.is_some() {
-        reading.give("prestop", "127.0.0.1:8090".to_owned(), "default of prestop");
+        beside::usual_ports(&mut reading, variable);
     }
     let mut config = check(&mut reading, file, variable);
     config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
@@ -883,6 +883,12 @@ mod tests {
         assert_eq!((config.grpc.to_string().as_str(), config.probes.to_string().as_str()), ("0.0.0.0:8033", "127.0.0.1:8089"));
         let prestop = |variables| given(variables).expect("right").prestop.map(|addr| addr.to_string());
         assert_eq!((config.prestop.map(|addr| addr.to_string()), prestop(&[])), (Some("0.0.0.0:8090".to_owned()), Some("127.0.0.1:8090".to_owned())));
+        // What the controller's pods are told: their probes and hooks come from outside, at the usual ports.
+        let in_a_pod = given(&[("MM_SERVICE_NAME", "s"), ("MM_SVC_GRPC_PORT", "8033"), ("WKUBE_POD_NAME", "p")]).expect("right");
+        assert_eq!(
+            (in_a_pod.probes.to_string(), in_a_pod.prestop.map(|addr| addr.to_string())),
+            ("0.0.0.0:8089".to_owned(), Some("0.0.0.0:8090".to_owned()))
+        );
         assert_eq!(read_flags(&["--manifests", "/"]).expect("right").prestop, None, "nobody's pod");
         for (variables, says) in [
             (&[("CONTAINER_MEM_REQ_BYTES", "100"), ("MEM_BUFFER_BYTES", "200")][..], "leave nothing for models"),

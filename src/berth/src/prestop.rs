@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
+    /// Nothing is served yet.
+    Starting,
     Serving,
     Asked,
     Drained,
@@ -23,7 +25,12 @@ pub(crate) struct PreStop(Arc<watch::Sender<Stage>>);
 
 impl PreStop {
     pub(crate) fn new() -> Self {
-        PreStop(Arc::new(watch::Sender::new(Stage::Serving)))
+        PreStop(Arc::new(watch::Sender::new(Stage::Starting)))
+    }
+
+    /// Requests are served from now on.
+    pub(crate) fn serving(&self) {
+        self.0.send_if_modified(|stage| std::mem::replace(stage, (*stage).max(Stage::Serving)) == Stage::Starting);
     }
 
     /// Completes when somebody asked.
@@ -36,8 +43,12 @@ impl PreStop {
         self.0.send_replace(Stage::Drained);
     }
 
-    /// Asks, and waits for the end of the drain, for `limit` at most.
+    /// Asks, and waits for the end of the drain, for `limit` at most. Before anything is served there is nothing to drain: the server that
+    /// is not there yet may begin anew.
     async fn ask(&self, limit: Duration, clock: &Clock) -> Result<(), String> {
+        if *self.0.borrow() == Stage::Starting {
+            return Ok(());
+        }
         self.0.send_if_modified(|stage| std::mem::replace(stage, (*stage).max(Stage::Asked)) == Stage::Serving);
         let drained = clock.until(clock.deadline_in(limit), self.reached(Stage::Drained)).await;
         drained.ok_or_else(|| format!("not drained after {limit:?}"))
@@ -67,6 +78,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_asks_begins_the_drain_and_waits_for_its_end_as_does_who_asks_later() {
         let (clock, prestop) = (Clock::system(), PreStop::new());
+        prestop.serving();
         let (began, hook) = (clock.now(), prestop.hook(LIMIT, clock.clone()));
         let draining = async {
             prestop.asked().await;
@@ -83,8 +95,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_asks_before_anything_is_served_is_answered_at_once_and_begins_no_drain() {
+        let (clock, prestop) = (Clock::system(), PreStop::new());
+        assert_eq!(prestop.hook(LIMIT, clock.clone())().await, Ok(()));
+        prestop.serving();
+        assert_eq!(clock.until(clock.deadline_in(LIMIT), prestop.asked()).await, None, "nobody has asked for one");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_answer_comes_in_time_whatever_becomes_of_the_drain() {
         let (clock, prestop) = (Clock::system(), PreStop::new());
+        prestop.serving();
         let began = clock.now();
         let answer = prestop.hook(LIMIT, clock.clone())().await;
         assert_eq!((answer, clock.now() - began), (Err("not drained after 60s".to_owned()), LIMIT));
@@ -94,6 +115,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_drain_that_a_signal_began_answers_who_asks_and_nobody_begins_another() {
         let (clock, prestop) = (Clock::system(), PreStop::new());
+        prestop.serving();
         prestop.drained();
         assert_eq!(prestop.hook(LIMIT, clock.clone())().await, Ok(()));
     }

@@ -82,6 +82,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
         running = start(&config, clock.clone(), ui, &prestop) => running?,
         () = signals.first() => std::process::exit(INTERRUPTED),
     };
+    prestop.serving();
     let (mut told, mut died) = (true, None);
     tokio::select! {
         () = signals.first() => {}

@@ -29,12 +29,16 @@ pub struct Suspects {
 struct Did {
     load: bool,
     compute: bool,
+    /// Deaths in a row, this one included, at which it was loading.
+    loads: u32,
 }
 
 /// Deaths further apart than this, in milliseconds, have nothing to do with each other.
 const CASE: u64 = 15 * 60 * 1000;
 /// So long, in milliseconds, a model that has ended the runtime is known for it.
 const KNOWN: u64 = 60 * 60 * 1000;
+/// A model that was the only one loading at so many deaths in a row is the one, whatever else was there.
+const IN_A_ROW: u32 = 3;
 
 impl Suspects {
     /// The runtime has died: `loading` were being loaded, requests on `computing` were under way. Answers which of them ended it,
@@ -47,17 +51,26 @@ impl Suspects {
             known.retain(|_, ended| now.0.saturating_sub(ended.0) <= KNOWN);
         }
         let mut there = BTreeMap::<ModelId, Did>::new();
-        loading.iter().for_each(|model| there.entry(model.clone()).or_default().load = true);
+        for model in loading {
+            let before = self.suspects.get(model).map_or(0, |did| did.loads);
+            *there.entry(model.clone()).or_default() = Did { load: true, compute: false, loads: before + 1 };
+        }
         computing.iter().for_each(|model| there.entry(model.clone()).or_default().compute = true);
         if there.is_empty() {
             return None;
         }
-        let is_known =
+        let has_done_it =
             |(model, did): &(&ModelId, &Did)| did.load && self.loaders.contains_key(*model) || did.compute && self.computers.contains_key(*model);
-        let known: Vec<&ModelId> = there.iter().filter(is_known).map(|(model, _)| model).collect();
+        let known: Vec<&ModelId> = there.iter().filter(has_done_it).map(|(model, _)| model).collect();
         let again: Vec<&ModelId> = there.keys().filter(|model| self.suspects.contains_key(*model)).collect();
         // Whoever was known before is more likely than who was seen twice.
         let found = [&known, &again].into_iter().find_map(|these| if let [one] = these[..] { Some(one.clone()) } else { None });
+        // One that takes long to do it cannot be told from models that are always busy, but for the regularity.
+        let regular = || match loading {
+            [only] if there.get(only).is_some_and(|did| did.loads >= IN_A_ROW) => Some(only.clone()),
+            _ => None,
+        };
+        let found = found.or_else(regular);
         if let Some(found) = found {
             self.suspects.clear();
             let ended_as = if there.get(&found).is_some_and(|did| did.load) { &mut self.loaders } else { &mut self.computers };
@@ -73,14 +86,20 @@ impl Suspects {
 
     /// Whether a load of `model` must have the runtime to itself.
     #[must_use]
-    pub fn loads_alone(&self, model: &ModelId) -> bool {
-        self.suspects.get(model).is_some_and(|did| did.load) || self.loaders.contains_key(model)
+    pub fn loads_alone(&self, model: &ModelId, now: UnixMillis) -> bool {
+        self.did(model, now).is_some_and(|did| did.load) || is_known(&self.loaders, model, now)
     }
 
     /// Whether `model` should compute while no other suspect does.
     #[must_use]
-    pub fn computes_alone(&self, model: &ModelId) -> bool {
-        self.suspects.get(model).is_some_and(|did| did.compute) || self.computers.contains_key(model)
+    pub fn computes_alone(&self, model: &ModelId, now: UnixMillis) -> bool {
+        self.did(model, now).is_some_and(|did| did.compute) || is_known(&self.computers, model, now)
+    }
+
+    /// What a suspect did, as long as the case lasts.
+    fn did(&self, model: &ModelId, now: UnixMillis) -> Option<&Did> {
+        let last = self.last.filter(|last| now.0.saturating_sub(last.0) <= CASE);
+        last.and_then(|_open| self.suspects.get(model))
     }
 
     /// `model` has loaded well: its loads are above suspicion.
@@ -105,6 +124,10 @@ impl Suspects {
         self.loaders.remove(model);
         self.computers.remove(model);
     }
+}
+
+fn is_known(ended: &BTreeMap<ModelId, UnixMillis>, model: &ModelId, now: UnixMillis) -> bool {
+    ended.get(model).is_some_and(|ended| now.0.saturating_sub(ended.0) <= KNOWN)
 }
 
 #[cfg(test)]
@@ -137,6 +160,11 @@ mod tests {
             ("others loaded at both deaths", &[(&["a"], &["killer"], None), (&["b"], &["killer"], K)]),
             ("one loaded at both deaths, too", &[(&["a"], &["killer"], None), (&["a"], &["killer"], None), (&[], &["killer"], K)]),
             ("nothing was there between", &[(&[], &["killer"], None), (&[], &[], None), (&[], &["killer"], K)]),
+            (
+                "it takes long to load, beside one that is always busy",
+                &[(&["killer"], &["hot"], None), (&["killer"], &["hot"], None), (&["killer"], &["hot"], K)],
+            ),
+            ("not each time", &[(&["a"], &["hot"], None), (&["a"], &["hot"], None), (&[], &["hot", "a"], None), (&["a"], &["hot"], None)]),
             ("nobody was there twice in a row", &[(&[], &["a"], None), (&[], &["b"], None), (&[], &["a"], None)]),
         ] {
             judge(&mut Suspects::default(), case, deaths);
@@ -148,7 +176,7 @@ mod tests {
         let mut suspects = Suspects::default();
         let [loaded, computed, other] = &models(&["loaded", "computed", "other"])[..] else { panic!("three") };
         judge(&mut suspects, "one each", &[(&["loaded"], &["computed"], None)]);
-        let apart = |suspects: &Suspects, model| (suspects.loads_alone(model), suspects.computes_alone(model));
+        let apart = |suspects: &Suspects, model| (suspects.loads_alone(model, UnixMillis(2)), suspects.computes_alone(model, UnixMillis(2)));
         assert_eq!([loaded, computed, other].map(|model| apart(&suspects, model)), [(true, false), (false, true), (false, false)]);
         for model in [loaded, computed] {
             suspects.acquit(model);
@@ -171,7 +199,9 @@ mod tests {
             let (mut loading, mut computing) = (Suspects::default(), Suspects::default());
             judge(&mut loading, case, &[(&["killer"], &[], None), (&["killer"], &[], Some("killer"))]);
             judge(&mut computing, case, &[(&[], &["killer"], None), (&[], &["killer"], Some("killer"))]);
-            assert!(loading.loads_alone(killer) && computing.computes_alone(killer) && !computing.computes_alone(good), "{case}");
+            let apart = |at| (loading.loads_alone(killer, at), computing.computes_alone(killer, at), computing.computes_alone(good, at));
+            assert_eq!(apart(UnixMillis(1 + KNOWN)), (true, true, false), "{case}");
+            assert_eq!(apart(UnixMillis(2 + KNOWN)), (false, false, false), "{case}");
             if well {
                 loading.acquit(killer);
                 computing.has_computed_well(killer);
@@ -190,6 +220,16 @@ mod tests {
             now.0 += CASE + 1;
             assert_eq!(suspects.died(now, &[], &models(&["computing"])), None);
             now.0 += CASE + 1;
+        }
+    }
+
+    #[test]
+    fn suspects_are_kept_apart_no_longer_than_their_case_lasts() {
+        let (mut suspects, model) = (Suspects::default(), &models(&["a"])[0]);
+        judge(&mut suspects, "both at once", &[(&["a"], &["a"], None)]);
+        for (at, apart) in [(1, true), (1 + CASE, true), (2 + CASE, false)] {
+            let at = UnixMillis(at);
+            assert_eq!((suspects.loads_alone(model, at), suspects.computes_alone(model, at)), (apart, apart), "{at:?}");
         }
     }
 

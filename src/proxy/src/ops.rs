@@ -1,10 +1,11 @@
 //! The small servers beside the inference ports: metrics, probes, and the hook before the end.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use berth_telemetry::{Clock, Listener, Metrics};
 use futures::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tokio_util::sync::CancellationToken;
 
 use crate::ProxyConfig;
@@ -64,7 +65,7 @@ struct Hook(PreStop);
 impl Handler for Hook {
     type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
-        let is_page = request.headers().contains_key(header::ORIGIN) || request.headers().contains_key("sec-fetch-site");
+        let is_page = is_of_a_page(request.headers());
         let (status, text) = match (request.method() == Method::GET, request.uri().path()) {
             (_, path) if path != "/prestop" => (StatusCode::NOT_FOUND, "no such path\n".to_owned()),
             (false, _) => (StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".to_owned()),
@@ -79,6 +80,18 @@ impl Handler for Hook {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         Ok(response)
     }
+}
+
+/// Whether a browser may have sent it for a page: it says so, or it was led here by a name, which a page can point anywhere.
+/// Whoever runs the containers asks an address.
+fn is_of_a_page(headers: &HeaderMap) -> bool {
+    let said = [header::ORIGIN.as_str(), header::REFERER.as_str(), "sec-fetch-site"].iter().any(|name| headers.contains_key(*name));
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or("", |(name, _)| name),
+        None => host.split_once(':').map_or(host, |(name, _)| name),
+    };
+    said || !(name.is_empty() || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok())
 }
 
 /// Status, content type and text of a path; `None` for paths that there are not.
@@ -123,7 +136,7 @@ mod tests {
 
     async fn get(addr: std::net::SocketAddr, line: &str) -> String {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        stream.write_all(format!("{line} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(format!("{line} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
@@ -173,10 +186,15 @@ mod tests {
             ("HEAD /prestop", 405),
             ("GET /prestop HTTP/1.1\r\norigin: http://elsewhere\r\nx: y", 403),
             ("GET /prestop HTTP/1.1\r\nsec-fetch-site: none\r\nx: y", 403),
+            ("GET /prestop HTTP/1.1\r\nreferer: http://elsewhere/\r\nx: y", 403),
         ] {
             let answer = get(addr, line).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
         }
+        // By a name, which may be led here from anywhere; by an address, as pods are asked.
+        let of_host = |host: &'static str| is_of_a_page(&[(header::HOST, HeaderValue::from_static(host))].into_iter().collect());
+        let hosts = ["elsewhere:8090", "127.0.0.1.elsewhere", "[::1", "10.1.2.3:8090", "[2001:db8::1]:8090", "localhost:8090", "LOCALHOST"];
+        assert_eq!(hosts.map(of_host), [true, true, false, false, false, false, false]);
         assert_eq!(asked.load(Ordering::Relaxed), 0);
         let first = tokio::spawn(get(addr, "GET /prestop"));
         while asked.load(Ordering::Relaxed) == 0 {

@@ -27,7 +27,7 @@ use tracing::{debug, error, info};
 use crate::entry::{Class, Entry, Ticket};
 use crate::lru::ByLastUse;
 use crate::owner::{Owner, last_used_of};
-use crate::work::{Terms, artifacts_of};
+use crate::work::{Apart, Terms, artifacts_of};
 
 /// How it went for one load that wants memory.
 enum Turn {
@@ -119,13 +119,14 @@ impl Owner {
     }
 
     fn start_loads(&mut self) {
-        let limit = self.work.runtime.info().load_concurrency.get() as usize;
+        let (limit, wall) = (self.work.runtime.info().load_concurrency.get() as usize, self.clock.wall());
+        self.turns_of_loads.retain(|model, _| self.loading.contains(model));
         while self.loading.len() < limit && !self.is_away() {
             let Some(Ticket { model, .. }) = self.to_load.first().cloned() else { break };
             // A model that may have ended the runtime shares it with no other load.
-            let suspect_loads = self.loading.iter().any(|loading| self.suspects.loads_alone(loading) || self.truth.loads_alone(loading));
+            let suspect_loads = self.loading.iter().any(|loading| self.suspects.loads_alone(loading, wall) || self.truth.loads_alone(loading));
             let must_wait = self.must_wait_to_learn(&model) || self.truth.is_recycling();
-            if suspect_loads || must_wait || (self.suspects.loads_alone(&model) && !self.loading.is_empty()) {
+            if suspect_loads || must_wait || (self.suspects.loads_alone(&model, wall) && !self.loading.is_empty()) {
                 break;
             }
             self.to_load.pop_first();
@@ -133,7 +134,11 @@ impl Owner {
             let (Some(registration), Some(files)) = (entry.registration.clone(), entry.files.as_ref()) else { continue };
             let (artifacts, gpu, life) = (artifacts_of(files), entry.gpu, entry.life);
             let watched = self.begin_learning(&model);
-            let alone = self.suspects.loads_alone(&model).then(|| Arc::clone(&self.suspects_at_work));
+            let alone = self.suspects.loads_alone(&model, wall).then(|| {
+                let apart = Apart { alone: Arc::clone(&self.suspects_at_work), begun: Arc::default() };
+                self.turns_of_loads.insert(model.clone(), Arc::clone(&apart.begun));
+                apart
+            });
             let terms = Terms { gpu, alone };
             let task = self.work.load(registration, artifacts, terms, watched, life);
             if let Some(entry) = self.entries.get_mut(&model) {

@@ -6,6 +6,7 @@
 //! have ended it is [`berth_plan::Suspects`]' to judge: a suspect loads alone.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use berth_adapters::Health;
@@ -107,7 +108,9 @@ impl Owner {
         for model in held.iter().filter(well).cloned().collect::<Vec<_>>() {
             self.suspects.has_computed_well(&model);
         }
-        let loading: Vec<ModelId> = self.loading.iter().cloned().collect();
+        // One that waited for its turn had not begun.
+        let begun = |model: &&ModelId| self.turns_of_loads.get(*model).is_none_or(|begun| begun.load(Ordering::Acquire));
+        let loading: Vec<ModelId> = self.loading.iter().filter(begun).cloned().collect();
         warn!(error = %why, models = held.len(), loading = loading.len(), computing = computing.len(), "the runtime has gone away");
         self.metrics.set(Gauge::RuntimeUp, &[], 0);
         self.another_server(false);
@@ -125,11 +128,7 @@ impl Owner {
             self.step(&model, Event::Broke);
         }
         if let Some(model) = self.suspects.died(self.clock.wall(), &loading, &computing) {
-            let how = if loading.contains(&model) {
-                "loading it, again, with no other model loading"
-            } else {
-                "computing with it, again, and with no other suspect"
-            };
+            let how = if loading.contains(&model) { "loading it, again" } else { "computing with it, again, and with no other suspect" };
             let message = format!("runtime exited while {how} ({why})");
             let failure = self.failure(&model, Reason::ModelLoadFailed, Step::Load, message, Retry::AfterChange);
             self.fail(&model, failure, Some(Kind::EndedTheRuntime));

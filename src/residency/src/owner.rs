@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use berth_adapters::{LoadError, LoadFault, Loaded, Seat};
@@ -103,6 +103,8 @@ pub(crate) struct Owner {
     pub(crate) suspects: Suspects,
     /// One of them loads or computes at a time.
     pub(crate) suspects_at_work: Arc<Semaphore>,
+    /// Of loads that wait for others: whether they do no longer.
+    pub(crate) turns_of_loads: HashMap<ModelId, Arc<AtomicBool>>,
     pub(crate) truth: Truth,
 
     /// Entries by phase.
@@ -136,6 +138,7 @@ impl Owner {
             watch: Watch::new(work.runtime.health()),
             suspects: Suspects::default(),
             suspects_at_work: Arc::new(Semaphore::new(1)),
+            turns_of_loads: HashMap::new(),
             truth: Truth::new(source, now),
             shared,
             config,
@@ -925,7 +928,7 @@ impl Owner {
     fn announce(&mut self, model: &ModelId) {
         let last_used = self.shared.history.lock().last_used(model.as_str());
         let at_a_time = self.entries.get(model).and_then(|entry| entry.at_a_time);
-        let probation = self.suspects.computes_alone(model).then(|| Probation::beside(&self.suspects_at_work));
+        let probation = self.suspects.computes_alone(model, self.clock.wall()).then(|| Probation::beside(&self.suspects_at_work));
         let slot = Slot::new(model.clone(), last_used, at_a_time, probation, Arc::clone(&self.shared.bell));
         let waiters = self.take_waiters(model);
         let Some(entry) = self.entries.get_mut(model) else { return };

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use berth_telemetry::Clock;
-use berth_types::{ModelId, UnixMillis};
+use berth_types::{Deadline, ModelId, UnixMillis};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::WaitError;
@@ -197,16 +197,18 @@ pub(crate) struct Probation {
     computing: AtomicUsize,
     /// Requests that are still to be answered well.
     left: AtomicUsize,
+    /// Until when its requests wait for others, from the first one on.
+    waits: OnceLock<Deadline>,
 }
 
 /// Requests that a suspect has to answer well.
 const PROBATION: usize = 3;
-/// How long a suspect waits for what another one does.
+/// How long a suspect waits for what others do: a load, or all requests of a copy together.
 pub(crate) const ALONE: Duration = Duration::from_secs(2);
 
 impl Probation {
     pub(crate) fn beside(others: &Arc<Semaphore>) -> Self {
-        Probation { alone: Arc::clone(others), computing: AtomicUsize::new(0), left: AtomicUsize::new(PROBATION) }
+        Probation { alone: Arc::clone(others), computing: AtomicUsize::new(0), left: AtomicUsize::new(PROBATION), waits: OnceLock::new() }
     }
 
     fn goes_on(&self) -> bool {
@@ -217,6 +219,8 @@ impl Probation {
 /// A request that a suspect computes, alone if that could be had.
 struct Alone {
     slot: Arc<Slot>,
+    /// When a call on the copy had broken off last, before this one.
+    broken: u64,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -225,9 +229,10 @@ impl Alone {
     async fn on(slot: &Arc<Slot>) -> Option<Self> {
         let probation = slot.probation.as_ref().filter(|probation| probation.goes_on())?;
         let clock = &slot.bell.clock;
-        let permit = clock.until(clock.deadline_in(ALONE), Arc::clone(&probation.alone).acquire_owned()).await;
+        let until = *probation.waits.get_or_init(|| clock.deadline_in(ALONE));
+        let permit = clock.until(until, Arc::clone(&probation.alone).acquire_owned()).await;
         probation.computing.fetch_add(1, Ordering::AcqRel);
-        Some(Alone { slot: Arc::clone(slot), _permit: permit.and_then(Result::ok) })
+        Some(Alone { slot: Arc::clone(slot), broken: slot.broken.load(Ordering::Relaxed), _permit: permit.and_then(Result::ok) })
     }
 }
 
@@ -235,7 +240,7 @@ impl Drop for Alone {
     fn drop(&mut self) {
         let Some(probation) = &self.slot.probation else { return };
         probation.computing.fetch_sub(1, Ordering::AcqRel);
-        if self.slot.broken.load(Ordering::Relaxed) == 0 {
+        if self.slot.broken.load(Ordering::Relaxed) == self.broken {
             let _ = probation.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         }
     }

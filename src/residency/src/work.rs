@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_adapters::{Artifacts, Index, LaidOut, LoadError, LoadFault, Loaded, Runtime, RuntimeDown, Seat, UnloadError, Unloaded};
@@ -132,8 +132,16 @@ pub(crate) fn artifacts_of(files: &Pinned) -> Artifacts {
 pub(crate) struct Terms {
     /// On which device, where one was chosen.
     pub(crate) gpu: Option<u16>,
-    /// What a suspect holds meanwhile, as soon as it can be had.
-    pub(crate) alone: Option<Arc<Semaphore>>,
+    /// Of a suspect.
+    pub(crate) alone: Option<Apart>,
+}
+
+/// A suspect's turn to load.
+pub(crate) struct Apart {
+    /// What it holds meanwhile, as soon as it can be had.
+    pub(crate) alone: Arc<Semaphore>,
+    /// Set when it waits for that no longer.
+    pub(crate) begun: Arc<AtomicBool>,
 }
 
 impl Work {
@@ -190,7 +198,11 @@ impl Work {
         let work = async move {
             let Watched { source, measure } = watched;
             let _alone = match alone {
-                Some(alone) => clock.until(clock.deadline_in(ALONE), alone.acquire_owned()).await,
+                Some(Apart { alone, begun }) => {
+                    let permit = clock.until(clock.deadline_in(ALONE), alone.acquire_owned()).await;
+                    begun.store(true, Ordering::Release);
+                    permit
+                }
                 None => None,
             };
             let before = match source.as_ref().filter(|_| measure) {

@@ -101,6 +101,8 @@ impl TritonModels {
         fs::write(place.join("config.pbtxt"), one_number())?;
         fs::write(place.join("1/script.json"), script.to_string())?;
         fs::write(place.join("1/pad"), vec![0; pad])?;
+        // A file where Python would have a folder for what it has compiled: in the store it would count as the model's.
+        fs::write(place.join("1/__pycache__"), "")?;
         Ok(fs::write(place.join("1/model.py"), include_str!("models/scripted.py"))?)
     }
 
@@ -313,8 +315,6 @@ fn spawn(parts: &Parts, models: &Path, backends: Option<&TempDir>, grpc: SocketA
     let path = std::env::join_paths([python.to_owned()].into_iter().chain(std::env::split_paths(&path)))?;
     let mut command = Command::new(part("BERTH_TRITON")?);
     command.env("PATH", path).env("LD_LIBRARY_PATH", libraries).env("OMP_NUM_THREADS", "1").env("BERTH_TEST_REPOSITORY", models);
-    // Python keeps what it has compiled beside the script, which lies in the folder that models come from.
-    command.env("PYTHONDONTWRITEBYTECODE", "1");
     let (folder, more) = backends.map_or((place.join("backends"), Some("--disable-auto-complete-config")), |more| (more.path().to_owned(), None));
     command.arg("--model-repository").arg(models).arg("--backend-directory").arg(folder).args(more);
     command.args(["--model-control-mode=explicit", "--strict-readiness=false"]);
