@@ -45,9 +45,11 @@ async fn swaps(clock: &Clock, blocks: usize) -> anyhow::Result<()> {
     let world = World::of(2).await?;
     // What a model takes is measured when it is loaded for the first time. Room for one and a half.
     let taken = {
-        let agent = world.agent("4GiB", "1").await?;
+        let mut agent = world.agent("4GiB", "1").await?;
         agent.load(0).await?;
-        agent.berth.metric("berth_memory_leased_bytes").await?
+        let taken = agent.berth.metric("berth_memory_leased_bytes").await?;
+        agent.berth.interrupt().await?; // its folder is the next one's
+        taken
     };
     let agent = world.agent(&format!("{:.0}", taken * 1.5), "1").await?;
     // Both contents are known from here on.
