@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -69,6 +69,9 @@ pub struct RepositoryServer {
     inner: Arc<Inner>,
 }
 
+/// In the place of a number of connections: the server has not said that it has no GPU.
+const GPUS: u64 = u64::MAX;
+
 struct Inner {
     info: RuntimeInfo,
     config: RepositoryConfig,
@@ -77,8 +80,9 @@ struct Inner {
     loads: Arc<Loads>,
     /// What layouts are to be loaded with, where there is anything.
     made: Mutex<HashMap<ModelId, Made>>,
-    /// It has said that it has no GPU, whatever there is in this machine.
-    without_gpus: AtomicBool,
+    /// It has said that it has no GPU, whatever there is in this machine, when it had been connected to so often. Another process may
+    /// have one: no process outlives its connections.
+    without_gpus: AtomicU64,
     health: watch::Receiver<Health>,
     ask_now: Arc<Notify>,
     _beating: AbortOnDropHandle<()>,
@@ -121,7 +125,7 @@ impl RepositoryServer {
         };
         let ask_now = Arc::<Notify>::default();
         let beating = AbortOnDropHandle::new(tokio::spawn(beat::listen(ask, clock.clone(), it_loads, Arc::clone(&ask_now), told)));
-        let without_gpus = AtomicBool::new(false);
+        let without_gpus = AtomicU64::new(GPUS);
         let inner = Inner { info, config, rpc, clock, loads, made: Mutex::default(), without_gpus, health, ask_now, _beating: beating };
         let server = RepositoryServer { inner: Arc::new(inner) };
         server.purge().await?;
@@ -247,7 +251,8 @@ impl Inner {
         match answer {
             Ok(LoadResponse {}) => Ok(Loaded { measured: self.measure(&model).await, max_concurrency: self.config.max_concurrency }),
             Err(RpcError::Said { message, .. }) if made.config.is_some() && words::has_no_gpu(&message) => {
-                if !self.without_gpus.swap(true, Ordering::Relaxed) {
+                let connections = self.rpc.connections();
+                if self.without_gpus.swap(connections, Ordering::Relaxed) != connections {
                     warn!(error = %message, "the server has no GPU: from now on models go where their configurations put them");
                 }
                 Err(LoadError { fault: LoadFault::NotNow, message: format!("Triton has no GPU for it: {message}"), nothing_attempted: false })
@@ -276,7 +281,7 @@ impl Runtime for RepositoryServer {
     }
 
     async fn seat(&self, model: &Registration, artifacts: &Artifacts) -> Seat {
-        if self.inner.without_gpus.load(Ordering::Relaxed) {
+        if self.inner.without_gpus.load(Ordering::Relaxed) == self.inner.rpc.connections() {
             return Seat::Given;
         }
         let (dialect, model, artifacts) = (self.inner.config.dialect, model.clone(), artifacts.clone());

@@ -132,10 +132,11 @@ impl Host {
 }
 
 /// Of a machine that others use as well only the last memory counts: marks in percent of all of a large one would call it
-/// nearly full while there is room for many models. The usual high mark means a GiB at most so.
+/// nearly full while there is room for many models. The usual high mark means a GiB so. Where more is free than that last memory,
+/// what is free is the limit, and nothing of it is used.
 fn last_of(machine: Usage) -> Usage {
     const LAST: ByteSize = ByteSize((25 << 30) / 2);
-    let limit = machine.limit.min(LAST);
+    let limit = machine.limit.min(LAST.max(machine.free()));
     Usage { used: limit.saturating_sub(machine.free()), limit }
 }
 
@@ -288,6 +289,17 @@ mod tests {
     fn host(which: Which) -> Host {
         let config = HostConfig { root: "/".into(), server: Some(which), scope: Scope::Server, gpus: None, metrics: None };
         Host::new(config, HostNet::shared(), Clock::system())
+    }
+
+    #[test]
+    fn of_a_machine_what_is_free_counts_less_a_gib_and_however_much_it_is() {
+        const GIB: u64 = 1 << 30;
+        for (all, used, there) in [(16, 4, 11), (16, 12, 3), (128, 28, 92), (128, 120, 7), (8, 1, 6)] {
+            let machine = last_of(Usage { used: ByteSize(used * GIB), limit: ByteSize(all * GIB) });
+            assert_eq!(machine.free(), ByteSize((all - used) * GIB), "{all} {used}");
+            let room = machine.limit.percent(92).saturating_sub(machine.used);
+            assert_eq!(room.0 / GIB, there, "{all} {used}: below the usual high mark");
+        }
     }
 
     #[tokio::test]

@@ -30,8 +30,8 @@ pub(crate) async fn fetch(page: &MetricsPage, net: &dyn Net, clock: &Clock) -> R
     }
 }
 
-/// How full each GPU is. Triton names a GPU by its UUID only: `index` says which one that is; where it does not know, they
-/// count in the order in which they stand on the page.
+/// How full each GPU is. Triton names a GPU by its UUID only: `index` says which one that is. Where it does not know, a single one is
+/// the first; of several, which stand on the page in any order, nothing is known.
 pub(crate) fn gpus(page: &str, index: impl Fn(&str) -> Option<u16>) -> BTreeMap<u16, Usage> {
     let (mut order, mut totals, mut used): (Vec<&str>, BTreeMap<&str, u64>, BTreeMap<&str, u64>) = Default::default();
     for line in page.lines() {
@@ -49,10 +49,11 @@ pub(crate) fn gpus(page: &str, index: impl Fn(&str) -> Option<u16>) -> BTreeMap<
         }
         table.insert(uuid, value);
     }
-    let each = order.iter().zip(0..).filter_map(|(uuid, place)| {
+    let only = (order.len() == 1).then_some(0);
+    let each = order.iter().filter_map(|uuid| {
         let (total, used) = (totals.get(uuid)?, used.get(uuid)?);
         let usage = Usage { used: ByteSize(*used), limit: ByteSize(*total) };
-        (*total > 0).then(|| (index(uuid).unwrap_or(place), usage))
+        index(uuid).or(only).filter(|_| *total > 0).map(|index| (index, usage))
     });
     each.collect()
 }
@@ -85,10 +86,12 @@ mod tests {
 
     #[test]
     fn a_page_of_triton_tells_how_full_each_gpu_is() {
-        let by_place = BTreeMap::from([(0, usage(1_000_000_000, 16_000_000_000)), (1, usage(5, 8_000_000_000))]);
-        assert_eq!(gpus(PAGE, |_| None), by_place);
-        let by_name = gpus(PAGE, |uuid| (uuid == "GPU-a").then_some(3));
-        assert_eq!(by_name.keys().copied().collect::<Vec<_>>(), [0, 3]);
+        let by_name = BTreeMap::from([(0, usage(1_000_000_000, 16_000_000_000)), (1, usage(5, 8_000_000_000))]);
+        assert_eq!(gpus(PAGE, |uuid| ["GPU-b", "GPU-a"].iter().zip(0..).find(|(known, _)| **known == uuid).map(|(_, place)| place)), by_name);
+        assert_eq!(gpus(PAGE, |uuid| (uuid == "GPU-a").then_some(3)), BTreeMap::from([(3, usage(5, 8_000_000_000))]));
+        assert!(gpus(PAGE, |_| None).is_empty(), "which is which nobody knows");
+        let one: String = PAGE.lines().filter(|line| !line.contains("GPU-a")).flat_map(|line| [line, "\n"]).collect();
+        assert_eq!(gpus(&one, |_| None).keys().copied().collect::<Vec<_>>(), [0]);
         for damaged in [
             "nv_gpu_memory_total_bytes{gpu_uuid=\"GPU-a\"} NaN\nnv_gpu_memory_used_bytes{gpu_uuid=\"GPU-a\"} 5",
             "nv_gpu_memory_total_bytes{gpu_uuid=\"GPU-a\"} 5",

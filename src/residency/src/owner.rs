@@ -920,6 +920,7 @@ impl Owner {
             Phase::Loading => {
                 self.to_load.remove(&entry.ticket);
                 self.loading.remove(model);
+                let _killed = self.end_learning(model, None);
             }
             Phase::Ready | Phase::Draining | Phase::Unloading | Phase::Stuck | Phase::Gone => {}
         }

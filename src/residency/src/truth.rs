@@ -224,7 +224,7 @@ impl Owner {
         let loading = self.leased_by(self.loading.iter());
         let coming = match &self.truth.before_loads {
             Some(BeforeLoads { used, settled }) => {
-                let now = (used_of(reading), memory.charged.minus(&loading));
+                let now = (used_of(reading), memory.charged.minus(&loading).minus(&to_load));
                 pressure::still_coming(&loading, [used, &now.0], [settled, &now.1])
             }
             None => loading,
@@ -430,8 +430,13 @@ impl Owner {
         let measured = quiet && self.truth.tells_held() && (unknown || self.saw_size_of(model));
         let alone = self.would_learn_alone(model);
         if self.loading.is_empty() {
-            let others = self.ledger.sums().memory.charged.minus(&self.leased_by([model].into_iter()));
-            self.truth.before_loads = self.truth.reading().map(|reading| BeforeLoads { used: used_of(reading), settled: others });
+            // Those that are leased and wait have taken as little of it.
+            let waiting = self.leased_by(self.to_load.iter().map(|ticket| &ticket.model));
+            let others = self.ledger.sums().memory.charged.minus(&self.leased_by([model].into_iter())).minus(&waiting);
+            // What was seen before the last change tells nothing of what is used now: all of the lease is still to come then.
+            let now = self.clock.now();
+            let seen = self.truth.reading().filter(|_| self.truth.is_fresh(now));
+            self.truth.before_loads = seen.map(|reading| BeforeLoads { used: used_of(reading), settled: others });
         }
         self.stir();
         if !std::mem::replace(&mut self.truth.loaded_something, true)
@@ -479,13 +484,20 @@ impl Owner {
             Footprint::of(footprint.iter().filter(|(pool, _)| self.ledger.budget().get(*pool).0 > 0 && told(*pool).is_some()))
         };
         let unseen = Footprint::of(need.iter().filter(|(pool, _)| told(*pool).is_none()));
-        let pools = held_before.plus(&held_after).plus(&need);
-        let grown = Footprint::of(pools.iter().filter_map(|(pool, _)| told(pool).map(|[before, after]| (pool, after.saturating_sub(before)))));
+        let mut pools: Vec<Pool> = held_before.plus(&held_after).plus(&need).iter().map(|(pool, _)| pool).collect();
+        // Its own, whatever it was thought to take of it.
+        if let Some(gpu) = entry.gpu.map(Pool::Gpu).filter(|gpu| !pools.contains(gpu)) {
+            pools.push(gpu);
+        }
+        let grown = Footprint::of(pools.into_iter().filter_map(|pool| told(pool).map(|[before, after]| (pool, after.saturating_sub(before)))));
         let (need, grown) = (seen(&need), seen(&grown));
         if !pressure::tells_something(&need, &grown, &kept, !unknown) {
             return None;
         }
         let measured = if in_traffic { pressure::charge_in_traffic(&need, &grown, &kept) } else { pressure::charge(&need, &grown, &kept) };
+        // Of a GPU whose driver does not tell what is whose nobody knows what the server had kept: it may have made the copy of that.
+        let mixed = |pool: &Pool| *pool != Pool::Host && before.pools.get(pool).is_some_and(|real| real.held.is_none());
+        let measured = measured.max(&Footprint::of(need.iter().filter(|(pool, _)| mixed(pool))));
         // What somebody has declared may be needed later.
         let declared = entry.registration.as_ref().is_some_and(|registration| registration.declared_size.is_some());
         let measured = if declared { measured.max(&need) } else { measured };
