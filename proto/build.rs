@@ -3,8 +3,8 @@
 /// What clients are told about.
 const FILES: [&str; 3] = ["proto/inference.proto", "proto/modelmesh.proto", "proto/rpc_errors.proto"];
 
-/// What is spoken with inference servers only.
-const INWARD: [&str; 3] = ["proto/modelruntime.proto", "proto/repository.proto", "proto/torchserve.proto"];
+/// What is spoken with inference servers, and between agents and controllers.
+const INWARD: [&str; 4] = ["proto/attendance.proto", "proto/modelruntime.proto", "proto/repository.proto", "proto/torchserve.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

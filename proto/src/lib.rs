@@ -19,6 +19,11 @@ pub mod repository {
     tonic::include_proto!("berth.repository");
 }
 
+/// The stream between an agent and its controller.
+pub mod attendance {
+    tonic::include_proto!("berth.attendance");
+}
+
 /// TorchServe's management and predictions.
 pub mod torchserve {
     tonic::include_proto!("berth.torchserve");

@@ -12,7 +12,7 @@ use crate::workspace::{Member, members};
 
 /// Which of our crates each of our crates may name in `[dependencies]`. Tests and benches may name all; so may the
 /// binary, which wires them together. A crate that is not listed here is a fault: decide first where it stands.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("types", &[]),
     ("plan", &["types"]),
     ("proto", &[]),
@@ -28,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("registry", &["types", "plan", "proto", "telemetry"]),
     ("proxy", &["types", "plan", "proto", "splice", "adapters", "registry", "residency", "telemetry", "upstream"]),
     ("api", &["types", "plan", "registry", "telemetry"]),
+    ("attendance", &["types", "plan", "proto", "registry", "residency", "controller", "telemetry"]),
     ("controller", &["types", "plan", "proto", "registry", "residency", "puller", "adapters", "telemetry"]),
 ];
 

@@ -306,11 +306,14 @@ impl Leader {
         }
         let missing: Vec<&PodId> = self.pods.iter().map(|pod| &pod.id).filter(|pod| !self.heard_of.contains(*pod)).collect();
         let late = self.settle_by.is_some_and(|by| by <= self.clock.now());
-        if !missing.is_empty() && !late {
+        let awaited = self.agents.awaits_others();
+        if (awaited || !missing.is_empty()) && !late {
             return;
         }
         if let Some(pod) = missing.first() {
             warn!(pods = missing.len(), first = %pod, "pods have not reported: going on without them");
+        } else if awaited {
+            warn!("pods of before have not come back: going on without them");
         }
         self.settled = true;
         self.to_look_at.extend(self.resources.keys().cloned());
@@ -731,7 +734,13 @@ impl Leader {
         }
         let model = self.models.get(id)?;
         let answer_due = model.answer_due(&self.copies);
-        let hosts = self.hosts(key, version);
+        let mut hosts = self.hosts(key, version);
+        let mut held_off = None;
+        hosts.pods.retain(|pod| {
+            let until = self.agents.not_before(pod, id);
+            held_off = held_off.into_iter().chain(until).min();
+            until.is_none()
+        });
         let due = model.due(&self.copies, &self.pods, &hosts, now);
         let warm_from = model.warm_from(&self.copies, &self.pods, &hosts, now);
         let model = self.models.get_mut(id)?;
@@ -750,7 +759,7 @@ impl Leader {
         let before = std::mem::replace(&mut model.warmth, warmth);
         self.warmable.set(id, before, warmth);
         let warm_later = warm_from.map(|(from, _)| from).filter(|from| *from > now);
-        due.look_again.into_iter().chain(answer_due).chain(warm_later).min()
+        due.look_again.into_iter().chain(answer_due).chain(warm_later).chain(held_off).min()
     }
 
     /// Puts into the next view what it should say about a name.
@@ -894,7 +903,8 @@ impl Leader {
     fn to_warm(&self, pod: &Pod) -> Option<ModelId> {
         let loadable = |id: &&ModelId| {
             let model = self.models.get(*id);
-            model.is_some_and(|model| self.hosts(model.of(), &model.registration).pods.contains(&&pod.id))
+            let hosts = |model: &Model| self.hosts(model.of(), &model.registration).pods.contains(&&pod.id);
+            model.is_some_and(hosts) && self.agents.not_before(&pod.id, id).is_none()
         };
         let standby = self.warmable.hottest(WARM_CANDIDATES).filter(loadable);
         let sized = standby.map(|id| Standby { model: id, size: self.models.get(id).and_then(|model| model.size.as_ref()) });

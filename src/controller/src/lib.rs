@@ -84,6 +84,16 @@ pub trait Agents: Send + Sync + 'static {
     /// The live pods, now.
     fn pods(&self) -> Vec<Pod>;
 
+    /// True while agents of before, which should be there, have not come back: there is nothing to conclude from what is missing.
+    fn awaits_others(&self) -> bool {
+        false
+    }
+
+    /// Before when this pod is not to be asked to load this model: an inference server may have died of it. `None`: it may be.
+    fn not_before(&self, _pod: &PodId, _model: &ModelId) -> Option<UnixMillis> {
+        None
+    }
+
     /// Loads a model that nobody waits for. The outcome comes as a report of that pod: `Loaded`, `Absent` with a failure,
     /// or `Absent` without one when there was no room.
     async fn load(&self, pod: &PodId, model: Arc<Registration>, may_evict: MayEvict);

@@ -443,6 +443,7 @@ impl Shared {
             self.names.ring(name.as_str());
             self.controller.name_changed(&name).await;
         }
+        self.views.followed().await;
         theirs
     }
 

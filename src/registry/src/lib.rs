@@ -59,4 +59,4 @@ pub use object::{Alias, Contents, Desired, Kind, Object, ObjectKey, Origin};
 pub use redb_store::{OpenError, RedbStore};
 pub use store::{Change, Changes, Snapshot, Store, StoreError};
 pub use uid::{InvalidUid, Uid};
-pub use view::{NameEntry, Resolved, View, Views};
+pub use view::{ChangedName, Difference, Followers, NameEntry, Resolved, View, Views};

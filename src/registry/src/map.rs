@@ -14,6 +14,9 @@ use foldhash::quality::FixedState;
 pub(crate) trait Entry: Clone {
     /// Never changes while the entry is in a map.
     fn key(&self) -> &str;
+
+    /// Of two entries with the same key: whether they say the same. May be false where they do.
+    fn same(&self, other: &Self) -> bool;
 }
 
 /// Bits of the hash that one level uses.
@@ -136,6 +139,12 @@ impl<E: Entry> Map<E> {
         old
     }
 
+    /// Tells `tell` of each entry that differs from the one in `before`: what was there, and what is. Costs what has changed,
+    /// where one map came from the other.
+    pub(crate) fn compare<'m>(&'m self, before: &'m Self, mut tell: impl FnMut(Option<&'m E>, Option<&'m E>)) {
+        compare(&before.root, &self.root, &mut tell);
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &E> {
         let mut open = vec![self.root.slots.iter()];
         std::iter::from_fn(move || {
@@ -147,6 +156,43 @@ impl<E: Entry> Map<E> {
                 }
             }
         })
+    }
+}
+
+/// Tells `tell` how two nodes of one place differ: what was there, and what is. What both share is not looked at.
+fn compare<'e, E: Entry>(before: &'e Arc<Node<E>>, after: &'e Arc<Node<E>>, tell: &mut impl FnMut(Option<&'e E>, Option<&'e E>)) {
+    if Arc::ptr_eq(before, after) {
+        return;
+    }
+    let mut left = before.used | after.used;
+    while left != 0 {
+        let bit = left & left.wrapping_neg();
+        left &= !bit;
+        match (before.slot(bit), after.slot(bit)) {
+            (None, None) => {}
+            (Some(Slot::Node(before)), Some(Slot::Node(after))) => compare(before, after, tell),
+            (old, new) => {
+                let (mut there, mut here) = (Vec::new(), Vec::new());
+                old.iter().for_each(|slot| slot.gather(&mut there));
+                new.iter().for_each(|slot| slot.gather(&mut here));
+                for old in &there {
+                    match here.iter().find(|new| new.key() == old.key()) {
+                        Some(new) if old.same(new) => {}
+                        new => tell(Some(*old), new.copied()),
+                    }
+                }
+                here.into_iter().filter(|new| !there.iter().any(|old| old.key() == new.key())).for_each(|new| tell(None, Some(new)));
+            }
+        }
+    }
+}
+
+impl<E> Slot<E> {
+    fn gather<'e>(&'e self, into: &mut Vec<&'e E>) {
+        match self {
+            Slot::Leaf(entry) => into.push(entry),
+            Slot::Node(child) => child.slots.iter().for_each(|slot| slot.gather(into)),
+        }
     }
 }
 
@@ -207,6 +253,10 @@ mod tests {
         fn key(&self) -> &str {
             &self.0
         }
+
+        fn same(&self, other: &Self) -> bool {
+            self == other
+        }
     }
 
     fn contents(map: &Map<(String, u32)>) -> BTreeMap<String, u32> {
@@ -236,8 +286,24 @@ mod tests {
                 prop_assert_eq!(map.len(), model.len());
             }
             prop_assert_eq!(contents(&map), model);
-            for (map, model) in kept {
-                prop_assert_eq!(contents(&map), model);
+            for (before, model) in kept {
+                prop_assert_eq!(contents(&before), model);
+                // Either way: what is told makes the one of the other.
+                for (from, to) in [(&before, &map), (&map, &before)] {
+                    let (mut made, mut told) = (from.clone(), 0);
+                    to.compare(from, |old, new| {
+                        told += 1;
+                        let was = match (old, new) {
+                            (_, Some(new)) => made.insert(new.clone()),
+                            (Some(old), None) => made.remove(old.key()),
+                            (None, None) => None,
+                        };
+                        assert_eq!(was.as_ref(), old);
+                        assert_ne!(old, new);
+                    });
+                    prop_assert_eq!((contents(&made), made.len()), (contents(to), to.len()));
+                    prop_assert!(told <= from.len() + to.len());
+                }
             }
         }
     }

@@ -8,24 +8,29 @@
 //! Invariant: the models of a view are exactly the registrations that its names refer to, as active or as target, and
 //! those that calls have registered.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use berth_types::{Failure, ModelId, Name, Registration};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::map::{Entry, Map};
 use crate::pool::Pool;
 
 /// What a name stands for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameEntry {
     /// The version that serves. `None` while no valid spec was ever seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<Arc<Registration>>,
     /// The version that should serve, when it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Arc<Registration>>,
     /// Why nothing can serve, when `active` is `None`, or why `active` cannot be loaded by any runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Arc<Failure>>,
 }
 
@@ -58,6 +63,10 @@ impl Entry for Pinned {
     fn key(&self) -> &str {
         self.0.id.as_str()
     }
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// A name that calls hold.
@@ -67,6 +76,10 @@ struct Managed(Name);
 impl Entry for Managed {
     fn key(&self) -> &str {
         self.0.as_str()
+    }
+
+    fn same(&self, _other: &Self) -> bool {
+        true
     }
 }
 
@@ -79,6 +92,10 @@ struct Named {
 impl Entry for Arc<Named> {
     fn key(&self) -> &str {
         self.name.as_str()
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
     }
 }
 
@@ -93,6 +110,10 @@ impl Entry for Counted {
     fn key(&self) -> &str {
         self.registration.id.as_str()
     }
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.registration, &other.registration) && self.names == other.names
+    }
 }
 
 /// The name that a model id begins with, where it has the usual form `<name>__<owner>-<hash>`.
@@ -106,6 +127,34 @@ fn is_of(id: &ModelId, name: &Name) -> bool {
     name_in(id.as_str()) == Some(name.as_str())
 }
 
+/// What a name stands for by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedName {
+    /// Which.
+    pub name: Name,
+    /// Calls hold it, not a resource.
+    pub managed: bool,
+    /// `None`: there is none any more.
+    pub entry: Option<NameEntry>,
+}
+
+/// How one view differs from another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Names.
+    pub names: Vec<ChangedName>,
+    /// Models that calls have registered; `None`: no longer.
+    pub models: Vec<(ModelId, Option<Arc<Registration>>)>,
+}
+
+impl Difference {
+    /// True when there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.models.is_empty()
+    }
+}
+
 /// One immutable picture of names and registrations, numbered (epoch, sequence). A clone is a few reference counts; a
 /// change copies one path of about log32(names) small nodes, not the whole.
 #[derive(Clone, Default)]
@@ -114,6 +163,8 @@ pub struct View {
     sequence: u64,
     /// Every resource has been read once, so what is not here does not exist.
     ready: bool,
+    /// Whoever makes the views cannot be asked: there may be more by now.
+    cut_off: bool,
     names: Map<Arc<Named>>,
     /// How many of them look like the ids of models.
     like_ids: usize,
@@ -148,7 +199,7 @@ impl View {
     }
 
     fn unknown(&self) -> Resolved {
-        if self.ready { Resolved::Unknown } else { Resolved::NotReady }
+        if self.ready && !self.cut_off { Resolved::Unknown } else { Resolved::NotReady }
     }
 
     /// What a name stands for, in full.
@@ -219,6 +270,43 @@ impl View {
             next.change(name, entry);
         }
         next
+    }
+
+    /// What makes this view of `before`. Costs what has changed, where this one came from that.
+    #[must_use]
+    pub fn since(&self, before: &View) -> Difference {
+        let mut difference = Difference::default();
+        self.names.compare(&before.names, |old, new| {
+            let Some(named) = new.or(old) else { return };
+            let managed = self.managed.get(named.name.as_str()).is_some();
+            difference.names.push(ChangedName { name: named.name.clone(), managed, entry: new.map(|named| named.entry.clone()) });
+        });
+        self.pinned.compare(&before.pinned, |old, new| {
+            let Some(pinned) = new.or(old) else { return };
+            difference.models.push((pinned.0.id.clone(), new.map(|pinned| Arc::clone(&pinned.0))));
+        });
+        difference
+    }
+
+    /// This view with what makes another one of it ([`View::since`]).
+    #[must_use]
+    pub fn with(&self, Difference { names, models }: Difference) -> View {
+        let mut next = self.with_managed(models, []);
+        for ChangedName { name, managed, entry } in names {
+            if managed && entry.is_some() {
+                next.managed.insert(Managed(name.clone()));
+            } else {
+                next.managed.remove(name.as_str());
+            }
+            next.change(name, entry);
+        }
+        next
+    }
+
+    /// This view as the one of this number, complete or not.
+    #[must_use]
+    pub fn numbered(self, (epoch, sequence): (u64, u64), ready: bool) -> View {
+        View { epoch, sequence, ready, ..self }
     }
 
     /// This view with one name changed (`None`: removed). Registrations that no name refers to any more are gone.
@@ -334,6 +422,14 @@ impl View {
     }
 }
 
+/// Those who have copies of the views elsewhere.
+#[async_trait]
+pub trait Followers: Send + Sync + 'static {
+    /// Completes when each that can be reached has the view of this number or a newer one. Bounded by itself: who is late is not
+    /// waited for any longer.
+    async fn have(&self, number: (u64, u64));
+}
+
 /// The present view. Readers take it once and decide on that one. Clones are the same views.
 #[derive(Clone, Default)]
 pub struct Views {
@@ -347,13 +443,17 @@ struct Shared {
     writing: Mutex<()>,
     /// The version of the store that the view has caught up with; `None` while nobody makes views from a store.
     covers: watch::Sender<Option<u64>>,
+    /// The number of the present view.
+    number: watch::Sender<(u64, u64)>,
+    followers: OnceLock<Arc<dyn Followers>>,
 }
 
 impl Views {
     /// Starts with an empty view of the writer whose epoch this is.
     #[must_use]
     pub fn in_epoch(epoch: u64) -> Self {
-        Views { shared: Arc::new(Shared { current: ArcSwap::from_pointee(View { epoch, ..View::default() }), ..Shared::default() }) }
+        let current = ArcSwap::from_pointee(View { epoch, ..View::default() });
+        Views { shared: Arc::new(Shared { current, number: watch::Sender::new((epoch, 0)), ..Shared::default() }) }
     }
 
     /// The present view.
@@ -367,7 +467,46 @@ impl Views {
         let _one_at_a_time = self.shared.writing.lock();
         let current = self.shared.current.load_full();
         let next = View { epoch: current.epoch, sequence: current.sequence + 1, ..change(&current) };
+        self.publish(next);
+    }
+
+    fn publish(&self, next: View) {
+        let number = next.number();
         self.shared.current.store(Arc::new(next));
+        self.shared.number.send_replace(number);
+    }
+
+    /// Publishes a view that was made elsewhere, under its own number.
+    pub fn take_over(&self, view: View) {
+        let _one_at_a_time = self.shared.writing.lock();
+        self.publish(view);
+    }
+
+    /// Says whether whoever makes these views elsewhere can be asked. While that is not so, what is unknown may exist by now.
+    pub fn cut_off(&self, cut_off: bool) {
+        let _one_at_a_time = self.shared.writing.lock();
+        let current = self.shared.current.load_full();
+        if current.cut_off != cut_off {
+            self.shared.current.store(Arc::new(View { cut_off, ..View::clone(&current) }));
+        }
+    }
+
+    /// The number of the present view, as it changes.
+    #[must_use]
+    pub fn numbers(&self) -> watch::Receiver<(u64, u64)> {
+        self.shared.number.subscribe()
+    }
+
+    /// From now on [`Views::covered`] and [`Views::followed`] wait for these as well. The first ones count.
+    pub fn follow(&self, followers: Arc<dyn Followers>) {
+        let _ = self.shared.followers.set(followers);
+    }
+
+    /// Completes when all who have copies of the views have the present one, if there are any. Bounded by them.
+    pub async fn followed(&self) {
+        if let Some(followers) = self.shared.followers.get() {
+            followers.have(self.current().number()).await;
+        }
     }
 
     /// Says that the view tells all that follows from the store up to this version, as far as it does so at once.
@@ -381,6 +520,7 @@ impl Views {
         let mut covers = self.shared.covers.subscribe();
         // The sender lives as long as `self`.
         let _ = covers.wait_for(|covers| covers.is_none_or(|covers| covers >= version)).await;
+        self.followed().await;
     }
 
     /// From now on unknown ids are unknown, not "not ready": every resource has been read once.
@@ -461,6 +601,13 @@ mod tests {
         assert_eq!(text(views.current().resolve("digits")), v1.id.as_str());
     }
 
+    /// Everything that a view says.
+    fn told(view: &View) -> (BTreeMap<Name, (bool, NameEntry)>, BTreeMap<ModelId, bool>) {
+        let names = view.names().map(|(name, entry)| (name.clone(), (view.is_managed_name(name.as_str()), entry.clone())));
+        let models = view.model_ids().map(|id| (id.clone(), view.is_managed_model(id.as_str())));
+        (names.collect(), models.collect())
+    }
+
     /// Odd versions belong to no name, even ones to the name with this number.
     fn version_of(number: u8, version: u32) -> Arc<Registration> {
         if version.is_multiple_of(2) { registration(&format!("name-{number}"), version) } else { registration("shared", version) }
@@ -496,6 +643,20 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_is_unknown_may_exist_while_whoever_makes_the_views_cannot_be_asked() {
+        let (views, v1) = (Views::default(), registration("digits", 1));
+        let theirs = View::default().with_name(&name("digits"), Some(entry(Some(v1), None)));
+        let mut numbers = views.numbers();
+        views.take_over(theirs.numbered((4, 9), true));
+        assert_eq!((*numbers.borrow_and_update(), views.current().number()), ((4, 9), (4, 9)));
+        for (cut_off, unknown) in [(false, true), (true, false), (false, true)] {
+            views.cut_off(cut_off);
+            assert_eq!(matches!(views.current().resolve("nobody"), Resolved::Unknown), unknown);
+            assert!(matches!(views.current().resolve("digits"), Resolved::Model(_)) && views.current().is_ready());
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_wrote_waits_for_a_view_that_covers_it_and_only_where_there_is_a_leader() {
         let views = Views::in_epoch(1);
@@ -515,6 +676,7 @@ mod tests {
             steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..4), 0..60)
         ) {
             let mut view = View::default();
+            let mut views = vec![view.clone()];
             let (mut named, mut pinned) = (BTreeMap::new(), BTreeMap::new());
             for (number, step, version) in steps {
                 let (name, made) = (name(&format!("name-{number}")), version_of(number, version));
@@ -528,6 +690,7 @@ mod tests {
                     4 => view.with_managed([], [(name.clone(), stands())]),
                     _ => view.with_managed([], [(name.clone(), None)]),
                 };
+                views.push(view.clone());
                 match step {
                     0 if !is_managed => drop(named.insert(number, (false, made.id.clone()))),
                     1 if !is_managed => drop(named.remove(&number)),
@@ -543,6 +706,13 @@ mod tests {
             prop_assert_eq!((view.model_count(), listed.len(), view.name_count()), (expected.len(), expected.len(), named.len()));
             prop_assert!(expected.iter().all(|id| view.model(id.as_str()).is_some_and(|found| found.id == *id)));
             prop_assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
+            // Whoever has any other one of these views can be told what makes this one of it.
+            for other in views {
+                let made = other.with(view.since(&other));
+                prop_assert_eq!(told(&made), told(&view));
+                prop_assert_eq!((made.model_count(), made.name_count()), (view.model_count(), view.name_count()));
+                prop_assert!(view.since(&made).names.iter().all(|name| name.entry.is_some()) && view.since(&view).is_empty());
+            }
             for (number, (managed, id)) in &named {
                 let name = format!("name-{number}");
                 prop_assert_eq!(view.is_managed_name(&name), *managed);

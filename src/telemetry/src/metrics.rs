@@ -61,6 +61,10 @@ pub enum Counter {
 pub enum Gauge {
     /// Whether the runtime answers: 1 or 0.
     RuntimeUp,
+    /// Whether the controller answers this agent: 1 or 0.
+    ControllerUp,
+    /// Agents that attend this controller.
+    Agents,
     /// Budget of a memory pool.
     MemoryBudgetBytes,
     /// Bytes of a memory pool under lease.
@@ -189,6 +193,8 @@ impl Gauge {
         match self {
             Gauge::MemoryBudgetBytes => Family { name: "berth_memory_budget_bytes", help: "Budget of a memory pool." },
             Gauge::RuntimeUp => Family { name: "berth_runtime_up", help: "Whether the runtime answers: 1 or 0." },
+            Gauge::ControllerUp => Family { name: "berth_controller_up", help: "Whether the controller answers this agent: 1 or 0." },
+            Gauge::Agents => Family { name: "berth_agents", help: "Agents that attend this controller." },
             Gauge::MemoryLeasedBytes => Family { name: "berth_memory_leased_bytes", help: "Bytes of a memory pool under lease." },
             Gauge::MemoryUnconfirmedBytes => {
                 Family { name: "berth_memory_unconfirmed_bytes", help: "Bytes of a memory pool whose unload is not confirmed." }

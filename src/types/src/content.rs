@@ -75,7 +75,7 @@ impl From<ContentDigest> for String {
 }
 
 /// What a copy was loaded from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Our own digest of the files.
     pub digest: ContentDigest,

@@ -1,0 +1,425 @@
+//! The controller's end: who attends, what they hold and what they are to be told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_controller::{Agents, Controller, Pod};
+use berth_plan::MayEvict;
+use berth_plan::caution::{self, Told};
+use berth_registry::{Followers, Views};
+use berth_telemetry::{Clock, Gauge, Metrics};
+use berth_types::{Caution, CopyReport, CopyState, Footprint, Location, ModelId, PodId, Registration, Suspicion, UnixMillis};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::orders::Orders;
+use crate::remembered::Remembered;
+
+/// What a [`Hub`] goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// An agent whose stream broke counts as there for so long.
+    pub grace: Duration,
+    /// Who wrote something waits so long, at most, for agents to know it.
+    pub patience: Duration,
+    /// Where the agents of before are remembered; `None` remembers nobody.
+    pub remembered: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    /// Ten seconds, two seconds, nobody.
+    fn default() -> Self {
+        Settings { grace: Duration::from_secs(10), patience: Duration::from_secs(2), remembered: None }
+    }
+}
+
+/// One agent.
+struct Attending {
+    pod: Pod,
+    location: Location,
+    /// Its latest stream; another one has another number.
+    stream: u64,
+    /// That stream is open.
+    here: bool,
+    /// Ends that stream.
+    end: CancellationToken,
+    /// The view that it has.
+    seen: (u64, u64),
+    /// It was too slow to be waited for, and has not caught up since.
+    late: bool,
+    /// The models of which it said anything but "absent, and never failed".
+    held: BTreeSet<ModelId>,
+    orders: Arc<Orders>,
+    suspicions: Vec<Suspicion>,
+}
+
+#[derive(Default)]
+struct Pods {
+    attending: BTreeMap<PodId, Attending>,
+    streams: u64,
+    /// Attended before this process, and not yet since.
+    awaited: BTreeSet<PodId>,
+}
+
+struct Shared {
+    views: Views,
+    clock: Clock,
+    metrics: Metrics,
+    settings: Settings,
+    remembered: Option<Remembered>,
+    controller: OnceLock<Controller>,
+    pods: Mutex<Pods>,
+    /// Rings when an agent has seen a view, or has gone.
+    seen: watch::Sender<()>,
+    /// Rings when what agents are to beware of may have changed.
+    suspicions: watch::Sender<()>,
+    /// The controller ends.
+    ended: CancellationToken,
+}
+
+/// The agents, as the controller knows them. Clones are the same.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+/// Who an agent says that it is.
+pub(crate) struct Newcomer {
+    pub(crate) pod: Pod,
+    pub(crate) location: Location,
+    pub(crate) epoch: u64,
+}
+
+/// One stream of an agent, at the controller. Dropping it says that the stream is broken.
+pub(crate) struct Seat {
+    hub: Hub,
+    pub(crate) pod: PodId,
+    stream: u64,
+    pub(crate) orders: Arc<Orders>,
+    /// Another stream of the same agent has come, or the controller ends.
+    pub(crate) ended: CancellationToken,
+}
+
+impl Hub {
+    /// A hub at which nobody attends yet. Reads who attended before.
+    #[must_use]
+    pub fn open(views: Views, settings: Settings, clock: Clock, metrics: Metrics) -> Hub {
+        let remembered = settings.remembered.clone().map(Remembered::at);
+        let awaited = remembered.as_ref().map(Remembered::read).unwrap_or_default();
+        let pods = Mutex::new(Pods { awaited, ..Pods::default() });
+        let shared = Shared {
+            views: views.clone(),
+            clock,
+            metrics,
+            settings,
+            remembered,
+            controller: OnceLock::new(),
+            pods,
+            seen: watch::Sender::new(()),
+            suspicions: watch::Sender::new(()),
+            ended: CancellationToken::new(),
+        };
+        let hub = Hub { shared: Arc::new(shared) };
+        views.follow(Arc::new(hub.clone()));
+        hub
+    }
+
+    /// What agents report goes there from now on; until then nobody may attend.
+    pub fn report_to(&self, controller: Controller) {
+        let _ = self.shared.controller.set(controller);
+    }
+
+    /// Ends every stream, and lets nobody attend from now on.
+    pub fn end(&self) {
+        self.shared.ended.cancel();
+    }
+
+    /// How many agents have a stream open.
+    #[must_use]
+    pub fn attending(&self) -> usize {
+        self.shared.pods.lock().attending.values().filter(|attending| attending.here).count()
+    }
+
+    pub(crate) fn views(&self) -> &Views {
+        &self.shared.views
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.ended.is_cancelled()
+    }
+
+    pub(crate) fn controller(&self) -> Option<&Controller> {
+        self.shared.controller.get()
+    }
+
+    /// A stream of this agent begins; one that it has already ends.
+    pub(crate) fn seat(&self, Newcomer { pod, location, .. }: Newcomer) -> Seat {
+        let id = pod.id.clone();
+        let (orders, ended) = (Arc::<Orders>::default(), self.shared.ended.child_token());
+        let mut pods = self.shared.pods.lock();
+        pods.streams += 1;
+        let stream = pods.streams;
+        let was_awaited = pods.awaited.remove(&id);
+        let (held, suspicions, known) = match pods.attending.remove(&id) {
+            Some(before) => {
+                before.end.cancel();
+                (before.held, before.suspicions, true)
+            }
+            None => (BTreeSet::new(), Vec::new(), was_awaited),
+        };
+        info!(pod = %id, %location, runtime = %pod.runtime, "an agent attends");
+        let attending = Attending {
+            pod,
+            location,
+            stream,
+            here: true,
+            end: ended.clone(),
+            seen: (0, 0),
+            late: false,
+            held,
+            orders: Arc::clone(&orders),
+            suspicions,
+        };
+        pods.attending.insert(id.clone(), attending);
+        self.count(&pods);
+        let keep = (!known).then(|| Self::known(&pods));
+        drop(pods);
+        self.keep(keep);
+        Seat { hub: self.clone(), pod: id, stream, orders, ended }
+    }
+
+    fn count(&self, pods: &Pods) {
+        let here = pods.attending.values().filter(|attending| attending.here).count();
+        self.shared.metrics.set(Gauge::Agents, &[], u64::try_from(here).unwrap_or(u64::MAX));
+    }
+
+    fn known(pods: &Pods) -> BTreeSet<PodId> {
+        pods.attending.keys().chain(&pods.awaited).cloned().collect()
+    }
+
+    /// Has them written, where that is wanted.
+    fn keep(&self, known: Option<BTreeSet<PodId>>) {
+        if let (Some(known), Some(remembered)) = (known, self.shared.remembered.clone()) {
+            tokio::task::spawn_blocking(move || remembered.write(&known));
+        }
+    }
+
+    /// Changes what is known of an agent, unless another stream of it has begun.
+    fn with<T>(&self, pod: &PodId, stream: u64, change: impl FnOnce(&mut Attending) -> T) -> Option<T> {
+        let mut pods = self.shared.pods.lock();
+        pods.attending.get_mut(pod).filter(|attending| attending.stream == stream).map(change)
+    }
+
+    /// The agent is no longer counted as there.
+    async fn gone(&self, pod: &PodId, stream: u64) {
+        let mut pods = self.shared.pods.lock();
+        if pods.attending.get(pod).is_none_or(|attending| attending.stream != stream) {
+            return;
+        }
+        pods.attending.remove(pod);
+        self.count(&pods);
+        let keep = Some(Self::known(&pods));
+        drop(pods);
+        info!(%pod, "an agent has gone");
+        self.keep(keep);
+        self.shared.seen.send_replace(());
+        self.shared.suspicions.send_replace(());
+        if let Some(controller) = self.controller() {
+            // A reason to look at who is there.
+            controller.report(pod, Vec::new()).await;
+        }
+    }
+
+    /// What the agents suspect of models, by agent.
+    fn told(&self) -> Told {
+        let pods = self.shared.pods.lock();
+        let told = pods.attending.iter().filter(|(_, attending)| !attending.suspicions.is_empty());
+        told.map(|(pod, attending)| (pod.clone(), (attending.location.clone(), attending.suspicions.clone()))).collect()
+    }
+
+    /// What this agent is to beware of, now.
+    pub(crate) fn cautions(&self, pod: &PodId) -> Vec<Caution> {
+        caution::cautions(&self.told(), pod, self.shared.clock.wall())
+    }
+
+    /// Changes when [`Hub::cautions`] may say something else.
+    pub(crate) fn suspicions(&self) -> watch::Receiver<()> {
+        self.shared.suspicions.subscribe()
+    }
+
+    fn orders(&self, pod: &PodId) -> Option<Arc<Orders>> {
+        self.shared.pods.lock().attending.get(pod).map(|attending| Arc::clone(&attending.orders))
+    }
+}
+
+impl Seat {
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// What the agent said of copies. `complete`: that is all that it holds, and of everything else it holds nothing by now.
+    pub(crate) async fn report(&self, mut copies: Vec<CopyReport>, complete: Option<&BTreeSet<ModelId>>) {
+        let taken = self.hub.with(&self.pod, self.stream, |attending| {
+            for copy in &copies {
+                if copy.state == CopyState::Absent && copy.failure.is_none() {
+                    attending.held.remove(&copy.model);
+                } else {
+                    attending.held.insert(copy.model.clone());
+                }
+            }
+            if let Some(all) = complete {
+                let lost: Vec<ModelId> = attending.held.difference(all).cloned().collect();
+                attending.held.retain(|model| all.contains(model));
+                copies.extend(lost.into_iter().map(|model| CopyReport {
+                    model,
+                    state: CopyState::Absent,
+                    failure: None,
+                    mended: false,
+                    last_used: None,
+                }));
+            }
+        });
+        if let (Some(()), Some(controller)) = (taken, self.hub.controller()) {
+            controller.report(&self.pod, copies).await;
+        }
+    }
+
+    pub(crate) async fn has_room(&self, free: Footprint) {
+        self.hub.with(&self.pod, self.stream, |attending| attending.pod.free = free);
+        if let Some(controller) = self.hub.controller() {
+            controller.report(&self.pod, Vec::new()).await;
+        }
+    }
+
+    pub(crate) async fn suspects(&self, suspicions: Vec<Suspicion>) {
+        for suspicion in &suspicions {
+            warn!(pod = %self.pod, model = %suspicion.model, deaths = suspicion.deaths, "an agent's inference server may have died of a model");
+        }
+        self.hub.with(&self.pod, self.stream, |attending| attending.suspicions = suspicions);
+        self.hub.shared.suspicions.send_replace(());
+        if let Some(controller) = self.hub.controller() {
+            controller.report(&self.pod, Vec::new()).await;
+        }
+    }
+
+    pub(crate) fn has_seen(&self, number: (u64, u64)) {
+        let present = self.hub.views().current().number();
+        self.hub.with(&self.pod, self.stream, |attending| {
+            attending.seen = number;
+            attending.late &= number < present;
+        });
+        self.hub.shared.seen.send_replace(());
+    }
+
+    /// The agent says that it ends.
+    pub(crate) async fn leave(&self) {
+        self.hub.gone(&self.pod, self.stream).await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let broken = self.hub.with(&self.pod, self.stream, |attending| attending.here = false).is_some();
+        if !broken || self.hub.shared.ended.is_cancelled() {
+            return;
+        }
+        self.hub.count(&self.hub.shared.pods.lock());
+        self.hub.shared.seen.send_replace(());
+        warn!(pod = %self.pod, grace = ?self.hub.shared.settings.grace, "the stream of an agent broke: it counts as there for a while");
+        let (hub, pod, stream) = (self.hub.clone(), self.pod.clone(), self.stream);
+        // Without a runtime the process ends, and nobody counts any more.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                hub.clock().sleep(hub.shared.settings.grace).await;
+                hub.gone(&pod, stream).await;
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl Agents for Hub {
+    fn pods(&self) -> Vec<Pod> {
+        self.shared.pods.lock().attending.values().map(|attending| attending.pod.clone()).collect()
+    }
+
+    fn awaits_others(&self) -> bool {
+        !self.shared.pods.lock().awaited.is_empty()
+    }
+
+    fn not_before(&self, pod: &PodId, model: &ModelId) -> Option<UnixMillis> {
+        let cautions = self.cautions(pod);
+        cautions.iter().find(|caution| caution.model == *model).map(|caution| caution.until)
+    }
+
+    async fn load(&self, pod: &PodId, model: Arc<Registration>, may_evict: MayEvict) {
+        if let Some(orders) = self.orders(pod) {
+            orders.load(model, may_evict);
+        }
+    }
+
+    async fn retire(&self, pod: &PodId, model: Arc<Registration>) {
+        if let Some(orders) = self.orders(pod) {
+            orders.retire(model);
+        }
+    }
+
+    async fn amend(&self, pod: &PodId, model: Arc<Registration>) {
+        if let Some(orders) = self.orders(pod) {
+            orders.amend(model);
+        }
+    }
+
+    async fn touch(&self, pod: &PodId, model: &ModelId, at: UnixMillis) {
+        if let Some(orders) = self.orders(pod) {
+            orders.touch(model, at);
+        }
+    }
+
+    fn location(&self, pod: &PodId) -> Location {
+        let pods = self.shared.pods.lock();
+        pods.attending.get(pod).map_or_else(|| Location::of_pod_name(pod.as_str()), |attending| attending.location.clone())
+    }
+}
+
+#[async_trait]
+impl Followers for Hub {
+    async fn have(&self, number: (u64, u64)) {
+        let mut seen = self.shared.seen.subscribe();
+        let missing = |attending: &Attending| attending.here && !attending.late && attending.seen < number;
+        let all = async {
+            loop {
+                seen.mark_unchanged();
+                if !self.shared.pods.lock().attending.values().any(missing) {
+                    return;
+                }
+                if seen.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if self.shared.clock.until(self.shared.clock.deadline_in(self.shared.settings.patience), all).await.is_none() {
+            for attending in self.shared.pods.lock().attending.values_mut() {
+                if missing(attending) {
+                    warn!(pod = %attending.pod.id, "an agent is slow to take the view: writers do not wait for it until it has caught up");
+                    attending.late = true;
+                }
+            }
+        }
+    }
+}
+
+/// Loads that an agent says it may have at a time.
+pub(crate) fn at_a_time(loads: u32) -> NonZeroUsize {
+    usize::try_from(loads).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
+}
