@@ -50,6 +50,12 @@ impl Token {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) { Err(InvalidToken) } else { Ok(Token(text.into())) }
     }
 
+    /// The token itself, to be sent and never to be shown.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+
     /// Takes as long for a wrong token as for the right one of the same length; the length itself is no secret.
     fn is_equal(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()

@@ -13,7 +13,11 @@ use berth_telemetry::{Clock, Net};
 use berth_upstream::Target;
 use clap::Args;
 
-use crate::config::{Reading, ServeArgs};
+use berth_api::Token;
+
+use crate::attending::Controller;
+use crate::config::{Reading, Role, ServeArgs};
+use crate::token::{self, ApiToken};
 use crate::memory::{self, MemoryArgs};
 
 /// The flags of `berth agent`: those of `berth serve`, and what is to be known of the inference server.
@@ -24,6 +28,15 @@ pub(crate) struct AgentArgs {
     /// Work without a controller, on a folder of resources of its own
     #[arg(long)]
     pub(crate) standalone: bool,
+    /// The controller that it attends: HOST:PORT
+    #[arg(long, env = "BERTH_CONTROLLER", value_name = "ENDPOINT")]
+    controller: Option<String>,
+    /// File with the token that the controller asks for; the variable BERTH_CONTROLLER_TOKEN may hold the token itself
+    #[arg(long, env = "BERTH_CONTROLLER_TOKEN_FILE", value_name = "FILE")]
+    controller_token_file: Option<String>,
+    /// What this pod is called where failures are told [default: WKUBE_POD_NAME, else this machine's name]
+    #[arg(long, env = "BERTH_POD_NAME", value_name = "NAME")]
+    pod_name: Option<String>,
     /// Which inference server: triton, mlserver, ovms, torchserve, or modelruntime for one that speaks ModelMesh's runtime contract
     #[arg(long, env = "BERTH_RUNTIME", value_name = "SERVER")]
     runtime: Option<String>,
@@ -80,7 +93,10 @@ pub(crate) struct AgentArgs {
 }
 
 /// The keys, as flags and as keys of the file.
-pub(crate) const KEYS: [&str; 15] = [
+pub(crate) const KEYS: [&str; 18] = [
+    "controller",
+    "controller-token-file",
+    "pod-name",
     "runtime",
     "runtime-endpoint",
     "runtime-data-endpoint",
@@ -101,6 +117,9 @@ pub(crate) const KEYS: [&str; 15] = [
 impl AgentArgs {
     pub(crate) fn get(&self, key: &str) -> Option<&String> {
         match key {
+            "controller" => self.controller.as_ref(),
+            "controller-token-file" => self.controller_token_file.as_ref(),
+            "pod-name" => self.pod_name.as_ref(),
             "runtime" => self.runtime.as_ref(),
             "runtime-endpoint" => self.runtime_endpoint.as_ref(),
             "runtime-data-endpoint" => self.runtime_data_endpoint.as_ref(),
@@ -132,7 +151,8 @@ const fn upstream(key: &'static str, variable: &'static str, translate: fn(&str)
     Upstream { key, variable, translate }
 }
 
-const UPSTREAM: [Upstream; 17] = [
+const UPSTREAM: [Upstream; 18] = [
+    upstream("pod-name", "WKUBE_POD_NAME", str::to_owned),
     upstream("runtime-endpoint", "RUNTIME_PORT", |port| format!("port:{port}")),
     upstream("runtime-data-endpoint", "RUNTIME_DATA_ENDPOINT", str::to_owned),
     upstream("load-concurrency", "LOADING_CONCURRENCY", str::to_owned),
@@ -344,11 +364,44 @@ pub(crate) struct Batches {
     pub(crate) response_timeout: Option<Duration>,
 }
 
-/// Checks what was given. Faults are told in `reading`; then the answer is of no use.
-pub(crate) fn check(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&str) -> Option<OsString>) -> Option<Beside> {
-    if !standalone {
-        reading.faults.push("berth agent: there is no controller to join yet: give --standalone and a folder of resources".to_owned());
+/// The variable that may hold the controller's token: a command line can be seen by everybody on the machine.
+const CONTROLLER_TOKEN: &str = "BERTH_CONTROLLER_TOKEN";
+
+/// Who leads this agent. Faults are told in `reading`; then the answer is of no use.
+pub(crate) fn role(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&str) -> Option<OsString>) -> Role {
+    let target = reading.parsed("controller", |text| text.parse::<Target>().map_err(|fault| fault.to_string()));
+    match (standalone, reading.text("controller").is_some(), target) {
+        (true, true, _) => reading.fault("controller", "--standalone is given as well: an agent has a controller, or a folder of its own"),
+        (false, false, _) => reading.faults.push(
+            "berth agent: who leads it? write --controller HOST:PORT, or --standalone for one that has a folder of resources of its own".to_owned(),
+        ),
+        (false, true, Some(target)) => {
+            let held = variable(CONTROLLER_TOKEN).filter(|text| !text.is_empty());
+            let file = reading.text("controller-token-file").map(PathBuf::from);
+            let token = match (file, held) {
+                (Some(_), Some(_)) => {
+                    reading.fault("controller-token-file", format!("{CONTROLLER_TOKEN} is set as well: give the token in one of the two"));
+                    None
+                }
+                (Some(path), None) => reading.parsed("controller-token-file", |_| token::read(&path)).map(|token| ApiToken { token, file: Some(path) }),
+                (None, Some(text)) => match Token::new(text.to_str().unwrap_or("\0")) {
+                    Ok(token) => Some(ApiToken { token, file: None }),
+                    Err(fault) => {
+                        reading.faults.push(format!("{CONTROLLER_TOKEN}: {fault}"));
+                        None
+                    }
+                },
+                (None, None) => None,
+            };
+            return Role::Attends(Controller { target, token });
+        }
+        (true, false, _) | (false, true, None) => {}
     }
+    Role::Alone
+}
+
+/// Checks what was given of the inference server. Faults are told in `reading`; then the answer is of no use.
+pub(crate) fn check(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) -> Option<Beside> {
     let Some(word) = reading.text("runtime") else {
         reading.faults.push(format!("--runtime: which inference server is it? write {}", words()));
         return None;
@@ -493,7 +546,7 @@ mod tests {
     fn anywhere(variables: &[(&str, &str)]) -> Beside {
         let (kind, name) = ("modelruntime".to_owned(), "mine".to_owned());
         let mut reading = Reading::of_flags([("runtime", Some(&kind)), ("serving-runtime", Some(&name))]);
-        check(&mut reading, true, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into())).expect("right")
+        check(&mut reading, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into())).expect("right")
     }
 
     #[test]

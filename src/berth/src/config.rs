@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::Token;
+use berth_controller::Endpoints;
 use berth_proxy::methods::DataPlane;
 use berth_proxy::payloads::{Settings, processors};
 use berth_proxy::{LogHeaders, TlsSettings};
@@ -20,7 +21,7 @@ use clap::{ArgMatches, Args, FromArgMatches};
 
 use crate::beside::{self, AgentArgs, Beside};
 use crate::token::{self, ApiToken};
-use crate::{data_plane, memory, payloads, tls};
+use crate::{attending, data_plane, memory, payloads, tls};
 
 /// The flags of `berth serve`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
 #[derive(Args, Clone, Debug, Default)]
@@ -143,6 +144,87 @@ pub(crate) struct ServeArgs {
     log_format: Option<String>,
 }
 
+/// The flags of `berth controller`. Each is also an environment variable (`BERTH_...`) and a key of the configuration file.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ControllerArgs {
+    /// Configuration file (TOML) [default: MANIFESTS/berth.toml if it exists]
+    #[arg(long, env = "BERTH_CONFIG", value_name = "FILE")]
+    config: Option<String>,
+    /// Folder of resources (YAML or JSON), watched [default: examples/quickstart]
+    #[arg(long, env = "BERTH_MANIFESTS", value_name = "DIR")]
+    manifests: Option<String>,
+    /// Folder for state [default: ./berth-data]
+    #[arg(long, env = "BERTH_DATA", value_name = "DIR")]
+    data: Option<String>,
+    /// Where agents attend; other than loopback addresses need a token [default: 127.0.0.1:8034]
+    #[arg(long, env = "BERTH_AGENTS", value_name = "ADDR")]
+    agents: Option<String>,
+    /// Resource API; other than loopback addresses need a token [default: 127.0.0.1:8088]
+    #[arg(long, env = "BERTH_API", value_name = "ADDR")]
+    api: Option<String>,
+    /// File with the token that the resource API and the port of the agents ask for; the variable BERTH_API_TOKEN may hold the
+    /// token itself [default: no token, and loopback addresses only]
+    #[arg(long, env = "BERTH_API_TOKEN_FILE", value_name = "FILE")]
+    api_token_file: Option<String>,
+    /// Where clients reach gRPC inference, for statuses, such as grpc://models.example:8033 [default: nothing is said]
+    #[arg(long, env = "BERTH_GRPC_URL", value_name = "URL")]
+    grpc_url: Option<String>,
+    /// Where clients reach REST inference, for statuses, such as http://models.example:8008 [default: nothing is said]
+    #[arg(long, env = "BERTH_REST_URL", value_name = "URL")]
+    rest_url: Option<String>,
+    /// Owner of vmodels whose call names none [default: MM_DEFAULT_VMODEL_OWNER, else none]
+    #[arg(long, env = "BERTH_VMODEL_OWNER", value_name = "OWNER")]
+    vmodel_owner: Option<String>,
+    /// Prometheus metrics [default: 127.0.0.1:2112]
+    #[arg(long, env = "BERTH_METRICS", value_name = "ADDR")]
+    metrics: Option<String>,
+    /// Liveness and readiness probes [default: 127.0.0.1:8089]
+    #[arg(long, env = "BERTH_PROBES", value_name = "ADDR")]
+    probes: Option<String>,
+    /// Log filter, such as info or warn,berth_controller=debug [default: info; on a terminal warn]
+    #[arg(long, env = "BERTH_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// Log format: text or json [default: text]
+    #[arg(long, env = "BERTH_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+/// The keys of `berth controller`.
+const LEADING_KEYS: [&str; 12] = [
+    "manifests",
+    "data",
+    "agents",
+    "api",
+    "api-token-file",
+    "grpc-url",
+    "rest-url",
+    "vmodel-owner",
+    "metrics",
+    "probes",
+    "log",
+    "log-format",
+];
+
+impl ControllerArgs {
+    fn get(&self, key: &str) -> Option<&String> {
+        match key {
+            "manifests" => self.manifests.as_ref(),
+            "data" => self.data.as_ref(),
+            "agents" => self.agents.as_ref(),
+            "api" => self.api.as_ref(),
+            "api-token-file" => self.api_token_file.as_ref(),
+            "grpc-url" => self.grpc_url.as_ref(),
+            "rest-url" => self.rest_url.as_ref(),
+            "vmodel-owner" => self.vmodel_owner.as_ref(),
+            "metrics" => self.metrics.as_ref(),
+            "probes" => self.probes.as_ref(),
+            "log" => self.log.as_ref(),
+            "log-format" => self.log_format.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// Which command is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -150,6 +232,19 @@ pub(crate) enum Command {
     Serve,
     /// `berth agent`.
     Agent,
+    /// `berth controller`.
+    Controller,
+}
+
+/// Whether this process leads.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Role {
+    /// Itself, and nobody else.
+    Alone,
+    /// A controller elsewhere does.
+    Attends(attending::Controller),
+    /// Agents that attend at this address.
+    Leads(SocketAddr),
 }
 
 /// Everything that `berth serve` needs to know, checked.
@@ -213,6 +308,12 @@ pub(crate) struct Config {
     pub(crate) log_json: bool,
     /// The inference server beside this process; `None` is the embedded engine.
     pub(crate) beside: Option<Beside>,
+    /// Whether this process leads.
+    pub(crate) role: Role,
+    /// What statuses of a controller say about where clients connect.
+    pub(crate) endpoints: Endpoints,
+    /// What this pod is called; `None` asks the machine.
+    pub(crate) pod_name: Option<String>,
 }
 
 /// Who may change what calls of `mmesh.ModelMesh` manage.
@@ -405,17 +506,25 @@ const DEFAULT_OWNER: &str = "MM_DEFAULT_VMODEL_OWNER";
 /// `variable` is the content of an environment variable.
 fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Config, ConfigFaults> {
     let unreadable = |fault: clap::Error| ConfigFaults(vec![fault.to_string()]);
-    let (args, agent) = match command {
-        Command::Serve => (ServeArgs::from_arg_matches(matches).map_err(unreadable)?, None),
+    let (args, agent, leader) = match command {
+        Command::Serve => (ServeArgs::from_arg_matches(matches).map_err(unreadable)?, None, None),
         Command::Agent => {
             let args = AgentArgs::from_arg_matches(matches).map_err(unreadable)?;
-            (args.serve.clone(), Some(args))
+            (args.serve.clone(), Some(args), None)
+        }
+        Command::Controller => {
+            let args = ControllerArgs::from_arg_matches(matches).map_err(unreadable)?;
+            (ServeArgs { config: args.config.clone(), ..ServeArgs::default() }, None, Some(args))
         }
     };
     let mut reading = Reading { given: BTreeMap::new(), faults: Vec::new() };
-    let keys: Vec<&'static str> = KEYS.into_iter().chain(beside::KEYS.into_iter().chain(memory::KEYS).filter(|_| agent.is_some())).collect();
+    let keys: Vec<&'static str> = match command {
+        Command::Serve => KEYS.to_vec(),
+        Command::Agent => KEYS.into_iter().chain(beside::KEYS).chain(memory::KEYS).collect(),
+        Command::Controller => LEADING_KEYS.to_vec(),
+    };
     for &key in &keys {
-        if let Some(text) = args.get(key).or_else(|| agent.as_ref()?.get(key)) {
+        if let Some(text) = args.get(key).or_else(|| agent.as_ref()?.get(key)).or_else(|| leader.as_ref()?.get(key)) {
             let origin = match matches.value_source(&key.replace('-', "_")) {
                 Some(ValueSource::EnvVariable) => format!("BERTH_{}", key.replace('-', "_").to_uppercase()),
                 _ => format!("--{key}"),
@@ -424,7 +533,8 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
         }
     }
     // After our own names, before the file.
-    for (key, names) in tls::UPSTREAM.into_iter().chain(payloads::UPSTREAM).chain(data_plane::UPSTREAM) {
+    let requests = tls::UPSTREAM.into_iter().chain(payloads::UPSTREAM).chain(data_plane::UPSTREAM);
+    for (key, names) in requests.filter(|_| leader.is_none()) {
         let given = names.iter().find_map(|name| Some((name, variable(name).filter(|text| !text.is_empty())?)));
         if let Some((name, text)) = given {
             reading.given.entry(key).or_insert(Given { text: text.to_string_lossy().into_owned(), origin: (*name).to_owned() });
@@ -444,8 +554,13 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
     if agent.is_some() {
         beside::usual_ports(&mut reading, variable);
     }
-    let mut config = check(&mut reading, file, variable);
-    config.beside = agent.and_then(|args| beside::check(&mut reading, args.standalone, variable));
+    let role = match (&agent, command) {
+        (Some(args), _) => beside::role(&mut reading, args.standalone, variable),
+        (None, Command::Controller) => leads(&mut reading, variable),
+        (None, _) => Role::Alone,
+    };
+    let mut config = check(&mut reading, file, role, variable);
+    config.beside = agent.and_then(|_| beside::check(&mut reading, variable));
     let model_config = config.beside.as_ref().filter(|beside| beside.kind == beside::ServerKind::Ovms).map(|beside| &beside.model_config);
     let folders = [Some(&config.manifests), Some(&config.data), Some(&config.pvc_mounts), config.storage_config.as_ref(), model_config];
     if let Some(lost) = config.beside.as_ref().and_then(|beside| beside.would_empty(folders.into_iter().flatten().map(PathBuf::as_path))) {
@@ -488,6 +603,7 @@ fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
             | "pvc-mounts"
             | "onnx-library"
             | "api-token-file"
+            | "controller-token-file"
             | "tls-cert"
             | "tls-key"
             | "dataplane-config-path"
@@ -573,9 +689,24 @@ fn data_plane(reading: &mut Reading) -> Option<data_plane::Configured> {
     }
 }
 
-fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -> Option<OsString>) -> Config {
+/// Where agents attend. Faults are told here.
+fn leads(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) -> Role {
+    let agents = reading.address("agents", 8034);
+    let token_given = variable(TOKEN).is_some() || reading.text("api-token-file").is_some();
+    if !agents.ip().is_loopback() && !token_given {
+        let problem = format!("{agents} can be reached from elsewhere: give the agents a token with --api-token-file FILE, or use a loopback address");
+        reading.fault("agents", problem);
+    }
+    Role::Leads(agents)
+}
+
+fn check(reading: &mut Reading, file: Option<PathBuf>, role: Role, variable: &dyn Fn(&str) -> Option<OsString>) -> Config {
+    let attends = matches!(role, Role::Attends(_));
+    if attends && reading.text("manifests").is_some() {
+        reading.fault("manifests", "the controller has the resources: give it the folder");
+    }
     let manifests = PathBuf::from(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS));
-    if !manifests.is_dir() {
+    if !attends && !manifests.is_dir() {
         let what = if manifests.exists() { "is not a folder" } else { "there is no such folder" };
         reading
             .fault("manifests", format!("{}: {what}: name the folder that holds your InferenceService files with --manifests", manifests.display()));
@@ -631,8 +762,10 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
     let probes = reading.address("probes", 8089);
     let prestop = if matches!(reading.text("prestop"), None | Some("off")) { None } else { Some(reading.address("prestop", 8090)) };
     let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
-    let always = [("grpc", grpc), ("api", api), ("metrics", metrics), ("probes", probes)].map(|(key, addr)| (key, Some(addr)));
-    for (key, addr) in [("rest", rest), ("prestop", prestop)].into_iter().chain(always) {
+    let agents = if let Role::Leads(agents) = &role { Some(*agents) } else { None };
+    let always = [("api", api), ("metrics", metrics), ("probes", probes)].map(|(key, addr)| (key, Some(addr)));
+    let requests = [("rest", rest), ("prestop", prestop), ("grpc", Some(grpc))].into_iter().filter(|_| agents.is_none());
+    for (key, addr) in requests.chain([("agents", agents)]).chain(always) {
         let Some(addr) = addr.filter(|addr| addr.port() != 0) else { continue };
         if let Some(other) = seen.insert(addr, key) {
             reading.fault(key, format!("{addr} is taken by {other} already: give each its own port"));
@@ -704,6 +837,9 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, variable: &dyn Fn(&str) -
         log,
         log_json,
         beside: None,
+        role,
+        endpoints: Endpoints { grpc: reading.text("grpc-url").map(str::to_owned), rest: reading.text("rest-url").map(str::to_owned) },
+        pod_name: reading.text("pod-name").map(str::to_owned),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `berth`: one binary for everything. `berth serve` is agent, controller and embedded ONNX runtime on one machine, `berth
-//! agent` the same before an inference server of its own process, `berth runtime` the engine alone for somebody else's mesh, `berth check-runtime` tries a server
+//! agent` the same before an inference server of its own process, `berth controller` leads several agents, `berth runtime` the engine alone for somebody else's mesh, `berth check-runtime` tries a server
 //! out; the other commands talk to a running server.
 
+mod attending;
 mod beside;
 mod books;
 mod check;
@@ -13,6 +14,7 @@ mod drifting;
 mod engine;
 mod fetching;
 mod following;
+mod leading;
 mod local_agent;
 mod machine;
 mod management;
@@ -36,7 +38,7 @@ use futures::TryFutureExt as _;
 use crate::beside::AgentArgs;
 use crate::check::CheckArgs;
 use crate::cli::ClientCommand;
-use crate::config::ServeArgs;
+use crate::config::{ControllerArgs, ServeArgs};
 use crate::contract::RuntimeArgs;
 
 /// Every allocation is counted per thread, so that the embedded engine can say what a model takes.
@@ -57,6 +59,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Serve models with an inference server that runs beside this process
     Agent(Box<AgentArgs>),
+    /// Lead agents: keep resources and statuses, and tell agents which models there are
+    Controller(Box<ControllerArgs>),
     /// Serve ONNX models to a ModelMesh, or to `berth agent`, by its runtime contract
     Runtime(Box<RuntimeArgs>),
     /// Find out whether an inference server does what Berth counts on: for whoever writes one, or an adapter to one
@@ -83,9 +87,10 @@ fn main() -> ExitCode {
         // Not only the values: where each came from matters to the configuration.
         (Command::Serve(_), Some((_, matches))) => run_serve(matches, config::Command::Serve),
         (Command::Agent(_), Some((_, matches))) => run_serve(matches, config::Command::Agent),
+        (Command::Controller(_), Some((_, matches))) => run_serve(matches, config::Command::Controller),
         (Command::Runtime(args), _) => run_to_end(contract::run(*args).map_ok(|()| ExitCode::SUCCESS)),
         (Command::CheckRuntime(args), _) => run_to_end(check::run(*args)),
-        (Command::Serve(_) | Command::Agent(_), None) => ExitCode::from(USAGE),
+        (Command::Serve(_) | Command::Agent(_) | Command::Controller(_), None) => ExitCode::from(USAGE),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use berth_telemetry::{Listener, Net};
 
-use crate::config::Config;
+use crate::config::{Config, Role};
 
 /// The bound ports.
 pub(crate) struct Ports {
@@ -72,6 +72,39 @@ impl Ports {
         };
         match (grpc, api, metrics, probes) {
             (Some(grpc), Some(api), Some(metrics), Some(probes)) if faults.is_empty() => Ok(Ports { grpc, rest, api, metrics, probes, prestop }),
+            _ => Err(faults),
+        }
+    }
+}
+
+/// The bound ports of a controller.
+pub(crate) struct LeadingPorts {
+    /// Agents.
+    pub(crate) agents: Port,
+    /// Resource API.
+    pub(crate) api: Port,
+    /// Metrics.
+    pub(crate) metrics: Port,
+    /// Probes.
+    pub(crate) probes: Port,
+}
+
+impl LeadingPorts {
+    /// The same as [`Ports::bind`] for `berth controller`.
+    ///
+    /// # Errors
+    /// One line per port that cannot be had.
+    pub(crate) async fn bind(config: &Config, net: &dyn Net) -> Result<LeadingPorts, Vec<String>> {
+        let mut faults = Vec::new();
+        let agents = match config.role {
+            Role::Leads(addr) => bind(net, "agents", addr, &mut faults).await,
+            Role::Alone | Role::Attends(_) => None,
+        };
+        let api = bind(net, "api", config.api, &mut faults).await;
+        let metrics = bind(net, "metrics", config.metrics, &mut faults).await;
+        let probes = bind(net, "probes", config.probes, &mut faults).await;
+        match (agents, api, metrics, probes) {
+            (Some(agents), Some(api), Some(metrics), Some(probes)) => Ok(LeadingPorts { agents, api, metrics, probes }),
             _ => Err(faults),
         }
     }

@@ -1,5 +1,5 @@
-//! `berth serve` and `berth agent --standalone`: agent, controller and a runtime, embedded or beside, in one process. Wiring
-//! only; each part decides for itself.
+//! `berth serve`, `berth agent` and `berth controller`: agent, controller and a runtime, embedded or beside, in one process, or the
+//! one or the other of them. Wiring only; each part decides for itself.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
@@ -8,13 +8,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use berth_api::{Access, Api, Downloads, Drifts, Limits};
-use berth_controller::{Controller, Endpoints, Manager, ManagerDeps};
-use berth_proxy::{Door, Here, ProxyConfig, Ready, Tls};
+use berth_api::{Access, Downloads};
+use berth_controller::Endpoints;
+use berth_proxy::{Door, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
-use berth_registry::{Folder, RedbStore, Store, Views, bundled, bundled_beside};
+use berth_registry::{RedbStore, Store as _, Views, bundled, bundled_beside, bundled_for_agents};
 use berth_residency::Residency;
-use berth_telemetry::{Clock, HostNet, Listener, Metrics, log};
+use berth_telemetry::{Clock, HostNet, Metrics, log};
 use berth_types::{Footprint, Location, PodId, Pool};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -23,14 +23,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::books::Kept;
-use crate::config::{Config, ConfigFaults};
-use crate::drifting::Drifting;
+use crate::attending;
+use crate::config::{Config, ConfigFaults, Role};
 use crate::engine::{Engine, Memory};
 use crate::fetching::Fetching;
+use crate::leading::{self, Leading};
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
 use crate::narrator::{Narrator, Sources};
-use crate::ports::{Port, Ports};
+use crate::ports::{LeadingPorts, Port, Ports};
 use crate::prestop::PreStop;
 use crate::tls::Reached;
 use crate::token;
@@ -54,12 +55,6 @@ impl From<anyhow::Error> for ServeError {
 
 /// Exit status of a process that its user interrupted twice, or before it had started.
 const INTERRUPTED: i32 = 130;
-
-/// Connections of the resource API. Each watch may hold one, and the rest is for those who ask.
-const API_CONNECTIONS: usize = 2048;
-
-/// Requests that one HTTP/2 connection of the resource API may have open.
-const API_STREAMS: u32 = 256;
 
 /// How long the signal to end is waited for at least, once all has drained because somebody asked for that.
 const LEAST_WAIT: Duration = Duration::from_secs(30);
@@ -136,12 +131,21 @@ struct Running {
     /// What delivers payloads: it ends when what waits after the last request is delivered.
     payloads: JoinSet<&'static str>,
     stop_payloads: CancellationToken,
+    /// The models of this process; a controller has none.
+    here: Option<Models>,
+    narrator: Option<JoinHandle<()>>,
+}
+
+/// The models of this process.
+struct Models {
     residency: Residency,
     owner: JoinHandle<()>,
-    narrator: JoinHandle<()>,
 }
 
 async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Result<Running, ServeError> {
+    if let Role::Leads(_) = config.role {
+        return lead(config, clock).await;
+    }
     let metrics = Metrics::default();
     let shown_payloads =
         payloads::start(&config.payloads, &host_name(), &clock, &metrics).map_err(|fault| ServeError::Usage(ConfigFaults(vec![fault])))?;
@@ -150,15 +154,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     let addresses = ports.addresses();
     // Asked from the first moment on: whoever waits for this process must be able to tell that it waits itself.
     let served: Arc<OnceLock<Views>> = Arc::default();
-    let ready: Ready = {
-        let (served, stopping) = (Arc::clone(&served), stop_inference.clone());
-        Arc::new(move || match (stopping.is_cancelled(), served.get()) {
-            (true, _) => Err("shutting down".to_owned()),
-            (false, None) => Err("the inference server does not answer yet".to_owned()),
-            (false, Some(views)) if !views.current().is_ready() => Err("resources are still being read".to_owned()),
-            (false, Some(_)) => Ok(()),
-        })
-    };
+    let ready = readiness(&served, &stop_inference);
     let bloat: Arc<OnceLock<watch::Receiver<Option<Arc<str>>>>> = Arc::default();
     let runtime: Ready = {
         let bloat = Arc::clone(&bloat);
@@ -209,7 +205,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
         (None, None) => return Err(ServeError::Failed(anyhow::anyhow!("there is no engine: this is a bug"))),
     };
     let info = engine.info().clone();
-    let location = Location::of_pod_name(&host_name());
+    let location = Location::of_pod_name(&config.pod_name.clone().unwrap_or_else(host_name));
     let memory = match info.capacity.as_ref().map(|capacity| capacity.get(Pool::Host)) {
         Some(bytes) if bytes != memory.bytes => Budget { bytes, origin: "as the inference server says" },
         _ => memory,
@@ -233,71 +229,62 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     });
     let _ = bloat.set(residency.must_restart_runtime());
 
-    let mut folder = Folder::open(&config.manifests, store.clone(), clock.clone()).context("cannot watch the manifests")?;
-    let faults = folder.faults();
-    let runtimes = config.beside.as_ref().map_or_else(bundled, |beside| bundled_beside(&beside.name).into_iter().collect());
-    for object in runtimes {
-        store.apply(object, None).await.context("cannot keep the bundled runtimes")?;
+    let stop_leading = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    if let Some(changes) = puller.storage_changes() {
+        spawn(&mut tasks, "the watch of the storage configuration", pass_on(changes, residency.clone(), stop_leading.clone()));
     }
-    folder.rescan().await;
-
-    let views = Views::in_epoch(store.epoch());
-    let pod = PodId::new("local").expect("a constant that is an id");
-    let agent = LocalAgent::new(residency.clone(), pod.clone(), Arc::clone(&info.name), budget, at_a_time(info.load_concurrency));
-    let agent = Arc::new(agent.at(location));
     let scheme = if tls.is_some() { "https" } else { "http" };
     let rest = ports.rest.as_ref().map(|port| format!("{scheme}://{}", port.addr));
-    let endpoints = Endpoints { grpc: Some(format!("grpc://{}", ports.grpc.addr)), rest };
-    let (controller, leader) = Controller::new(berth_controller::Deps {
-        store: store.clone(),
-        views: views.clone(),
-        agents: agent.clone(),
-        clock: clock.clone(),
-        metrics: metrics.clone(),
-        config: berth_controller::Config { endpoints, ..berth_controller::Config::default() },
-    });
-
-    let manager = Manager::open(ManagerDeps {
-        controller: controller.clone(),
-        store: store.clone(),
-        records: store.clone(),
-        views: views.clone(),
-        agents: agent,
-        clock: clock.clone(),
-        metrics: metrics.clone(),
-        default_owner: config.vmodel_owner.clone(),
-    });
-
-    let stop_leading = CancellationToken::new();
-    let drifts = Some(Arc::new(Drifting(controller.drifts())) as Arc<dyn Drifts>);
-    let caught_up = controller.caught_up();
-    let mut leading = JoinSet::new();
-    spawn(&mut leading, "the leader", leader.run(stop_leading.clone()));
-    spawn(&mut leading, "the manager of models", manager.clone().run(stop_leading.clone()));
-    spawn(&mut leading, "the relay of reports", relay_reports(residency.clone(), controller, pod, stop_leading.clone()));
-    spawn(&mut leading, "the folder of manifests", folder.run(stop_leading.clone()));
-    if let Some(changes) = puller.storage_changes() {
-        spawn(&mut leading, "the watch of the storage configuration", pass_on(changes, residency.clone(), stop_leading.clone()));
-    }
-
-    let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
-    narrator.starting(config, &memory, &disk, &info);
-    narrator.listening(&addresses, tls.as_ref(), config.api_token.as_ref());
-    let sources = Sources {
-        changes: store.subscribe(),
-        downloads: puller.progress(),
-        caught_up,
-        manifests: config.manifests.clone(),
-        rest: ports.rest.as_ref().map(|port| Reached::at(port.addr, tls.as_ref())),
+    let (views, leading) = match store {
+        Some(store) => {
+            let views = Views::in_epoch(store.epoch());
+            let pod = PodId::new("local").expect("a constant that is an id");
+            let agent = LocalAgent::new(residency.clone(), pod.clone(), Arc::clone(&info.name), budget, at_a_time(info.load_concurrency));
+            let parts = leading::Parts {
+                config,
+                store,
+                views: views.clone(),
+                agents: Arc::new(agent.at(location)),
+                runtimes: config.beside.as_ref().map_or_else(bundled, |beside| bundled_beside(&beside.name).into_iter().collect()),
+                endpoints: Endpoints { grpc: Some(format!("grpc://{}", ports.grpc.addr)), rest },
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+            };
+            let leading = Leading::start(parts, &mut tasks, &stop_leading).await?;
+            let reports = relay_reports(residency.clone(), leading.controller.clone(), pod, stop_leading.clone());
+            spawn(&mut tasks, "the relay of reports", reports);
+            (views, Some(leading))
+        }
+        None => {
+            let views = Views::default();
+            let who = attending::Who { location, runtime: Arc::clone(&info.name), budget, loads_at_a_time: info.load_concurrency.get() };
+            let attendant = attending::attendant(config, who, &residency, &views, &clock, &metrics)?;
+            spawn(&mut tasks, "the stream to the controller", attendant.run(stop_leading.clone()));
+            (views, None)
+        }
     };
-    let narrator = tokio::spawn(narrator.run(sources, stop_inference.clone()));
+
+    let narrator = leading.as_ref().map(|leading| {
+        let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
+        narrator.starting(config, &memory, &disk, &info);
+        narrator.listening(&addresses, tls.as_ref(), config.api_token.as_ref());
+        let sources = Sources {
+            changes: leading.store.subscribe(),
+            downloads: puller.progress(),
+            caught_up: leading.caught_up(),
+            manifests: config.manifests.clone(),
+            rest: ports.rest.as_ref().map(|port| Reached::at(port.addr, tls.as_ref())),
+        };
+        tokio::spawn(narrator.run(sources, stop_inference.clone()))
+    });
 
     let usual = ProxyConfig::default();
     // Several of the largest requests at a time, whatever their limit is.
     let body_budget = usual.body_budget.max(config.max_message.percent(400));
     let threads = config.beside.as_ref().map_or(0, |beside| beside.grpc_threads);
     let proxy_config = ProxyConfig { max_message: config.max_message, body_budget, threads, ..usual };
-    let frontend = engine.frontend(Here::new(views.clone(), residency.clone()), clock.clone(), &metrics, proxy_config, ready);
+    let frontend = engine.frontend(berth_proxy::Here::new(views.clone(), residency.clone()), clock.clone(), &metrics, proxy_config, ready);
     let (mut payloads, stop_payloads) = (JoinSet::new(), CancellationToken::new());
     frontend.log_headers(config.log_headers.clone());
     if let Some((shown, senders)) = shown_payloads {
@@ -316,53 +303,107 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     if let Some(tls) = tls.clone() {
         spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
     }
-    let token = match &config.api_token {
-        None => None,
-        Some(given) => {
-            let (sender, receiver) = watch::channel(given.token.clone());
-            if let Some(file) = &given.file {
-                token::warn_if_open(file);
-                spawn(&mut operations, "the watch of the token's file", token::follow(file.clone(), sender, clock.clone(), stop_operations.clone()));
-            }
-            Some(receiver)
-        }
-    };
+    let token = followed_token(config, &clock, &mut operations, &stop_operations);
     // Before the port takes its first call.
-    frontend.manage(Arc::new(manager), management::writes(config.management, token.clone()));
-    let access = token.map_or(Access::Loopback, Access::Token);
+    let writes = management::writes(config.management, token.clone());
+    if let Some(leading) = &leading {
+        frontend.manage(Arc::new(leading.manager.clone()), writes);
+    }
     let mut inference = JoinSet::new();
     let grpc = Door::new(ports.grpc.listener, tls.clone());
     spawn(&mut inference, "the gRPC port", berth_proxy::serve_grpc(Arc::clone(&frontend), grpc, stop_inference.clone()));
     if let Some(Port { listener, .. }) = ports.rest {
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
     }
-    let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
-    let api = berth_api::Deps {
-        store,
-        views: views.clone(),
-        clock: clock.clone(),
-        faults: Some(faults),
-        downloads,
-        drifts,
-        memory: Some(Arc::new(Kept(residency.clone()))),
-        access,
-        limits: Limits::default(),
-    };
-    let api = Api::new(api, ports.api.addr, stop_operations.clone()).context("--api")?;
-    spawn(&mut operations, "the resource API", serve_api(api, ports.api.listener, clock.clone(), stop_operations.clone()));
+    let access = token.map_or(Access::Loopback, Access::Token);
+    if let Some(leading) = &leading {
+        let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
+        let here = leading::Here { downloads, memory: Some(Arc::new(Kept(residency.clone()))) };
+        leading.serve_api((ports.api.listener, ports.api.addr), access, here, &mut operations, &stop_operations)?;
+    }
     // From here on it is the resources that are waited for.
     let _ = served.set(views);
-    Ok(Running { leading, stop_leading, inference, stop_inference, operations, stop_operations, payloads, stop_payloads, residency, owner, narrator })
+    let here = Some(Models { residency, owner });
+    Ok(Running { leading: tasks, stop_leading, inference, stop_inference, operations, stop_operations, payloads, stop_payloads, here, narrator })
 }
 
-/// Serves the resource API as the inference ports are served: heads have their time, connections their number.
-async fn serve_api(api: Api, listener: Listener, clock: Clock, stop: CancellationToken) {
-    let answer = move |request| {
-        let api = api.clone();
-        async move { Ok(api.answer(request).await) }
+/// `berth controller`: leads agents that attend from elsewhere, and has no models itself.
+async fn lead(config: &Config, clock: Clock) -> Result<Running, ServeError> {
+    let metrics = Metrics::default();
+    let mut faults = Vec::new();
+    let ports = LeadingPorts::bind(config, &HostNet).await.map_err(|taken| faults.extend(taken));
+    let store = RedbStore::open(&config.data, clock.clone()).map_err(|fault| faults.push(format!("--data: {fault}")));
+    let (Ok(ports), Ok(store)) = (ports, store) else { return Err(ServeError::Usage(ConfigFaults(faults))) };
+    let (mut operations, stop_operations, stop_inference) = (JoinSet::new(), CancellationToken::new(), CancellationToken::new());
+    let served: Arc<OnceLock<Views>> = Arc::default();
+    let ready = readiness(&served, &stop_inference);
+    let stop = stop_operations.clone();
+    let asked = berth_proxy::serve_metrics(ports.metrics.listener, metrics.clone(), || {}, clock.clone(), stop.clone());
+    spawn(&mut operations, "the metrics port", asked);
+    let always: Ready = Arc::new(|| Ok(()));
+    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, always, clock.clone(), stop));
+    let token = followed_token(config, &clock, &mut operations, &stop_operations);
+    let store = Arc::new(store);
+    let views = Views::in_epoch(store.epoch());
+    let hub = attending::hub(config, &views, &clock, &metrics);
+    let (mut tasks, stop_leading) = (JoinSet::new(), CancellationToken::new());
+    let parts = leading::Parts {
+        config,
+        store,
+        views: views.clone(),
+        agents: Arc::new(hub.clone()),
+        runtimes: bundled_for_agents(),
+        endpoints: config.endpoints.clone(),
+        clock: clock.clone(),
+        metrics,
     };
-    let config = ProxyConfig { max_connections: API_CONNECTIONS, max_streams: API_STREAMS, ..ProxyConfig::default() };
-    berth_proxy::serve_http(listener, answer, &config, &clock, stop).await;
+    let leading = Leading::start(parts, &mut tasks, &stop_leading).await?;
+    hub.report_to(leading.controller.clone());
+    let access = token.clone().map_or(Access::Loopback, Access::Token);
+    leading.serve_api((ports.api.listener, ports.api.addr), access, leading::Here::default(), &mut operations, &stop_operations)?;
+    let attendance = attending::serve(hub, ports.agents.listener, token, stop_leading.clone());
+    spawn(&mut tasks, "the port of the agents", attendance);
+    info!(agents = %ports.agents.addr, api = %ports.api.addr, metrics = %ports.metrics.addr, probes = %ports.probes.addr, "leads");
+    let _ = served.set(views);
+    Ok(Running {
+        leading: tasks,
+        stop_leading,
+        inference: JoinSet::new(),
+        stop_inference,
+        operations,
+        stop_operations,
+        payloads: JoinSet::new(),
+        stop_payloads: CancellationToken::new(),
+        here: None,
+        narrator: None,
+    })
+}
+
+/// Whether requests can be answered.
+fn readiness(served: &Arc<OnceLock<Views>>, stopping: &CancellationToken) -> Ready {
+    let (served, stopping) = (Arc::clone(served), stopping.clone());
+    Arc::new(move || match (stopping.is_cancelled(), served.get()) {
+        (true, _) => Err("shutting down".to_owned()),
+        (false, None) => Err("the inference server does not answer yet".to_owned()),
+        (false, Some(views)) if !views.current().is_ready() => Err("resources are still being read".to_owned()),
+        (false, Some(_)) => Ok(()),
+    })
+}
+
+/// The token of the resource API as it is now, where there is one.
+fn followed_token(
+    config: &Config,
+    clock: &Clock,
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> Option<watch::Receiver<berth_api::Token>> {
+    let given = config.api_token.as_ref()?;
+    let (sender, receiver) = watch::channel(given.token.clone());
+    if let Some(file) = &given.file {
+        token::warn_if_open(file);
+        spawn(tasks, "the watch of the token's file", token::follow(file.clone(), sender, clock.clone(), stop.clone()));
+    }
+    Some(receiver)
 }
 
 /// Tells residency of each change of the storage configuration, so that what failed for want of it is tried again.
@@ -379,7 +420,7 @@ async fn pass_on(mut changes: watch::Receiver<u64>, residency: Residency, stop: 
 }
 
 /// Runs `part`; the set tells its name when it ends.
-fn spawn(set: &mut JoinSet<&'static str>, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn spawn(set: &mut JoinSet<&'static str>, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
     let part = tokio::spawn(part);
     set.spawn(async move {
         // A panic is an end like another one; its message is on standard error already.
@@ -409,12 +450,18 @@ impl Running {
     /// Completes when a part ends that never should, with its name.
     async fn any_end(&mut self) -> &'static str {
         let ended = |part: Option<Result<&'static str, tokio::task::JoinError>>| part.and_then(Result::ok).unwrap_or("a part");
+        let owner = async {
+            match &mut self.here {
+                Some(here) => drop((&mut here.owner).await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             part = self.leading.join_next() => ended(part),
-            part = self.inference.join_next() => ended(part),
+            Some(part) = self.inference.join_next() => ended(Some(part)),
             part = self.operations.join_next() => ended(part),
             Some(part) = self.payloads.join_next() => ended(Some(part)),
-            _ = &mut self.owner => "the owner of the models",
+            () = owner => "the owner of the models",
         }
     }
 
@@ -431,15 +478,16 @@ impl Running {
         if !in_time {
             warn!(patience = ?config.drain_timeout, "requests were still in flight: they are told to try again");
         }
+        let Some(Models { residency, owner }) = &mut self.here else { return };
         // Whoever still waits or computes gets UNAVAILABLE from residency while its connection is still there.
-        self.residency.drain(deadline).await;
+        residency.drain(deadline).await;
         let last = async { while self.inference.join_next().await.is_some() {} };
         if clock.until(clock.deadline_in(LAST_ANSWERS), last).await.is_none() {
             self.inference.shutdown().await;
         }
         self.stop_payloads.cancel();
         while self.payloads.join_next().await.is_some() {}
-        if !self.owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), &mut self.owner).await.is_none() {
+        if !owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), owner).await.is_none() {
             warn!("models were still loaded when the drain ended");
         }
     }
@@ -451,7 +499,9 @@ impl Running {
         let last = async { while self.operations.join_next().await.is_some() {} };
         let _ = clock.until(clock.deadline_in(LAST_ANSWERS), last).await;
         self.operations.shutdown().await;
-        self.narrator.abort();
+        if let Some(narrator) = &self.narrator {
+            narrator.abort();
+        }
     }
 }
 
@@ -466,7 +516,8 @@ fn host_name() -> String {
 /// What only one process can hold: had first, and refused together.
 struct Held {
     ports: Ports,
-    store: Arc<RedbStore>,
+    /// `None`: a controller elsewhere has it.
+    store: Option<Arc<RedbStore>>,
     /// `None`: it is beside this process, and may still be starting.
     engine: Option<Engine>,
     tls: Option<Tls>,
@@ -475,13 +526,14 @@ struct Held {
 async fn hold(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Held, ServeError> {
     let mut faults = Vec::new();
     let ports = Ports::bind(config, &HostNet).await.map_err(|taken| faults.extend(taken));
-    let store = RedbStore::open(&config.data, clock.clone()).map_err(|fault| faults.push(format!("--data: {fault}")));
+    let alone = config.role == Role::Alone;
+    let store = alone.then(|| RedbStore::open(&config.data, clock.clone())).transpose().map_err(|fault| faults.push(format!("--data: {fault}")));
     let engine = config.beside.is_none().then(|| Engine::embedded(config, clock)).transpose();
     let engine = engine.map_err(|fault| faults.push(format!("--onnx-library: {fault}")));
     // Its files were checked with the configuration; they may have changed since.
     let tls = config.tls.clone().map(|settings| Tls::open(settings, clock, metrics)).transpose().map_err(|more| faults.extend(more));
     match (ports, store, engine, tls) {
-        (Ok(ports), Ok(store), Ok(engine), Ok(tls)) => Ok(Held { ports, store: Arc::new(store), engine, tls }),
+        (Ok(ports), Ok(store), Ok(engine), Ok(tls)) => Ok(Held { ports, store: store.map(Arc::new), engine, tls }),
         _ => Err(ServeError::Usage(ConfigFaults(faults))),
     }
 }

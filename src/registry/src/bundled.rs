@@ -34,6 +34,12 @@ const BESIDE: [(&str, &str); 4] = [
     ("torchserve-0.x", include_str!("../../../deploy/runtimes/torchserve-0.x.yaml")),
 ];
 
+/// All that come with the program: for a controller, whose agents may stand before any of them.
+#[must_use]
+pub fn bundled_for_agents() -> Vec<Arc<Desired>> {
+    BESIDE.iter().map(|(name, _)| *name).chain([EMBEDDED_RUNTIME]).filter_map(bundled_beside).collect()
+}
+
 /// The ClusterServingRuntime of this name that comes with the program, for an inference server beside it. `None`: its
 /// description is the user's to give.
 #[must_use]

@@ -46,7 +46,7 @@ mod testing;
 mod uid;
 mod view;
 
-pub use bundled::{EMBEDDED_RUNTIME, bundled, bundled_beside};
+pub use bundled::{EMBEDDED_RUNTIME, bundled, bundled_beside, bundled_for_agents};
 pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
 pub use json::Json;

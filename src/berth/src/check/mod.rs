@@ -86,7 +86,7 @@ impl CheckArgs {
             ("runtime-process", Some(&off)),
         ]);
         // Nothing but the flags counts: a server is checked the same way in every shell.
-        let found = beside::check(&mut reading, true, &|_variable| None::<OsString>);
+        let found = beside::check(&mut reading, &|_variable| None::<OsString>);
         found.filter(|_| reading.faults.is_empty()).ok_or(ConfigFaults(reading.faults))
     }
 

@@ -1,0 +1,108 @@
+//! An agent and its controller in two processes: who the agent is, where the controller is, and who may attend there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use berth_api::Token;
+use berth_attendance::{Admits, Attendant, Hub, Settings, Wire};
+use berth_registry::Views;
+use berth_residency::Residency;
+use berth_telemetry::{Clock, HostNet, Listener, Metrics};
+use berth_types::{Footprint, Location, PodId};
+use berth_upstream::Target;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::config::{Config, Role};
+use crate::token::ApiToken;
+
+/// The controller that an agent attends.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Controller {
+    /// Its port for agents.
+    pub(crate) target: Target,
+    /// What it asks for.
+    pub(crate) token: Option<ApiToken>,
+}
+
+/// This agent.
+pub(crate) struct Who {
+    pub(crate) location: Location,
+    pub(crate) runtime: Arc<str>,
+    pub(crate) budget: Footprint,
+    pub(crate) loads_at_a_time: u32,
+}
+
+/// The agent's end of the stream.
+///
+/// # Errors
+/// The data folder cannot be used, or the token cannot be sent.
+pub(crate) fn attendant(
+    config: &Config,
+    who: Who,
+    residency: &Residency,
+    views: &Views,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> anyhow::Result<Attendant> {
+    let Role::Attends(Controller { target, token }) = &config.role else {
+        anyhow::bail!("there is no controller to attend: this is a bug");
+    };
+    let state = config.data.join("agent");
+    std::fs::create_dir_all(&state).with_context(|| format!("--data: {}", state.display()))?;
+    let pod = identity(&state.join("id")).with_context(|| format!("--data: {}", state.join("id").display()))?;
+    let token = token.as_ref().map(|given| given.token.secret());
+    let wire = Wire::new(target.peer().clone(), token, HostNet::shared()).map_err(anyhow::Error::msg)?;
+    let Who { location, runtime, budget, loads_at_a_time } = who;
+    let who = berth_attendance::Who { pod, location, runtime, budget, loads_at_a_time };
+    let file = Some(state.join("view"));
+    Ok(Attendant::new(Arc::new(wire), who, residency.clone(), views.clone(), clock.clone(), metrics.clone(), file))
+}
+
+/// Who this agent is, for as long as its data folder lives: made when it is asked for first.
+fn identity(file: &Path) -> anyhow::Result<PodId> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(PodId::new(text.trim())?),
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => {
+            let made = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+            std::fs::write(file, &made)?;
+            Ok(PodId::new(made.trim())?)
+        }
+        Err(fault) => Err(fault.into()),
+    }
+}
+
+/// The controller's end: agents of before are remembered in the data folder.
+pub(crate) fn hub(config: &Config, views: &Views, clock: &Clock, metrics: &Metrics) -> Hub {
+    let settings = Settings { remembered: Some(config.data.join("agents.json")), ..Settings::default() };
+    Hub::open(views.clone(), settings, clock.clone(), metrics.clone())
+}
+
+/// Lets agents attend at this port until `stop`: those that bring the token, where there is one.
+pub(crate) async fn serve(hub: Hub, listener: Listener, token: Option<watch::Receiver<Token>>, stop: CancellationToken) {
+    let admits: Admits = Arc::new(move |given| match (&token, given) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(token), Some(given)) => std::str::from_utf8(given).ok().and_then(|given| Token::new(given).ok()).is_some_and(|given| given == *token.borrow()),
+    });
+    if let Err(fault) = berth_attendance::serve(hub, listener, admits, stop).await {
+        error!(error = %fault, "the port of the agents has ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_the_same_for_as_long_as_its_folder_lives_and_no_two_are() {
+        let (one, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let of = |folder: &tempfile::TempDir| identity(&folder.path().join("id")).expect("it is made");
+        assert_eq!(of(&one), of(&one));
+        assert_ne!(of(&one), of(&other));
+        std::fs::write(one.path().join("id"), "two words").expect("written");
+        assert!(identity(&one.path().join("id")).is_err());
+    }
+}
