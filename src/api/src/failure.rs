@@ -77,6 +77,11 @@ impl Failure {
         Failure { details: Some(json!({})), ..Failure::new(StatusCode::NOT_FOUND, "NotFound", message) }
     }
 
+    pub(crate) fn led_elsewhere(controller: &str) -> Self {
+        let message = format!("this agent has no resources of its own: ask the resource API of its controller, {controller}");
+        Failure::new(StatusCode::MISDIRECTED_REQUEST, "LedElsewhere", message)
+    }
+
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Failure::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }

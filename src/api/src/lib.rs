@@ -130,6 +130,8 @@ pub struct Deps {
     pub drifts: Option<Arc<dyn Drifts>>,
     /// Who has which memory, where somebody knows.
     pub memory: Option<Arc<dyn Books>>,
+    /// The controller, as people know it, that has the resources: `store` is empty, and nobody may read or write it.
+    pub led_by: Option<Arc<str>>,
     /// Who may use it.
     pub access: Access,
     /// How much of it may be used at a time.
@@ -248,6 +250,9 @@ impl App {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         self.deps.access.check(request.uri(), request.headers(), !reads)?;
         let target = target(request.uri().path()).ok_or_else(Failure::no_such_path)?;
+        if let Some(controller) = self.deps.led_by.as_deref().filter(|_| target.is_of_resources()) {
+            return Err(Failure::led_elsewhere(controller));
+        }
         let allowed = target.methods();
         if !allowed.split(", ").any(|method| method == request.method().as_str()) {
             return Err(Failure::method_not_allowed(allowed, why_not(request.method(), &target, allowed)));
@@ -498,6 +503,7 @@ mod tests {
             downloads: None,
             drifts: None,
             memory: None,
+            led_by: None,
             access: Access::Loopback,
             limits,
         };
@@ -517,6 +523,29 @@ mod tests {
         let refused = ask(&api, Method::POST, "").await;
         assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &HeaderValue::from_static("1")));
         assert_eq!(ask(&api, Method::GET, "").await.status(), 200, "reads need no turn");
+    }
+
+    #[tokio::test]
+    async fn an_agent_whose_controller_has_the_resources_says_so_and_tells_of_itself() {
+        let mut app = app(Limits::default());
+        app.deps.led_by = Some("leader:8034".into());
+        let api = Api(Arc::new(app));
+        for (method, path, code) in [
+            (Method::GET, RUNTIMES, 421),
+            (Method::POST, RUNTIMES, 421),
+            (Method::GET, "http://localhost/berth/v1/drifts", 421),
+            (Method::GET, "http://localhost/berth/v1/downloads", 200),
+            (Method::GET, "http://localhost/berth/v1/memory", 200),
+            (Method::GET, "http://localhost/healthz", 200),
+        ] {
+            let request = Request::builder().method(method).uri(path).body(Body::empty());
+            let answer = api.answer(request.expect("a request")).await;
+            assert_eq!(answer.status().as_u16(), code, "{path}");
+            if code == 421 {
+                let body = answer.into_body().collect().await.expect("it is short").to_bytes();
+                assert!(String::from_utf8_lossy(&body).contains("leader:8034"), "{body:?}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

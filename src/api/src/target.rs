@@ -40,6 +40,11 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// It is about what a store holds, or what follows from it.
+    pub(crate) fn is_of_resources(&self) -> bool {
+        matches!(self, Target::Collection { .. } | Target::One(_) | Target::Status(_) | Target::Faults | Target::Drifts)
+    }
+
     /// The methods that can be used on it, as the header `Allow` has them.
     pub(crate) fn methods(&self) -> &'static str {
         match self {

@@ -222,16 +222,17 @@ impl Hub {
 
     /// The agent is no longer counted as there.
     async fn gone(&self, pod: &PodId, stream: u64) {
-        let mut pods = self.shared.pods.lock();
-        if pods.attending.get(pod).is_none_or(|attending| attending.stream != stream) {
-            return;
-        }
-        pods.attending.remove(pod);
-        self.count(&pods);
-        let keep = Some(Self::known(&pods));
-        drop(pods);
+        let known = {
+            let mut pods = self.shared.pods.lock();
+            if pods.attending.get(pod).is_none_or(|attending| attending.stream != stream) {
+                return;
+            }
+            pods.attending.remove(pod);
+            self.count(&pods);
+            Self::known(&pods)
+        };
         info!(%pod, "an agent has gone");
-        self.keep(keep);
+        self.keep(Some(known));
         self.shared.seen.send_replace(());
         self.shared.suspicions.send_replace(());
         if let Some(controller) = self.controller() {

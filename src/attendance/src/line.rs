@@ -35,6 +35,8 @@ pub trait Line: fmt::Display + Send + Sync + 'static {
 
 /// A controller elsewhere.
 pub struct Wire {
+    /// As people wrote it.
+    name: String,
     peer: Peer,
     /// What it asks for.
     token: Option<MetadataValue<tonic::metadata::Ascii>>,
@@ -42,21 +44,23 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// The controller at `peer`, which asks for this token.
+    /// The controller at `peer`, which people call `name` and which asks for this token.
     ///
     /// # Errors
     /// The token cannot be sent.
-    pub fn new(peer: Peer, token: Option<&str>, net: Arc<dyn Net>) -> Result<Self, String> {
-        let bearer = |token: &str| format!("Bearer {token}").parse::<MetadataValue<_>>().map_err(|_| "the token has characters that no header takes".to_owned());
+    pub fn new(name: String, peer: Peer, token: Option<&str>, net: Arc<dyn Net>) -> Result<Self, String> {
+        let bearer = |token: &str| {
+            format!("Bearer {token}").parse::<MetadataValue<_>>().map_err(|_| "the token has characters that no header takes".to_owned())
+        };
         let mut token = token.map(bearer).transpose()?;
         token.iter_mut().for_each(|token| token.set_sensitive(true));
-        Ok(Wire { peer, token, net })
+        Ok(Wire { name, peer, token, net })
     }
 }
 
 impl fmt::Display for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.peer.fmt(f)
+        f.write_str(&self.name)
     }
 }
 

@@ -46,11 +46,6 @@ impl Orders {
         self.add(model, |of| of.touch = of.touch.max(Some(at)));
     }
 
-    /// All of them, for a pod that begins anew: what it holds by then is looked at again by whoever gave them.
-    pub(crate) fn clear(&self) {
-        self.waiting.lock().clear();
-    }
-
     fn add(&self, model: &ModelId, change: impl FnOnce(&mut OfModel)) {
         change(self.waiting.lock().entry(model.clone()).or_default());
         self.ring.notify_one();

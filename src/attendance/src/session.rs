@@ -51,8 +51,10 @@ impl Hub {
             let ended = tokio::select! {
                 ended = hears => ended,
                 ended = speaks => ended,
-                () = seat.ended.cancelled() if !seat.hub().has_ended() => Err(Status::aborted("another stream of this agent has begun")),
-                () = seat.ended.cancelled() => Err(Status::unavailable("the controller ends")),
+                () = seat.ended.cancelled() => Err(match seat.hub().has_ended() {
+                    true => Status::unavailable("the controller ends"),
+                    false => Status::aborted("another stream of this agent has begun"),
+                }),
             };
             match ended {
                 Ok(()) => debug!(pod = %seat.pod, "the stream of an agent has ended"),

@@ -79,7 +79,8 @@ impl Parts {
                 break;
             }
         }
-        if self.models.as_slice().is_empty() && self.names.as_slice().is_empty()
+        if self.models.as_slice().is_empty()
+            && self.names.as_slice().is_empty()
             && let Some((number, ready)) = self.complete.take()
         {
             (part.complete, part.ready) = (Some(number), ready);

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use berth_api::Token;
+use berth_api::{Access, Limits, Token};
 use berth_attendance::{Admits, Attendant, Hub, Settings, Wire};
-use berth_registry::Views;
+use berth_registry::{MemoryStore, Views};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Listener, Metrics};
 use berth_types::{Footprint, Location, PodId};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::config::{Config, Role};
+use crate::leading::Here;
 use crate::token::ApiToken;
 
 /// The controller that an agent attends.
@@ -54,11 +55,31 @@ pub(crate) fn attendant(
     std::fs::create_dir_all(&state).with_context(|| format!("--data: {}", state.display()))?;
     let pod = identity(&state.join("id")).with_context(|| format!("--data: {}", state.join("id").display()))?;
     let token = token.as_ref().map(|given| given.token.secret());
-    let wire = Wire::new(target.peer().clone(), token, HostNet::shared()).map_err(anyhow::Error::msg)?;
+    let wire = Wire::new(target.to_string(), target.peer().clone(), token, HostNet::shared()).map_err(anyhow::Error::msg)?;
     let Who { location, runtime, budget, loads_at_a_time } = who;
     let who = berth_attendance::Who { pod, location, runtime, budget, loads_at_a_time };
     let file = Some(state.join("view"));
     Ok(Attendant::new(Arc::new(wire), who, residency.clone(), views.clone(), clock.clone(), metrics.clone(), file))
+}
+
+/// What an agent that attends tells at the port of its resource API: of itself, and that the resources are elsewhere.
+pub(crate) fn api(config: &Config, views: &Views, here: Here, access: Access, clock: &Clock) -> berth_api::Deps {
+    let led_by = match &config.role {
+        Role::Attends(controller) => Some(controller.target.to_string().into()),
+        Role::Alone | Role::Leads(_) => None,
+    };
+    berth_api::Deps {
+        store: Arc::new(MemoryStore::new(clock.clone())),
+        views: views.clone(),
+        clock: clock.clone(),
+        faults: None,
+        downloads: here.downloads,
+        drifts: None,
+        memory: here.memory,
+        led_by,
+        access,
+        limits: Limits::default(),
+    }
 }
 
 /// Who this agent is, for as long as its data folder lives: made when it is asked for first.
@@ -85,7 +106,9 @@ pub(crate) async fn serve(hub: Hub, listener: Listener, token: Option<watch::Rec
     let admits: Admits = Arc::new(move |given| match (&token, given) {
         (None, _) => true,
         (Some(_), None) => false,
-        (Some(token), Some(given)) => std::str::from_utf8(given).ok().and_then(|given| Token::new(given).ok()).is_some_and(|given| given == *token.borrow()),
+        (Some(token), Some(given)) => {
+            std::str::from_utf8(given).ok().and_then(|given| Token::new(given).ok()).is_some_and(|given| given == *token.borrow())
+        }
     });
     if let Err(fault) = berth_attendance::serve(hub, listener, admits, stop).await {
         error!(error = %fault, "the port of the agents has ended");

@@ -17,8 +17,8 @@ use berth_api::Token;
 
 use crate::attending::Controller;
 use crate::config::{Reading, Role, ServeArgs};
-use crate::token::{self, ApiToken};
 use crate::memory::{self, MemoryArgs};
+use crate::token::{self, ApiToken};
 
 /// The flags of `berth agent`: those of `berth serve`, and what is to be known of the inference server.
 #[derive(Args, Clone, Debug, Default)]
@@ -383,7 +383,9 @@ pub(crate) fn role(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&s
                     reading.fault("controller-token-file", format!("{CONTROLLER_TOKEN} is set as well: give the token in one of the two"));
                     None
                 }
-                (Some(path), None) => reading.parsed("controller-token-file", |_| token::read(&path)).map(|token| ApiToken { token, file: Some(path) }),
+                (Some(path), None) => {
+                    reading.parsed("controller-token-file", |_| token::read(&path)).map(|token| ApiToken { token, file: Some(path) })
+                }
                 (None, Some(text)) => match Token::new(text.to_str().unwrap_or("\0")) {
                     Ok(token) => Some(ApiToken { token, file: None }),
                     Err(fault) => {

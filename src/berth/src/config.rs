@@ -190,20 +190,8 @@ pub(crate) struct ControllerArgs {
 }
 
 /// The keys of `berth controller`.
-const LEADING_KEYS: [&str; 12] = [
-    "manifests",
-    "data",
-    "agents",
-    "api",
-    "api-token-file",
-    "grpc-url",
-    "rest-url",
-    "vmodel-owner",
-    "metrics",
-    "probes",
-    "log",
-    "log-format",
-];
+const LEADING_KEYS: [&str; 12] =
+    ["manifests", "data", "agents", "api", "api-token-file", "grpc-url", "rest-url", "vmodel-owner", "metrics", "probes", "log", "log-format"];
 
 impl ControllerArgs {
     fn get(&self, key: &str) -> Option<&String> {
@@ -694,7 +682,8 @@ fn leads(reading: &mut Reading, variable: &dyn Fn(&str) -> Option<OsString>) -> 
     let agents = reading.address("agents", 8034);
     let token_given = variable(TOKEN).is_some() || reading.text("api-token-file").is_some();
     if !agents.ip().is_loopback() && !token_given {
-        let problem = format!("{agents} can be reached from elsewhere: give the agents a token with --api-token-file FILE, or use a loopback address");
+        let problem =
+            format!("{agents} can be reached from elsewhere: give the agents a token with --api-token-file FILE, or use a loopback address");
         reading.fault("agents", problem);
     }
     Role::Leads(agents)

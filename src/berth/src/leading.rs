@@ -97,7 +97,7 @@ impl Leading {
         tasks: &mut JoinSet<&'static str>,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let api = berth_api::Deps {
+        let deps = berth_api::Deps {
             store: self.store.clone(),
             views: self.views.clone(),
             clock: self.clock.clone(),
@@ -105,12 +105,11 @@ impl Leading {
             downloads: here.downloads,
             drifts: Some(Arc::new(Drifting(self.controller.drifts())) as Arc<dyn Drifts>),
             memory: here.memory,
+            led_by: None,
             access,
             limits: Limits::default(),
         };
-        let api = Api::new(api, addr, stop.clone()).context("--api")?;
-        spawn(tasks, "the resource API", serve_api(api, listener, self.clock.clone(), stop.clone()));
-        Ok(())
+        serve_api(deps, (listener, addr), tasks, stop)
     }
 
     /// Turns true once statuses say what is.
@@ -126,12 +125,26 @@ pub(crate) struct Here {
     pub(crate) memory: Option<Arc<dyn Books>>,
 }
 
-/// Serves the resource API as the inference ports are served: heads have their time, connections their number.
-async fn serve_api(api: Api, listener: Listener, clock: Clock, stop: CancellationToken) {
+/// Serves a resource API until `stop`, as the inference ports are served: heads have their time, connections their number.
+///
+/// # Errors
+/// The address cannot be served as it is asked for.
+pub(crate) fn serve_api(
+    deps: berth_api::Deps,
+    (listener, addr): (Listener, SocketAddr),
+    tasks: &mut JoinSet<&'static str>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let clock = deps.clock.clone();
+    let api = Api::new(deps, addr, stop.clone()).context("--api")?;
     let answer = move |request| {
         let api = api.clone();
         async move { Ok(api.answer(request).await) }
     };
-    let config = ProxyConfig { max_connections: API_CONNECTIONS, max_streams: API_STREAMS, ..ProxyConfig::default() };
-    berth_proxy::serve_http(listener, answer, &config, &clock, stop).await;
+    let stop = stop.clone();
+    spawn(tasks, "the resource API", async move {
+        let config = ProxyConfig { max_connections: API_CONNECTIONS, max_streams: API_STREAMS, ..ProxyConfig::default() };
+        berth_proxy::serve_http(listener, answer, &config, &clock, stop).await;
+    });
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Tells the person who started `berth serve` what happens: follows statuses and downloads and prints what is news.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,13 +19,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::machine::Budget;
 use crate::ports::Addresses;
 use crate::serve::shown;
 use crate::tls::{self, Reached};
 use crate::token::ApiToken;
-use crate::ui::{Standing, Ui};
+use crate::ui::{Standing, Ui, took};
 
 /// What the narrator follows, and what it needs for its line to paste.
 pub(crate) struct Sources {
@@ -38,6 +39,45 @@ pub(crate) struct Sources {
     pub(crate) manifests: PathBuf,
     /// How REST is reached, unless it is off.
     pub(crate) rest: Option<Reached>,
+}
+
+/// What is said at the end.
+const STOPPING: &str = "no new requests; those in flight are answered";
+
+/// Says where a controller listens, and when it knows what is. Completes at the end of `stopping`.
+pub(crate) async fn lead(ui: Ui, clock: Clock, config: Config, at: Leads, mut caught_up: watch::Receiver<bool>, stopping: CancellationToken) {
+    let started = clock.now();
+    ui.line("berth", env!("CARGO_PKG_VERSION"));
+    ui.line("models from", &shown(&config.manifests));
+    if let Some(file) = &config.file {
+        ui.line("settings", &shown(file));
+    }
+    ui.line("agents", &at.agents.to_string());
+    ui.line("resources", &format!("http://{}/apis/serving.kserve.io", at.api));
+    ui.line("token", &access(config.api_token.as_ref()));
+    ui.line("metrics", &format!("http://{}/metrics", at.metrics));
+    ui.line("probes", &format!("http://{}/ready", at.probes));
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        _ = caught_up.wait_for(|caught_up| *caught_up) => {
+            ui.line("ready", &format!("statuses say what is after {}", took(clock.now().saturating_duration_since(started))));
+            stopping.cancelled().await;
+        }
+    }
+    ui.line("stopping", "agents serve on with what they know");
+}
+
+/// Where a controller listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leads {
+    /// For agents.
+    pub(crate) agents: SocketAddr,
+    /// The resource API.
+    pub(crate) api: SocketAddr,
+    /// Metrics.
+    pub(crate) metrics: SocketAddr,
+    /// Probes.
+    pub(crate) probes: SocketAddr,
 }
 
 /// Prints; owns what has been printed.
@@ -63,7 +103,10 @@ impl Narrator {
     /// What runs, on what, with which limits.
     pub(crate) fn starting(&self, config: &Config, memory: &Budget, disk: &Budget, runtime: &RuntimeInfo) {
         self.ui.line("berth", env!("CARGO_PKG_VERSION"));
-        self.ui.line("models from", &shown(&config.manifests));
+        match &config.role {
+            Role::Attends(controller) => self.ui.line("led by", &controller.target.to_string()),
+            Role::Alone | Role::Leads(_) => self.ui.line("models from", &shown(&config.manifests)),
+        }
         if let Some(file) = &config.file {
             self.ui.line("settings", &shown(file));
         }
@@ -88,6 +131,23 @@ impl Narrator {
         self.ui.line("probes", &format!("http://{}/ready", at.probes));
     }
 
+    /// Where nobody here has resources: says when it is known which models there are, and that it stops.
+    pub(crate) async fn attend(self, stopping: CancellationToken) {
+        let mut numbers = self.views.numbers();
+        let known = async {
+            while !self.views.current().is_ready() && numbers.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = known => {
+                let after = took(self.clock.now().saturating_duration_since(self.started));
+                self.ui.line("ready", &format!("{} models known after {after}", self.views.current().model_count()));
+                stopping.cancelled().await;
+            }
+        }
+        self.ui.line("stopping", STOPPING);
+    }
+
     /// Follows everything until `stopping`, and says so then.
     pub(crate) async fn run(mut self, sources: Sources, stopping: CancellationToken) {
         let Sources { mut changes, mut downloads, mut caught_up, manifests, rest } = sources;
@@ -96,7 +156,7 @@ impl Narrator {
         let mut unsaid: BTreeMap<ObjectKey, Option<Arc<Object>>> = BTreeMap::new();
         loop {
             tokio::select! {
-                () = stopping.cancelled() => return self.ui.line("stopping", "no new requests; those in flight are answered"),
+                () = stopping.cancelled() => return self.ui.line("stopping", STOPPING),
                 Some(reports) = reports.next() => {
                     for report in reports {
                         if let CopyState::Loaded { footprint, .. } = report.state {

@@ -22,15 +22,15 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::books::Kept;
 use crate::attending;
+use crate::books::Kept;
 use crate::config::{Config, ConfigFaults, Role};
 use crate::engine::{Engine, Memory};
 use crate::fetching::Fetching;
 use crate::leading::{self, Leading};
 use crate::local_agent::{LocalAgent, relay_reports};
 use crate::machine::{self, Budget};
-use crate::narrator::{Narrator, Sources};
+use crate::narrator::{self, Narrator, Sources};
 use crate::ports::{LeadingPorts, Port, Ports};
 use crate::prestop::PreStop;
 use crate::tls::Reached;
@@ -133,7 +133,7 @@ struct Running {
     stop_payloads: CancellationToken,
     /// The models of this process; a controller has none.
     here: Option<Models>,
-    narrator: Option<JoinHandle<()>>,
+    narrator: JoinHandle<()>,
 }
 
 /// The models of this process.
@@ -144,7 +144,7 @@ struct Models {
 
 async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Result<Running, ServeError> {
     if let Role::Leads(_) = config.role {
-        return lead(config, clock).await;
+        return lead(config, clock, ui).await;
     }
     let metrics = Metrics::default();
     let shown_payloads =
@@ -265,19 +265,22 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
         }
     };
 
-    let narrator = leading.as_ref().map(|leading| {
-        let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
-        narrator.starting(config, &memory, &disk, &info);
-        narrator.listening(&addresses, tls.as_ref(), config.api_token.as_ref());
-        let sources = Sources {
-            changes: leading.store.subscribe(),
-            downloads: puller.progress(),
-            caught_up: leading.caught_up(),
-            manifests: config.manifests.clone(),
-            rest: ports.rest.as_ref().map(|port| Reached::at(port.addr, tls.as_ref())),
-        };
-        tokio::spawn(narrator.run(sources, stop_inference.clone()))
-    });
+    let narrator = Narrator::new(ui, clock.clone(), views.clone(), residency.clone());
+    narrator.starting(config, &memory, &disk, &info);
+    narrator.listening(&addresses, tls.as_ref(), config.api_token.as_ref());
+    let narrator = match &leading {
+        Some(leading) => {
+            let sources = Sources {
+                changes: leading.store.subscribe(),
+                downloads: puller.progress(),
+                caught_up: leading.caught_up(),
+                manifests: config.manifests.clone(),
+                rest: ports.rest.as_ref().map(|port| Reached::at(port.addr, tls.as_ref())),
+            };
+            tokio::spawn(narrator.run(sources, stop_inference.clone()))
+        }
+        None => tokio::spawn(narrator.attend(stop_inference.clone())),
+    };
 
     let usual = ProxyConfig::default();
     // Several of the largest requests at a time, whatever their limit is.
@@ -316,10 +319,14 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
         spawn(&mut inference, "the REST port", berth_proxy::serve_rest(frontend, Door::new(listener, tls), stop_inference.clone()));
     }
     let access = token.map_or(Access::Loopback, Access::Token);
-    if let Some(leading) = &leading {
-        let downloads = Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>);
-        let here = leading::Here { downloads, memory: Some(Arc::new(Kept(residency.clone()))) };
-        leading.serve_api((ports.api.listener, ports.api.addr), access, here, &mut operations, &stop_operations)?;
+    let here = leading::Here {
+        downloads: Some(Arc::new(Fetching(puller.downloads())) as Arc<dyn Downloads>),
+        memory: Some(Arc::new(Kept(residency.clone()))),
+    };
+    let api = (ports.api.listener, ports.api.addr);
+    match &leading {
+        Some(leading) => leading.serve_api(api, access, here, &mut operations, &stop_operations)?,
+        None => leading::serve_api(attending::api(config, &views, here, access, &clock), api, &mut operations, &stop_operations)?,
     }
     // From here on it is the resources that are waited for.
     let _ = served.set(views);
@@ -328,7 +335,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
 }
 
 /// `berth controller`: leads agents that attend from elsewhere, and has no models itself.
-async fn lead(config: &Config, clock: Clock) -> Result<Running, ServeError> {
+async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeError> {
     let metrics = Metrics::default();
     let mut faults = Vec::new();
     let ports = LeadingPorts::bind(config, &HostNet).await.map_err(|taken| faults.extend(taken));
@@ -363,7 +370,8 @@ async fn lead(config: &Config, clock: Clock) -> Result<Running, ServeError> {
     leading.serve_api((ports.api.listener, ports.api.addr), access, leading::Here::default(), &mut operations, &stop_operations)?;
     let attendance = attending::serve(hub, ports.agents.listener, token, stop_leading.clone());
     spawn(&mut tasks, "the port of the agents", attendance);
-    info!(agents = %ports.agents.addr, api = %ports.api.addr, metrics = %ports.metrics.addr, probes = %ports.probes.addr, "leads");
+    let at = narrator::Leads { agents: ports.agents.addr, api: ports.api.addr, metrics: ports.metrics.addr, probes: ports.probes.addr };
+    let narrator = tokio::spawn(narrator::lead(ui, clock, config.clone(), at, leading.caught_up(), stop_inference.clone()));
     let _ = served.set(views);
     Ok(Running {
         leading: tasks,
@@ -375,7 +383,7 @@ async fn lead(config: &Config, clock: Clock) -> Result<Running, ServeError> {
         payloads: JoinSet::new(),
         stop_payloads: CancellationToken::new(),
         here: None,
-        narrator: None,
+        narrator,
     })
 }
 
@@ -499,9 +507,7 @@ impl Running {
         let last = async { while self.operations.join_next().await.is_some() {} };
         let _ = clock.until(clock.deadline_in(LAST_ANSWERS), last).await;
         self.operations.shutdown().await;
-        if let Some(narrator) = &self.narrator {
-            narrator.abort();
-        }
+        self.narrator.abort();
     }
 }
 

@@ -21,6 +21,8 @@ const START: Duration = Duration::from_secs(60);
 const LISTENERS: [&str; 5] = ["--grpc", "--rest", "--api", "--metrics", "--probes"];
 /// That of the hook before the end, which only agents have by themselves.
 const PRESTOP: &str = "--prestop";
+/// Where agents attend, which only a controller has.
+const AGENTS: &str = "--agents";
 
 /// How `berth serve` is to be started: every listener on a free port of the loopback address.
 pub struct Serve {
@@ -52,6 +54,22 @@ impl Serve {
     pub fn beside(mut self, runtime: &str, endpoint: &str, repository: &Path) -> Self {
         self.words = &["agent", "--standalone"];
         self.flag("--runtime", runtime).flag("--runtime-endpoint", endpoint).flag("--repository", repository).prestop()
+    }
+
+    /// As `berth controller` with the same resources.
+    #[must_use]
+    pub fn leads(mut self) -> Self {
+        self.words = &["controller"];
+        let not_of_it = ["--grpc", "--rest", PRESTOP, "--host-memory", "--storage-config"];
+        self.flags.retain(|flag, _| !not_of_it.contains(&flag.as_str()));
+        self.flag(AGENTS, format!("127.0.0.1:{}", free_port()))
+    }
+
+    /// As an agent whose controller listens at `controller`, rather than one with resources of its own.
+    #[must_use]
+    pub fn led_by(mut self, controller: &str) -> Self {
+        self.words = &["agent"];
+        self.unset("--manifests").flag("--controller", controller)
     }
 
     /// With a listener for the hook before the end.
@@ -91,8 +109,8 @@ impl Serve {
             self.command.arg(flag).arg(value);
         }
         let given = |listener: &str| self.flags.get(listener).map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
-        let ([grpc, rest, api, metrics, probes], prestop) = (LISTENERS.map(given), given(PRESTOP));
-        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes, prestop })
+        let ([grpc, rest, api, metrics, probes], prestop, agents) = (LISTENERS.map(given), given(PRESTOP), given(AGENTS));
+        Ok(Berth { process: Process::start("berth", self.command)?, grpc, rest, api, metrics, probes, prestop, agents })
     }
 
     /// Starts it and waits until it says that it is ready.
@@ -115,6 +133,7 @@ pub struct Berth {
     metrics: String,
     probes: String,
     prestop: String,
+    agents: String,
 }
 
 impl Berth {
@@ -143,6 +162,12 @@ impl Berth {
     #[must_use]
     pub fn rest(&self) -> String {
         self.rest.clone()
+    }
+
+    /// Where agents attend a controller.
+    #[must_use]
+    pub fn agents(&self) -> String {
+        self.agents.clone()
     }
 
     /// A URL of the resource API.

@@ -69,6 +69,7 @@ fn an_open_socket_without_a_token_is_not_served() {
         downloads: None,
         drifts: None,
         memory: None,
+        led_by: None,
         access: Access::Loopback,
         limits: Limits::default(),
     };

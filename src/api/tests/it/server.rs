@@ -53,6 +53,7 @@ impl Server {
             downloads: None,
             drifts: None,
             memory: None,
+            led_by: None,
             access,
             limits,
         };
