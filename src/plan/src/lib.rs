@@ -4,6 +4,7 @@
 mod admit;
 pub mod alias;
 pub mod background;
+pub mod caution;
 pub mod device;
 pub mod drift;
 mod life;

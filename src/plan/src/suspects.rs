@@ -1,15 +1,22 @@
 //! Which model ends the runtime: judged by what was loading and what was computing when it died.
 //!
 //! Every such model is a suspect as long as it is among those of each death; when it is the only one left, after two deaths, it
-//! is the one. So that the second death can tell, suspects are kept apart at first: one that was loading loads alone, and of
-//! those that computed one computes at a time. A load that ends well is above suspicion; requests that do are not, since
-//! some models end the runtime with some requests only.
+//! is the one. One that takes long cannot be told from models that are always busy in this way: after three deaths in a row at
+//! each of which it was the only one loading it is the one, too. So that the second death can tell, suspects are kept apart at
+//! first: one that was loading loads alone, and of those that computed one computes at a time. A load that ends well is above
+//! suspicion; requests that do are not, since some models end the runtime with some requests only. Deaths more than 15 minutes
+//! apart have nothing to do with each other, and as long as that after the last one nobody is a suspect any more.
 //!
 //! Who ended it twice does not get two more: of such a model the next death is proof enough, until it has shown otherwise.
+//!
+//! What the other pods are told ([`Suspects::suspicions`]) is counted apart: each death at which a model was the only one being
+//! loaded, or the only one that computed while none was; and each at which it was one of several that were being loaded. A
+//! death whose culprit is found counts against the culprit alone. These deaths need not be in a row: that there was one without
+//! it is no excuse. A load that ends well takes back what its loads did, and the verdict.
 
 use std::collections::BTreeMap;
 
-use berth_types::{ModelId, UnixMillis};
+use berth_types::{ModelId, Suspicion, UnixMillis};
 
 /// What the deaths of the runtime so far say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +29,35 @@ pub struct Suspects {
     loaders: BTreeMap<ModelId, UnixMillis>,
     /// Models that have ended it as they computed, and when they last did.
     computers: BTreeMap<ModelId, UnixMillis>,
+    /// What the other pods are told.
+    evidence: BTreeMap<ModelId, Evidence>,
+    /// Models that other pods suspect, and when that was heard last.
+    elsewhere: BTreeMap<ModelId, UnixMillis>,
+}
+
+/// Deaths of the runtime that speak against a model more than against others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Evidence {
+    /// At which only it was being loaded.
+    loading: u32,
+    /// At which it was one of several being loaded.
+    together: u32,
+    /// At which only it computed, and none was being loaded.
+    computing: u32,
+    /// It was found to be the one.
+    found: bool,
+    /// The last one.
+    last: UnixMillis,
+}
+
+impl Evidence {
+    fn counts(&self, now: UnixMillis) -> bool {
+        self.deaths() + self.together > 0 && now.0.saturating_sub(self.last.0) <= CASE
+    }
+
+    fn deaths(&self) -> u32 {
+        (self.loading + self.computing).max(if self.found { 2 } else { 0 })
+    }
 }
 
 /// What a model did when the runtime died.
@@ -34,7 +70,7 @@ struct Did {
 }
 
 /// Deaths further apart than this, in milliseconds, have nothing to do with each other.
-const CASE: u64 = 15 * 60 * 1000;
+const CASE: u64 = crate::caution::CASE.as_secs() * 1000;
 /// So long, in milliseconds, a model that has ended the runtime is known for it.
 const KNOWN: u64 = 60 * 60 * 1000;
 /// A model that was the only one loading at so many deaths in a row is the one, whatever else was there.
@@ -59,6 +95,13 @@ impl Suspects {
         if there.is_empty() {
             return None;
         }
+        let found = self.judge(now, there, loading);
+        self.note(now, loading, computing, found.as_ref());
+        found
+    }
+
+    /// Who of those that were there ended it.
+    fn judge(&mut self, now: UnixMillis, mut there: BTreeMap<ModelId, Did>, loading: &[ModelId]) -> Option<ModelId> {
         let has_done_it =
             |(model, did): &(&ModelId, &Did)| did.load && self.loaders.contains_key(*model) || did.compute && self.computers.contains_key(*model);
         let known: Vec<&ModelId> = there.iter().filter(has_done_it).map(|(model, _)| model).collect();
@@ -84,10 +127,67 @@ impl Suspects {
         None
     }
 
+    /// Counts what the other pods are told of a death.
+    fn note(&mut self, now: UnixMillis, loading: &[ModelId], computing: &[ModelId], found: Option<&ModelId>) {
+        self.evidence.retain(|_, evidence| evidence.counts(now));
+        let mut against = |model: &ModelId, count: fn(&mut Evidence) -> &mut u32| {
+            let evidence = self.evidence.entry(model.clone()).or_default();
+            *count(evidence) += 1;
+            evidence.last = now;
+        };
+        match (found, loading, computing) {
+            (Some(found), ..) => {
+                against(found, if loading.contains(found) { |evidence| &mut evidence.loading } else { |evidence| &mut evidence.computing });
+                for (model, evidence) in &mut self.evidence {
+                    // Whoever was loaded beside it was loaded beside it.
+                    (evidence.together, evidence.found) = (0, evidence.found || model == found);
+                }
+                self.evidence.retain(|_, evidence| evidence.counts(now));
+            }
+            (None, [only], _) => against(only, |evidence| &mut evidence.loading),
+            (None, [], [only]) => against(only, |evidence| &mut evidence.computing),
+            (None, several, _) => several.iter().for_each(|model| against(model, |evidence| &mut evidence.together)),
+        }
+    }
+
+    /// What the other pods should know now, by model. The verdicts are the caller's to add.
+    pub fn suspicions(&self, now: UnixMillis) -> impl Iterator<Item = Suspicion> {
+        self.evidence.iter().filter(move |(_, evidence)| evidence.counts(now)).map(|(model, evidence)| Suspicion {
+            model: model.clone(),
+            deaths: evidence.deaths(),
+            together: evidence.together,
+            last: evidence.last,
+            failure: None,
+        })
+    }
+
+    /// Whether the runtime has died lately in a way of which the other pods were told for the sake of `model`.
+    #[must_use]
+    pub fn has_seen_die(&self, model: &ModelId, now: UnixMillis) -> bool {
+        self.evidence.get(model).is_some_and(|evidence| evidence.counts(now))
+    }
+
+    /// Another pod suspects `model`: its loads are kept apart here, too.
+    pub fn is_suspected_elsewhere(&mut self, model: &ModelId, now: UnixMillis) {
+        self.elsewhere.retain(|_, heard| now.0.saturating_sub(heard.0) <= CASE);
+        self.elsewhere.insert(model.clone(), now);
+    }
+
+    /// The deaths of other pods say that `model` is the one: its next one here is proof enough.
+    pub fn convict(&mut self, model: &ModelId, now: UnixMillis) {
+        for known in [&mut self.loaders, &mut self.computers] {
+            known.insert(model.clone(), now);
+        }
+    }
+
     /// Whether a load of `model` must have the runtime to itself.
     #[must_use]
     pub fn loads_alone(&self, model: &ModelId, now: UnixMillis) -> bool {
-        self.did(model, now).is_some_and(|did| did.load) || is_known(&self.loaders, model, now)
+        let loaded = |evidence: &Evidence| evidence.counts(now) && evidence.loading + evidence.together > 0;
+        self.did(model, now).is_some_and(|did| did.load)
+            || is_known(&self.loaders, model, now)
+            || self.evidence.get(model).is_some_and(loaded)
+            || self.elsewhere.get(model).is_some_and(|heard| now.0.saturating_sub(heard.0) <= CASE)
     }
 
     /// Whether `model` should compute while no other suspect does.
@@ -105,6 +205,13 @@ impl Suspects {
     /// `model` has loaded well: its loads are above suspicion.
     pub fn acquit(&mut self, model: &ModelId) {
         self.loaders.remove(model);
+        self.elsewhere.remove(model);
+        if let Some(evidence) = self.evidence.get_mut(model) {
+            *evidence = Evidence { computing: evidence.computing, last: evidence.last, ..Evidence::default() };
+            if evidence.computing == 0 {
+                self.evidence.remove(model);
+            }
+        }
         if let Some(did) = self.suspects.get_mut(model) {
             did.load = false;
             if !did.compute {
@@ -123,6 +230,8 @@ impl Suspects {
         self.suspects.remove(model);
         self.loaders.remove(model);
         self.computers.remove(model);
+        self.evidence.remove(model);
+        self.elsewhere.remove(model);
     }
 }
 
@@ -234,6 +343,70 @@ mod tests {
     }
 
     #[test]
+    fn others_are_told_of_who_was_the_only_one_and_of_who_was_one_of_several_that_were_loaded() {
+        for (case, deaths, expected) in [
+            ("it loaded alone beside busy ones", &[(&["k"][..], &["a", "b"][..], None)][..], "k 1+0"),
+            ("it computed alone", &[(&[], &["k"], None)], "k 1+0"),
+            ("several computed", &[(&[], &["k", "a"], None)], ""),
+            ("several loaded", &[(&["a", "k"], &["b"], None)], "a 0+1, k 0+1"),
+            ("several, then alone beside a busy one", &[(&["a", "k"], &["b"], None), (&["k"], &["b"], None)], "a 0+1, k 1+1"),
+            ("several, then it was found: nothing is left against the other", &[(&["a", "k"], &[], None), (&["k"], &[], Some("k"))], "k 2+0"),
+            ("found as it computed beside one that was loaded", &[(&[], &["k"], None), (&["a"], &["k"], Some("k"))], "k 2+0"),
+            ("found among several", &[(&["k", "a"], &["b"], None), (&["k", "c"], &["d"], Some("k"))], "k 2+0"),
+            ("one without it between", &[(&["k"], &[], None), (&["a"], &[], None), (&["k"], &[], None)], "a 1+0, k 2+0"),
+        ] {
+            let mut suspects = Suspects::default();
+            judge(&mut suspects, case, deaths);
+            let told = |now| -> Vec<String> { suspects.suspicions(now).map(|it| format!("{} {}+{}", it.model, it.deaths, it.together)).collect() };
+            assert_eq!(told(UnixMillis(1 + CASE)).join(", "), expected, "{case}");
+            assert!(told(UnixMillis(2 + CASE)).is_empty(), "{case}: no longer than the case lasts");
+        }
+    }
+
+    #[test]
+    fn a_load_that_ends_well_takes_back_what_others_were_told_of_loads() {
+        let mut suspects = Suspects::default();
+        judge(
+            &mut suspects,
+            "each in its way",
+            &[(&["a", "b"], &[], None), (&[], &["b"], Some("b")), (&["c"], &["b"], Some("b")), (&["d"], &[], None)],
+        );
+        let seen = |suspects: &Suspects| models(&["a", "b", "c", "d"]).into_iter().filter(|it| suspects.has_seen_die(it, UnixMillis(1))).count();
+        assert_eq!(seen(&suspects), 2);
+        for model in models(&["b", "d"]) {
+            suspects.acquit(&model);
+        }
+        let left: Vec<Suspicion> = suspects.suspicions(UnixMillis(1)).collect();
+        let expected = Suspicion { model: models(&["b"]).remove(0), deaths: 2, together: 0, last: UnixMillis(1), failure: None };
+        assert_eq!(left, [expected], "what it did as it computed");
+        assert_eq!(seen(&suspects), 1);
+    }
+
+    #[test]
+    fn who_is_convicted_by_deaths_elsewhere_is_the_one_at_its_next_death_here() {
+        let [killer, good] = &models(&["killer", "good"])[..] else { panic!("two") };
+        for (loading, computing) in [(&["killer", "good"][..], &[][..]), (&[], &["killer", "good"])] {
+            let mut suspects = Suspects::default();
+            suspects.convict(killer, UnixMillis(1));
+            assert!(suspects.loads_alone(killer, UnixMillis(2)) && suspects.computes_alone(killer, UnixMillis(2)));
+            assert!(!suspects.loads_alone(good, UnixMillis(2)));
+            judge(&mut suspects, "once", &[(loading, computing, Some("killer"))]);
+        }
+    }
+
+    #[test]
+    fn who_is_suspected_elsewhere_loads_alone_here_until_it_has_loaded_well_or_the_case_is_over() {
+        let (mut suspects, model) = (Suspects::default(), &models(&["m"])[0]);
+        suspects.is_suspected_elsewhere(model, UnixMillis(1));
+        for (at, alone) in [(1, true), (1 + CASE, true), (2 + CASE, false)] {
+            assert_eq!(suspects.loads_alone(model, UnixMillis(at)), alone, "{at}");
+        }
+        assert!(!suspects.has_seen_die(model, UnixMillis(1)) && !suspects.computes_alone(model, UnixMillis(1)));
+        suspects.acquit(model);
+        assert!(!suspects.loads_alone(model, UnixMillis(1)));
+    }
+
+    #[test]
     fn of_a_model_that_is_gone_for_good_nothing_is_known() {
         let mut suspects = Suspects::default();
         judge(
@@ -241,7 +414,8 @@ mod tests {
             "a suspect, and one that is known",
             &[(&[], &["known"], None), (&[], &["known"], Some("known")), (&["suspect"], &[], None)],
         );
-        for model in models(&["known", "suspect"]) {
+        suspects.is_suspected_elsewhere(&models(&["other"])[0], UnixMillis(1));
+        for model in models(&["known", "suspect", "other"]) {
             suspects.forget(&model);
         }
         assert_eq!(suspects, Suspects { last: Some(UnixMillis(1)), ..Suspects::default() });

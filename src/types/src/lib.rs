@@ -12,6 +12,7 @@ mod memory;
 mod real;
 mod registration;
 mod size;
+mod suspicion;
 mod time;
 
 pub use content::{Content, ContentDigest, ParseContentDigestError};
@@ -23,4 +24,5 @@ pub use memory::{Footprint, Pool};
 pub use real::{Reading, Real, Usage};
 pub use registration::{Class, Keep, ModelFormat, Parameters, Placement, Registration, StorageRef};
 pub use size::{ByteSize, ParseByteSizeError};
+pub use suspicion::{Caution, Suspicion};
 pub use time::{Deadline, UnixMillis};
