@@ -56,12 +56,14 @@ struct Attending {
     /// The models of which it said anything but "absent, and never failed".
     held: BTreeSet<ModelId>,
     orders: Arc<Orders>,
-    suspicions: Vec<Suspicion>,
+    suspicions: Arc<[Suspicion]>,
 }
 
 #[derive(Default)]
 struct Pods {
     attending: BTreeMap<PodId, Attending>,
+    /// What agents that have gone suspected: a model is no better for that. As long as it counts.
+    left: BTreeMap<PodId, Told>,
     streams: u64,
     /// Attended before this process, and not yet since.
     awaited: BTreeSet<PodId>,
@@ -175,7 +177,7 @@ impl Hub {
                 before.end.cancel();
                 (before.held, before.suspicions, true)
             }
-            None => (BTreeSet::new(), Vec::new(), was_awaited),
+            None => (BTreeSet::new(), Arc::default(), was_awaited),
         };
         info!(pod = %id, %location, runtime = %pod.runtime, "an agent attends");
         let attending = Attending {
@@ -227,7 +229,9 @@ impl Hub {
             if pods.attending.get(pod).is_none_or(|attending| attending.stream != stream) {
                 return;
             }
-            pods.attending.remove(pod);
+            if let Some(Attending { location, suspicions, .. }) = pods.attending.remove(pod).filter(|left| !left.suspicions.is_empty()) {
+                pods.left.insert(pod.clone(), Told { location, suspicions });
+            }
             self.count(&pods);
             Self::known(&pods)
         };
@@ -242,10 +246,15 @@ impl Hub {
     }
 
     /// What the agents suspect of models, by agent.
-    fn told(&self) -> Told {
-        let pods = self.shared.pods.lock();
-        let told = pods.attending.iter().filter(|(_, attending)| !attending.suspicions.is_empty());
-        told.map(|(pod, attending)| (pod.clone(), (attending.location.clone(), attending.suspicions.clone()))).collect()
+    fn told(&self) -> BTreeMap<PodId, Told> {
+        let mut pods = self.shared.pods.lock();
+        let now = self.shared.clock.wall();
+        pods.left.retain(|_, told| told.suspicions.iter().any(|suspicion| now < suspicion.last.after(caution::CASE)));
+        let mut told = pods.left.clone();
+        for (pod, attending) in pods.attending.iter().filter(|(_, attending)| !attending.suspicions.is_empty()) {
+            told.insert(pod.clone(), Told { location: attending.location.clone(), suspicions: Arc::clone(&attending.suspicions) });
+        }
+        told
     }
 
     /// What this agent is to beware of, now.
@@ -302,11 +311,13 @@ impl Seat {
         }
     }
 
-    pub(crate) async fn suspects(&self, suspicions: Vec<Suspicion>) {
-        for suspicion in &suspicions {
+    pub(crate) async fn suspects(&self, suspicions: Arc<[Suspicion]>) {
+        for suspicion in &*suspicions {
             warn!(pod = %self.pod, model = %suspicion.model, deaths = suspicion.deaths, "an agent's inference server may have died of a model");
         }
-        self.hub.with(&self.pod, self.stream, |attending| attending.suspicions = suspicions);
+        if self.hub.with(&self.pod, self.stream, |attending| attending.suspicions = suspicions).is_some() {
+            self.hub.shared.pods.lock().left.remove(&self.pod);
+        }
         self.hub.shared.suspicions.send_replace(());
         if let Some(controller) = self.hub.controller() {
             controller.report(&self.pod, Vec::new()).await;
@@ -359,8 +370,7 @@ impl Agents for Hub {
     }
 
     fn not_before(&self, pod: &PodId, model: &ModelId) -> Option<UnixMillis> {
-        let cautions = self.cautions(pod);
-        cautions.iter().find(|caution| caution.model == *model).map(|caution| caution.until)
+        self.cautions(pod).into_iter().find(|caution| caution.model == *model).map(|caution| caution.until)
     }
 
     async fn load(&self, pod: &PodId, model: Arc<Registration>, may_evict: MayEvict) {

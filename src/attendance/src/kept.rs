@@ -70,7 +70,7 @@ mod tests {
     fn a_view_of_many_parts_is_read_as_it_was_written_and_half_a_file_is_told() {
         let names = (0..5_000).map(|n| {
             let entry = NameEntry { active: Some(registration(&format!("model-{n}__isvc-0123456789"))), target: None, failure: None };
-            (Name::new(&format!("model-{n}")).expect("valid"), Some(entry))
+            (Name::new(format!("model-{n}")).expect("valid"), Some(entry))
         });
         let called = registration("called");
         let view = View::default().with_names(names).with_managed([(called.id.clone(), Some(called))], []).numbered((3, 77), true);

@@ -30,7 +30,7 @@ impl Remembered {
     }
 
     pub(crate) fn write(&self, pods: &BTreeSet<PodId>) {
-        if let Err(fault) = replace(&self.0, |file| Ok(file.write_all(&serde_json::to_vec(pods)?)?)) {
+        if let Err(fault) = replace(&self.0, |file| file.write_all(&serde_json::to_vec(pods)?)) {
             warn!(file = %self.0.display(), error = %fault, "cannot keep which agents attend: after a restart none is waited for");
         }
     }

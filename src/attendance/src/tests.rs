@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_adapters::{FakeRuntime, RuntimeInfo, Script};
+use berth_adapters::fake::Script;
+use berth_adapters::{FakeRuntime, RuntimeInfo};
 use berth_controller::{Agents as _, Controller};
 use berth_proto::attendance::{FromAgent, FromController};
 use berth_puller::fake::{FakeFetch, Scripted};
@@ -184,7 +185,7 @@ impl Agent {
             config: berth_residency::Config::default(),
         });
         let who = Who {
-            pod: PodId::new(&format!("uid-{number}")).expect("valid"),
+            pod: PodId::new(format!("uid-{number}")).expect("valid"),
             location,
             runtime: Arc::clone(&info.name),
             budget,
@@ -493,7 +494,7 @@ async fn a_model_that_ends_servers_ends_two_of_three_at_most_and_fifty_others_se
     apply(&store, "killer").await;
     let id = agents[0].registration("killer").await.id.clone();
     for agent in &agents {
-        agent.runtime.script(&id, Script::default().loading_for(Duration::from_millis(50)).ending_the_runtime(secs(1)));
+        agent.runtime.script(id.as_str(), Script::default().loading_for(Duration::from_millis(50)).ending_the_runtime(secs(1)));
     }
     let deaths = || agents.iter().map(|agent| agent.runtime.deaths()).sum::<u32>();
     leads.status_is("killer", |status| status["activeModelState"] == "FailedToLoad").await;

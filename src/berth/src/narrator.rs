@@ -13,6 +13,7 @@ use berth_puller::Progress;
 use berth_registry::{Changes, Json, Kind, Object, ObjectKey, Resolved, Views};
 use berth_residency::Residency;
 use berth_telemetry::Clock;
+use berth_telemetry::field::took;
 use berth_types::{ByteSize, CopyState, Owner};
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
@@ -25,7 +26,7 @@ use crate::ports::Addresses;
 use crate::serve::shown;
 use crate::tls::{self, Reached};
 use crate::token::ApiToken;
-use crate::ui::{Standing, Ui, took};
+use crate::ui::{Standing, Ui};
 
 /// What the narrator follows, and what it needs for its line to paste.
 pub(crate) struct Sources {
@@ -57,9 +58,12 @@ pub(crate) async fn lead(ui: Ui, clock: Clock, config: Config, at: Leads, mut ca
     ui.line("token", &access(config.api_token.as_ref()));
     ui.line("metrics", &format!("http://{}/metrics", at.metrics));
     ui.line("probes", &format!("http://{}/ready", at.probes));
+    let known = async {
+        while !*caught_up.borrow_and_update() && caught_up.changed().await.is_ok() {}
+    };
     tokio::select! {
         () = stopping.cancelled() => {}
-        _ = caught_up.wait_for(|caught_up| *caught_up) => {
+        () = known => {
             ui.line("ready", &format!("statuses say what is after {}", took(clock.now().saturating_duration_since(started))));
             stopping.cancelled().await;
         }
@@ -134,9 +138,7 @@ impl Narrator {
     /// Where nobody here has resources: says when it is known which models there are, and that it stops.
     pub(crate) async fn attend(self, stopping: CancellationToken) {
         let mut numbers = self.views.numbers();
-        let known = async {
-            while !self.views.current().is_ready() && numbers.changed().await.is_ok() {}
-        };
+        let known = async { while !self.views.current().is_ready() && numbers.changed().await.is_ok() {} };
         tokio::select! {
             () = stopping.cancelled() => {}
             () = known => {
