@@ -188,14 +188,31 @@ impl Supervised {
     }
 }
 
-/// An agent with its own Triton, data and model repository; models and resources are those of the fixture.
-async fn pod(fixture: &Fixture, number: usize, host_memory: &str) -> Result<(Supervised, Berth)> {
+/// An agent with its own Triton, data and model repository; models and resources are those of the fixture, or of its controller.
+async fn pod(fixture: &Fixture, number: usize, host_memory: &str, controller: Option<&Berth>) -> Result<(Supervised, Berth)> {
     let repository = fixture.path(&format!("repository-{number}"));
     fs::create_dir_all(&repository)?;
     let triton = Supervised::of(Triton::start(&fixture.parts, &repository).await?);
-    let serve = fixture.serve(host_memory).beside("triton", &triton.grpc, &repository);
+    let mut serve = fixture.serve(host_memory).beside("triton", &triton.grpc, &repository);
+    if let Some(controller) = controller {
+        serve = serve.led_by(&controller.agents()).flag("--pod-name", format!("pod-{number}"));
+    }
     let berth = serve.flag("--runtime-process", "off").flag("--data", fixture.path(&format!("data-{number}"))).start().await?;
     Ok((triton, berth))
+}
+
+/// Three of them with one controller.
+async fn three(fixture: &Fixture) -> Result<(Berth, Vec<(Supervised, Berth)>)> {
+    let controller = fixture.serve(ROOMY).leads().start().await?;
+    let mut pods = Vec::new();
+    for number in 0..3 {
+        pods.push(pod(fixture, number, ROOM_FOR_EIGHT, Some(&controller)).await?);
+    }
+    Ok((controller, pods))
+}
+
+fn deaths(pods: &[(Supervised, Berth)]) -> u32 {
+    pods.iter().map(|(triton, _)| triton.deaths()).sum()
 }
 
 const GOOD: u32 = 50;
@@ -214,15 +231,15 @@ fn fifty_and_one(stage: &str) -> Result<Fixture> {
     Ok(fixture)
 }
 
-/// Makes the good ones known by calls, so that they are loaded when they are asked for, and then the killer as a resource.
+/// Makes the good ones known by calls of one of them, so that they are loaded when they are asked for, and then the killer as a
+/// resource.
 async fn made_known(fixture: &Fixture, pods: &[(Supervised, Berth)]) -> Result<()> {
-    for (_, berth) in pods {
-        let mut client = ModelMeshClient::connect(format!("http://{}", berth.grpc())).await?;
-        for number in 0..GOOD {
-            let name = format!("good-{number}");
-            let info = ModelInfo { r#type: "mt:python".to_owned(), path: name.clone(), key: r#"{"storage_key":"models"}"#.to_owned() };
-            client.register_model(RegisterModelRequest { model_id: name, model_info: Some(info), ..RegisterModelRequest::default() }).await?;
-        }
+    let (_, first) = pods.first().context("there is one")?;
+    let mut client = ModelMeshClient::connect(format!("http://{}", first.grpc())).await?;
+    for number in 0..GOOD {
+        let name = format!("good-{number}");
+        let info = ModelInfo { r#type: "mt:python".to_owned(), path: name.clone(), key: r#"{"storage_key":"models"}"#.to_owned() };
+        client.register_model(RegisterModelRequest { model_id: name, model_info: Some(info), ..RegisterModelRequest::default() }).await?;
     }
     // Some are there before it comes.
     for number in 0..6 {
@@ -247,31 +264,38 @@ async fn all_serve(pods: &[(Supervised, Berth)]) -> Result<BTreeMap<u16, u32>> {
 }
 
 #[tokio::test]
-async fn a_model_that_kills_three_servers_as_it_loads_does_so_twice_each_and_fifty_others_serve_on() -> Result<()> {
+async fn a_model_that_kills_servers_as_it_loads_does_so_twice_in_all_beside_three_and_fifty_others_serve_on() -> Result<()> {
     let fixture = fifty_and_one("load")?;
-    let mut pods = Vec::new();
-    for number in 0..3 {
-        pods.push(pod(&fixture, number, ROOM_FOR_EIGHT).await?);
-    }
+    let (controller, pods) = three(&fixture).await?;
     made_known(&fixture, &pods).await?;
-    for (_, berth) in &pods {
-        let standing = berth.stands("killer", LOADS, |standing| standing.active == "FailedToLoad").await?;
-        ensure!(standing.reason == "ModelLoadFailed" && standing.message.contains("runtime exited while loading it"), "{standing:?}");
-    }
-    let deaths = |pods: &[(Supervised, Berth)]| pods.iter().map(|(triton, _)| triton.deaths()).collect::<Vec<_>>();
-    ensure!(deaths(&pods) == [2, 2, 2], "{:?}", deaths(&pods));
+    let standing = controller.stands("killer", LOADS, |standing| standing.active == "FailedToLoad").await?;
+    ensure!(standing.reason == "ModelLoadFailed" && standing.message.contains("runtime exited while loading it"), "{standing:?}");
+    ensure!(deaths(&pods) == 2, "{}", deaths(&pods));
     let refused = all_serve(&pods).await?;
-    ensure!(refused.keys().all(|status| *status >= 400) && deaths(&pods) == [2, 2, 2], "{refused:?}, {:?}", deaths(&pods));
-    for (_, berth) in &pods {
-        ensure!(berth.standing("killer").await?.active == "FailedToLoad", "it stays so");
-    }
+    ensure!(refused.keys().all(|status| *status >= 400) && deaths(&pods) == 2, "{refused:?}, {} deaths", deaths(&pods));
+    ensure!(controller.standing("killer").await?.active == "FailedToLoad", "it stays so");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_model_that_kills_servers_as_it_computes_does_so_twice_in_all_beside_three_and_fifty_others_serve_on() -> Result<()> {
+    let fixture = fifty_and_one("infer")?;
+    let (controller, pods) = three(&fixture).await?;
+    made_known(&fixture, &pods).await?;
+    controller.stands("killer", LOADS, |standing| standing.active == "Loaded").await?;
+    let reply = ask(&pods[0].1, "killer").await?;
+    ensure!(reply.status >= 400, "{} {}", reply.status, reply.text());
+    let standing = controller.stands("killer", SOON, |standing| standing.active == "FailedToLoad").await?;
+    ensure!(standing.message.contains("runtime exited while computing with it"), "{standing:?}");
+    let refused = all_serve(&pods).await?;
+    ensure!(refused.keys().all(|status| *status >= 400) && deaths(&pods) == 2, "{refused:?}, {} deaths", deaths(&pods));
     Ok(())
 }
 
 #[tokio::test]
 async fn a_model_that_kills_its_server_as_it_computes_does_so_twice_and_fifty_others_serve_on() -> Result<()> {
     let fixture = fifty_and_one("infer")?;
-    let pods = [pod(&fixture, 0, ROOM_FOR_EIGHT).await?];
+    let pods = [pod(&fixture, 0, ROOM_FOR_EIGHT, None).await?];
     let [(triton, berth)] = &pods;
     made_known(&fixture, &pods).await?;
     berth.stands("killer", LOADS, |standing| standing.active == "Loaded").await?;

@@ -8,6 +8,7 @@ mod answers;
 mod beside;
 mod check_runtime;
 mod cli;
+mod cluster;
 mod crash;
 mod devices;
 mod downloads;

@@ -1,6 +1,7 @@
 //! The agent's end: attends, for as long as the process lives, whichever controller there is.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A view that has changed is written to the disk after so long: many changes are one file.
 const KEPT_AFTER: Duration = Duration::from_secs(5);
+/// How long the last word may take to leave.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Reports in one message.
 const TOGETHER: usize = 256;
 
@@ -181,12 +184,18 @@ impl Attendant {
         *attended = true;
         info!(controller = %self.line, epoch, "attends the controller");
         self.metrics.set(Gauge::ControllerUp, &[], 1);
+        let mut hears = pin!(self.hear(told));
         let ended = tokio::select! {
             ended = speak(&self.residency, &self.clock, self.views.numbers(), &tell, shutdown) => ended,
-            ended = self.hear(told) => ended,
+            ended = &mut hears => ended,
         };
         match ended {
-            Ok(()) => End::Shutdown,
+            Ok(()) => {
+                // The last word must have left before the stream does: the controller ends it then.
+                drop(tell);
+                let _ = self.clock.until(self.clock.deadline_in(LAST_WORD), hears).await;
+                End::Shutdown
+            }
             Err(why) => End::Broken(why),
         }
     }

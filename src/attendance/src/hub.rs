@@ -128,6 +128,7 @@ impl Hub {
             ended: CancellationToken::new(),
         };
         let hub = Hub { shared: Arc::new(shared) };
+        hub.shared.metrics.set(Gauge::Agents, &[], 0);
         views.follow(Arc::new(hub.clone()));
         hub
     }

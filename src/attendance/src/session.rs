@@ -9,7 +9,7 @@ use berth_proto::attendance::{Beat, FromAgent, FromController, Hello, Number, Re
 use berth_types::{CopyReport, Footprint, Location, PodId};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::{debug, info};
@@ -45,8 +45,9 @@ impl Hub {
         let seat = Arc::new(self.seat(newcomer));
         let (tell, told) = mpsc::channel(WAITING);
         let beats = Arc::<Notify>::default();
-        let hears = hear(Arc::clone(&seat), said, Arc::clone(&beats));
-        let speaks = speak(Arc::clone(&seat), tell.clone(), epoch, beats);
+        let (introduced, is_introduced) = oneshot::channel();
+        let hears = hear(Arc::clone(&seat), said, Arc::clone(&beats), introduced);
+        let speaks = speak(Arc::clone(&seat), tell.clone(), epoch, (beats, is_introduced));
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = hears => ended,
@@ -77,8 +78,14 @@ fn newcomer(hello: Hello) -> Result<Newcomer, Status> {
     Ok(Newcomer { pod, location: Location::of_pod_name(&location), epoch })
 }
 
-/// Takes in what the agent says until it says no more.
-async fn hear(seat: Arc<Seat>, mut said: impl Stream<Item = Result<FromAgent, Status>> + Send + Unpin, beats: Arc<Notify>) -> Result<(), Status> {
+/// Takes in what the agent says until it says no more. `introduced` is told when all that it held at first counts.
+async fn hear(
+    seat: Arc<Seat>,
+    mut said: impl Stream<Item = Result<FromAgent, Status>> + Send + Unpin,
+    beats: Arc<Notify>,
+    introduced: oneshot::Sender<()>,
+) -> Result<(), Status> {
+    let mut introduced = Some(introduced);
     let clock = seat.hub().clock().clone();
     // The models of the first reports, until all of them have come.
     let mut all = Some(BTreeSet::new());
@@ -96,6 +103,12 @@ async fn hear(seat: Arc<Seat>, mut said: impl Stream<Item = Result<FromAgent, St
                 }
                 let first = if complete { all.take() } else { None };
                 seat.report(copies, first.as_ref()).await;
+                if let Some(introduced) = introduced.take_if(|_| first.is_some()) {
+                    if let Some(controller) = seat.hub().controller() {
+                        controller.turned().await;
+                    }
+                    let _ = introduced.send(());
+                }
             }
             Some(Said::Room(free)) => seat.has_room(wire::read("the agent's free memory", &free)?).await,
             Some(Said::Suspicions(suspicions)) => seat.suspects(wire::read("what the agent suspects", &suspicions)?).await,
@@ -112,13 +125,29 @@ async fn hear(seat: Arc<Seat>, mut said: impl Stream<Item = Result<FromAgent, St
 }
 
 /// Tells the agent what it is to know, until it listens no more.
-async fn speak(seat: Arc<Seat>, tell: mpsc::Sender<Result<FromController, Status>>, epoch: u64, beats: Arc<Notify>) -> Result<(), Status> {
+async fn speak(
+    seat: Arc<Seat>,
+    tell: mpsc::Sender<Result<FromController, Status>>,
+    epoch: u64,
+    (beats, mut introduced): (Arc<Notify>, oneshot::Receiver<()>),
+) -> Result<(), Status> {
     use from_controller::Said;
 
     let say = async |said: Said| tell.send(Ok(FromController { said: Some(said) })).await.map_err(|_gone| Status::cancelled("it listens no more"));
     let hub = seat.hub();
     let (mut numbers, mut suspicions) = (hub.views().numbers(), hub.suspicions());
     say(Said::Welcome(Welcome { epoch })).await?;
+    // A view in which it does not count yet would have it refuse what nobody else serves.
+    loop {
+        tokio::select! {
+            told = &mut introduced => match told {
+                Ok(()) => break,
+                Err(_ended) => return std::future::pending().await,
+            },
+            () = beats.notified() => say(Said::Beat(Beat {})).await?,
+            () = tell.closed() => return Ok(()),
+        }
+    }
     let mut told_cautions = Vec::new();
     let mut known = None;
     loop {

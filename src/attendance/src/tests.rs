@@ -374,12 +374,26 @@ async fn a_controller_that_begins_anew_waits_for_the_agents_of_before_and_takes_
     assert!(leads.hub.awaits_others());
     clock.sleep(secs(4)).await;
     assert_eq!(store.version(), version, "there is nothing to conclude yet");
-    rope.tie(&leads.hub);
     let loads = agent.runtime.loads().len();
+    // At no moment it is told that nobody serves it.
+    let watched = tokio::spawn({
+        let (views, mut numbers) = (agent.views.clone(), agent.views.numbers());
+        async move {
+            loop {
+                assert!(matches!(views.current().resolve("digits"), Resolved::Model(_)), "{:?}", views.current().resolve("digits"));
+                if numbers.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    rope.tie(&leads.hub);
     agent.ask("digits").await.expect("it was served all along");
     apply(&store, "next").await;
     leads.loaded("next", 1).await;
     assert_eq!((leads.status("digits")["activeModelState"].clone(), agent.runtime.loads().len()), (json!("Loaded"), loads + 1));
+    assert!(!watched.is_finished());
+    watched.abort();
     rope.cut();
     leads.end().await;
 
@@ -539,7 +553,9 @@ async fn over_a_real_socket_an_agent_attends_with_the_token_and_nobody_does_with
     agent.ask("digits").await.expect("it loads");
     leads.loaded("digits", 1).await;
     agent.leave().await;
+    let left = clock.now();
     leads.status_is("digits", |status| status["totalCopies"] == 0).await;
+    assert!(clock.now() - left < secs(5), "its last word was heard: {:?}", clock.now() - left);
     stop.cancel();
     port.await.expect("no panic").expect("it ends");
 }

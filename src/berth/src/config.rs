@@ -537,7 +537,9 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
         beside.is_file().then_some(beside)
     });
     if let Some(path) = &file {
-        read_file(path, &mut reading, &keys);
+        // What a folder of resources says to `berth serve` says nothing to who leads.
+        let of_others: &[&str] = if leader.is_some() { &KEYS } else { &[] };
+        read_file(path, &mut reading, &keys, of_others);
     }
     if agent.is_some() {
         beside::usual_ports(&mut reading, variable);
@@ -559,8 +561,9 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
 
 const DEFAULT_MANIFESTS: &str = "examples/quickstart";
 
-/// Adds what the file says where neither a flag nor a variable did. Relative paths in it start at its own folder.
-fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
+/// Adds what the file says where neither a flag nor a variable did. Relative paths in it start at its own folder. `of_others` are
+/// keys that are passed over.
+fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str], of_others: &[&str]) {
     let shown = path.display();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -572,6 +575,9 @@ fn read_file(path: &Path, reading: &mut Reading, keys: &[&'static str]) {
     };
     for (key, value) in table {
         let Some(known) = keys.iter().find(|known| **known == key) else {
+            if of_others.contains(&key.as_str()) {
+                continue;
+            }
             reading.faults.push(format!("configuration file {shown}: unknown key {key:?}: the keys are {}", keys.join(", ")));
             continue;
         };
@@ -975,6 +981,62 @@ mod tests {
     }
 
     #[test]
+    fn who_leads_says_where_agents_attend_and_what_is_said_to_serve_is_passed_over() {
+        let command = ControllerArgs::augment_args(Line::new("controller"));
+        let flags: Vec<String> =
+            command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).filter(|flag| flag != "config").collect();
+        assert_eq!(flags, LEADING_KEYS);
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("berth.toml"), "host-memory = \"2 MiB\"\nagents = \"127.0.0.1:9034\"\n").expect("written");
+        let place = folder.path().to_str().expect("text").to_owned();
+        let read = |more: &[&str], token: Option<&'static str>| {
+            let line = ["controller", "--manifests", &place].into_iter().chain(more.iter().copied());
+            let matches = command.clone().get_matches_from(line);
+            read_with(&matches, Command::Controller, &|name| token.filter(|_| name == TOKEN).map(OsString::from))
+        };
+        let config = read(&["--grpc-url", "grpc://m:1"], None).expect("right");
+        assert_eq!((config.role, config.endpoints.grpc.as_deref()), (Role::Leads(SocketAddr::from(([127, 0, 0, 1], 9034))), Some("grpc://m:1")));
+        for (flags, token, says) in [
+            (&["--agents", "0.0.0.0:1"][..], None, "--agents: 0.0.0.0:1 can be reached from elsewhere: give the agents a token"),
+            (&["--agents", "0.0.0.0:1"], Some("t"), ""),
+            (&["--agents", "127.0.0.1:8088"], None, "127.0.0.1:8088 is taken by"),
+            (&["--agents", "127.0.0.1:8033"], None, ""),
+            (&["--agents", "here"], None, "--agents: \"here\" is not an address"),
+        ] {
+            let told = read(flags, token).map(|_| String::new()).unwrap_or_else(|faults| faults.to_string());
+            assert!(told.contains(says) && told.is_empty() == says.is_empty(), "{flags:?}: {told}");
+        }
+    }
+
+    #[test]
+    fn an_agent_has_a_controller_or_a_folder_of_its_own() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (place, file) = (folder.path().to_str().expect("text"), folder.path().join("token"));
+        std::fs::write(&file, "t0k3n\n").expect("written");
+        let file = file.to_str().expect("text");
+        let read = |more: &[&str], variables: &[(&'static str, &'static str)]| {
+            let command = AgentArgs::augment_args(Line::new("agent"));
+            let matches = command.get_matches_from(["agent", "--runtime", "triton"].into_iter().chain(more.iter().copied()));
+            read_with(&matches, Command::Agent, &|name| variables.iter().find(|(known, _)| *known == name).map(|(_, text)| text.into()))
+        };
+        let config = read(&["--controller", "leader:8034", "--controller-token-file", file], &[("WKUBE_POD_NAME", "pod-x")]).expect("right");
+        let Role::Attends(controller) = config.role else { panic!("it attends") };
+        assert_eq!((controller.target.to_string().as_str(), config.pod_name.as_deref()), ("leader:8034", Some("pod-x")));
+        assert_eq!(controller.token.map(|given| given.token.secret().to_owned()).as_deref(), Some("t0k3n"));
+        for (flags, variables, says) in [
+            (&["--controller", "leader:8034", "--standalone", "--manifests", place][..], &[][..], "--standalone is given as well"),
+            (&["--controller", "leader:8034", "--manifests", place], &[], "--manifests: the controller has the resources"),
+            (&["--controller", "leader"], &[], "--controller: "),
+            (&["--controller", "leader:8034", "--controller-token-file", file], &[("BERTH_CONTROLLER_TOKEN", "x")], "is set as well"),
+            (&["--controller", "leader:8034"], &[("BERTH_CONTROLLER_TOKEN", "two words")], "BERTH_CONTROLLER_TOKEN: the token must be"),
+            (&["--controller", "leader:8034", "--controller-token-file", "/no/such"], &[], "--controller-token-file: "),
+        ] {
+            let told = read(flags, variables).map(|_| String::new()).unwrap_or_else(|faults| faults.to_string());
+            assert!(told.contains(says), "{flags:?}: {told}");
+        }
+    }
+
+    #[test]
     fn a_pod_that_was_made_for_modelmesh_says_all_but_what_it_is() {
         let folder = tempfile::tempdir().expect("a folder");
         let command = AgentArgs::augment_args(Line::new("agent"));
@@ -1063,7 +1125,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let place = folder.path().to_str().expect("text");
         for (flags, says) in [
-            (&["--manifests", place][..], &["there is no controller to join yet", "--runtime: which inference server is it?"][..]),
+            (
+                &["--manifests", place][..],
+                &["who leads it? write --controller HOST:PORT, or --standalone", "--runtime: which inference server is it?"][..],
+            ),
             (&["--manifests", place, "--standalone", "--runtime", "tfserving"], &["--runtime: \"tfserving\" is no inference server that is known"]),
             (
                 &["--manifests", place, "--standalone", "--runtime", "mlserver", "--repository", place],

@@ -58,9 +58,7 @@ pub(crate) async fn lead(ui: Ui, clock: Clock, config: Config, at: Leads, mut ca
     ui.line("token", &access(config.api_token.as_ref()));
     ui.line("metrics", &format!("http://{}/metrics", at.metrics));
     ui.line("probes", &format!("http://{}/ready", at.probes));
-    let known = async {
-        while !*caught_up.borrow_and_update() && caught_up.changed().await.is_ok() {}
-    };
+    let known = async { while !*caught_up.borrow_and_update() && caught_up.changed().await.is_ok() {} };
     tokio::select! {
         () = stopping.cancelled() => {}
         () = known => {

@@ -23,7 +23,7 @@ use berth_types::{
     Content, ContentDigest, CopyState, Failure, Footprint, Location, ModelId, Name, Namespace, PodId, Reason, Registration, Retry, Step, UnixMillis,
 };
 use futures::FutureExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -93,6 +93,8 @@ pub struct Leader {
     /// Versions of which pods have to know that they are kept otherwise.
     to_amend: Vec<Arc<Registration>>,
     to_load: Vec<LoadCommand>,
+    /// Who waits for the end of this turn.
+    to_tell: Vec<oneshot::Sender<()>>,
     retired: VecDeque<Arc<Registration>>,
 
     /// First good contents of before this leader, until their versions are registered again.
@@ -156,6 +158,7 @@ impl Leader {
             to_retire: Vec::new(),
             to_amend: Vec::new(),
             to_load: Vec::new(),
+            to_tell: Vec::new(),
             retired: VecDeque::new(),
             remembered: HashMap::new(),
             drifts,
@@ -218,6 +221,7 @@ impl Leader {
             Some(news) = self.incoming.recv() => match news {
                 News::Report(report) => self.take_report(report),
                 News::Name(name) => self.to_look_at.extend(self.names.holder(&name)),
+                News::Turn(done) => self.to_tell.push(done),
             },
             Some(written) = self.writes.join_next() => match written {
                 Ok(written) => self.take_written(written),
@@ -285,6 +289,9 @@ impl Leader {
             if let Some(model) = self.models.get(&model) {
                 self.agents.load(&pod, model.registration.clone(), may_evict).await;
             }
+        }
+        for done in std::mem::take(&mut self.to_tell) {
+            let _ = done.send(());
         }
         if !*self.caught_up.borrow() && self.says_what_is() {
             self.caught_up.send_replace(true);
@@ -803,7 +810,9 @@ impl Leader {
             }
             (Some(active), _) => {
                 let hosts = self.hosts(key, active);
-                if !hosts.pods.is_empty() || self.copies.held(&active.id, &self.pods, now).loaded > 0 {
+                // Before every pod has spoken nobody knows which there are.
+                let may_serve = !hosts.pods.is_empty() || (hosts.none.is_none() && !self.settled);
+                if may_serve || self.copies.held(&active.id, &self.pods, now).loaded > 0 {
                     return None;
                 }
                 match hosts.none {

@@ -51,7 +51,7 @@ use berth_plan::runtime::RuntimeSpec;
 use berth_registry::{Store, Views};
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{CopyReport, Footprint, Location, ModelId, Name, PodId, Registration, UnixMillis};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use berth_plan::status::document::Endpoints;
 pub use drift::{Drift, Drifts};
@@ -153,6 +153,8 @@ enum News {
     Report(Report),
     /// A name came to calls, or went from them.
     Name(Name),
+    /// Somebody waits until what came before has been looked at.
+    Turn(oneshot::Sender<()>),
 }
 
 /// What a pod says.
@@ -205,6 +207,14 @@ impl Controller {
     pub async fn report(&self, pod: &PodId, copies: Vec<CopyReport>) {
         // Nothing to be done about an error: a leader that has ended needs no reports.
         let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies })).await;
+    }
+
+    /// Completes when the leader has looked at all that was reported so far, and the view says what follows from it.
+    pub async fn turned(&self) {
+        let (done, turned) = oneshot::channel();
+        if self.news.send(News::Turn(done)).await.is_ok() {
+            let _ = turned.await;
+        }
     }
 
     /// A name came to calls, or went from them: a resource of that name may lose or get it.

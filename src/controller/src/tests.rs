@@ -43,6 +43,46 @@ async fn nothing_is_loaded_and_nothing_lowered_before_every_pod_has_reported() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_concluded_while_agents_of_before_may_come_back() {
+    let world = World::silent().await;
+    world.awaits(true);
+    world.controller.report(&world.pod(), Vec::new()).await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.pass(secs(5)).await;
+    assert!(world.loads().is_empty() && world.history("digits").is_empty());
+    world.awaits(false);
+    world.controller.report(&world.pod(), Vec::new()).await;
+    world.pass(secs(0)).await;
+    assert_eq!(world.loads(), ["digits"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_to_hold_off_is_asked_when_that_is_over() {
+    let world = World::start().await;
+    world.hold_off(secs(60));
+    world.apply(isvc("digits", onnx("1"))).await;
+    world.pass(secs(59)).await;
+    assert!(world.loads().is_empty());
+    world.pass(secs(2)).await;
+    assert_eq!(world.loads(), ["digits"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_turn_sees_what_follows_from_reports_before_it() {
+    let world = World::start().await;
+    world.apply(isvc("digits", onnx("1"))).await;
+    let failed = |world: &World| matches!(world.resolve("digits"), Resolved::Unservable(_));
+    world.controller.turned().await;
+    assert!(!failed(&world));
+    for hidden in [true, false] {
+        world.hide(hidden);
+        world.controller.report(&world.pod(), Vec::new()).await;
+        world.controller.turned().await;
+        assert_eq!(failed(&world), hidden);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_evicted_model_is_on_standby_until_room_appears() {
     let world = World::start().await;
     world.apply(isvc("digits", onnx("1"))).await;

@@ -270,15 +270,6 @@ impl Residency {
         self.shared.room.subscribe()
     }
 
-    /// stub
-    #[must_use]
-    pub fn suspicions(&self) -> watch::Receiver<Arc<[berth_types::Suspicion]>> {
-        watch::Sender::new(Arc::from([])).subscribe()
-    }
-
-    /// stub
-    pub async fn beware(&self, _cautions: Vec<berth_types::Caution>) {}
-
     /// Why the runtime has to be started anew by whoever keeps it running: it has been drained, and keeps memory that no model
     /// has. `None` while it has not, and always unless [`Config::recycle`] says more than "off".
     #[must_use]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -88,6 +88,12 @@ pub(super) struct Script {
     pod: PodId,
     /// Live pods beside that one, which are of another runtime.
     others: Mutex<Vec<PodId>>,
+    /// It is not there at present.
+    hidden: AtomicBool,
+    /// Agents of before have not come back.
+    awaits: AtomicBool,
+    /// No pod is asked for a load before then.
+    held_off: Mutex<Option<UnixMillis>>,
     clock: Clock,
     controller: OnceLock<Controller>,
     free: Mutex<ByteSize>,
@@ -135,7 +141,16 @@ impl Agents for Script {
             loads_at_a_time: NonZeroUsize::new(2).expect("not zero"),
         };
         let others: Vec<Pod> = self.others.lock().iter().map(|other| pod(other, "other")).collect();
-        [pod(&self.pod, "embedded")].into_iter().chain(others).collect()
+        let there = !self.hidden.load(Ordering::Relaxed);
+        there.then(|| pod(&self.pod, "embedded")).into_iter().chain(others).collect()
+    }
+
+    fn awaits_others(&self) -> bool {
+        self.awaits.load(Ordering::Relaxed)
+    }
+
+    fn not_before(&self, _pod: &PodId, _model: &ModelId) -> Option<UnixMillis> {
+        self.held_off.lock().filter(|until| self.clock.wall() < *until)
     }
 
     async fn load(&self, pod: &PodId, model: Arc<Registration>, _may_evict: MayEvict) {
@@ -352,6 +367,9 @@ impl World {
         let agents = Arc::new(Script {
             pod: PodId::new("p1").expect("valid"),
             others: Mutex::default(),
+            hidden: AtomicBool::new(false),
+            awaits: AtomicBool::new(false),
+            held_off: Mutex::default(),
             clock: clock.clone(),
             controller: OnceLock::new(),
             free: Mutex::new(free),
@@ -404,6 +422,21 @@ impl World {
     /// Lets time pass; paused time only moves when nothing else can, so everything that can happen has happened then.
     pub(super) async fn pass(&self, time: Duration) {
         self.clock.sleep(time + Duration::from_millis(1)).await;
+    }
+
+    /// The pod is there, or is not.
+    pub(super) fn hide(&self, hidden: bool) {
+        self.agents.hidden.store(hidden, Ordering::Relaxed);
+    }
+
+    /// Agents of before are still to come, or have.
+    pub(super) fn awaits(&self, others: bool) {
+        self.agents.awaits.store(others, Ordering::Relaxed);
+    }
+
+    /// Nobody is to be asked for a load for so long.
+    pub(super) fn hold_off(&self, time: Duration) {
+        *self.agents.held_off.lock() = Some(self.clock.wall().after(time));
     }
 
     pub(super) fn pod(&self) -> PodId {
