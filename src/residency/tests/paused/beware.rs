@@ -301,7 +301,7 @@ async fn a_killer_that_is_asked_for_everywhere_ends_two_runtimes_in_all_and_fift
         () = asking => {}
         () = mesh(&pods) => {}
     }
-    assert_eq!(pods.iter().map(|pod| pod.runtime.deaths()).sum::<u64>(), 2);
+    assert_eq!(pods.iter().map(|pod| pod.runtime.deaths()).sum::<u32>(), 2);
 }
 
 #[tokio::test(start_paused = true)]
