@@ -3,7 +3,7 @@
 //! Its end is no fault of the models that it held: their copies are withdrawn, requests on them end as "not now", and as
 //! soon as it answers again they are loaded again, the hottest first. Callers wait for that for a while, then they are told
 //! at once to try again later. Memory stays charged until the runtime's index says that it is free, as ever. Which model may
-//! have ended it is [`berth_plan::Suspects`]' to judge: a suspect loads alone.
+//! have ended it is [`berth_plan::Suspects`]' to judge: a suspect loads alone. What other pods are told of it is in `beware`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -127,6 +127,7 @@ impl Owner {
             }
             self.step(&model, Event::Broke);
         }
+        self.suspicions_due = true;
         if let Some(model) = self.suspects.died(self.clock.wall(), &loading, &computing) {
             let how = if loading.contains(&model) { "loading it, again" } else { "computing with it, again, and with no other suspect" };
             let message = format!("runtime exited while {how} ({why})");

@@ -79,7 +79,13 @@ impl Owner {
                         ending.done.push(done);
                     }
                 }
-                Msg::Load { .. } | Msg::Retire { .. } | Msg::Amend { .. } | Msg::Suspect { .. } | Msg::StorageChanged | Msg::Snapshot { .. } => {}
+                Msg::Load { .. }
+                | Msg::Retire { .. }
+                | Msg::Amend { .. }
+                | Msg::Suspect { .. }
+                | Msg::StorageChanged
+                | Msg::Beware { .. }
+                | Msg::Snapshot { .. } => {}
             }
         }
         let bytes = self.bring_history_up_to_date();

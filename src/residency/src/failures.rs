@@ -46,6 +46,10 @@ impl Record {
         self.out_of_memory
     }
 
+    pub(crate) fn has_ended_the_runtime(&self) -> bool {
+        self.ended_the_runtime
+    }
+
     /// Waiting alone may help.
     fn passes(&self) -> bool {
         self.failure.retry == Retry::Later && !self.out_of_memory

@@ -14,6 +14,7 @@
 //! | `admission` | what starts next and what must go for it |
 //! | `leaving` | drain, unload, confirmation, what the runtime lost or holds for nobody |
 //! | `away` | the runtime goes away and comes back |
+//! | `beware` | models that end runtimes: what other pods are told, and what they tell |
 //! | `truth` | what is really in use, and what follows: measured sizes, pressure, a server that keeps memory |
 //! | `telling`, `ending` | reports, gauges and the history's file; shutting down |
 //! | `keeping`, `failure_file`, `file` | failures on their way to the disk, before they are told; their file; replacing one |
@@ -31,6 +32,7 @@
 
 mod admission;
 mod away;
+mod beware;
 mod config;
 mod ending;
 mod entry;
@@ -67,7 +69,7 @@ use berth_adapters::Runtime;
 use berth_memory::Source;
 use berth_puller::Fetch;
 use berth_telemetry::{Clock, Metrics};
-use berth_types::{Deadline, Footprint, Location, ModelId, Registration, UnixMillis};
+use berth_types::{Caution, Deadline, Footprint, Location, ModelId, Registration, Suspicion, UnixMillis};
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
@@ -114,6 +116,8 @@ struct Shared {
     room: watch::Sender<Footprint>,
     /// Why the runtime has to be started anew, while that is so.
     bloated: watch::Sender<Option<Arc<str>>>,
+    /// What other pods should know of the deaths of the runtime.
+    suspicions: watch::Sender<Arc<[Suspicion]>>,
 }
 
 impl Shared {
@@ -160,6 +164,7 @@ impl Residency {
             bell: Bell::new(clock.clone()),
             room: watch::Sender::new(budget.clone()),
             bloated: watch::Sender::new(None),
+            suspicions: watch::Sender::new(Arc::default()),
         });
         let (inbox, messages) = mpsc::channel(INBOX);
         let work = Work {
@@ -174,6 +179,7 @@ impl Residency {
         };
         let mut owner = Owner::new(Arc::clone(&shared), config, location, (budget, memory), messages, work);
         owner.restore_failures();
+        owner.tell_suspicions();
         (Residency { inbox, shared }, tokio::spawn(Box::pin(owner.run())))
     }
 
@@ -275,6 +281,21 @@ impl Residency {
     #[must_use]
     pub fn must_restart_runtime(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.shared.bloated.subscribe()
+    }
+
+    /// What the deaths of the runtime here say of models, for the other pods: told at the death, before anything is loaded
+    /// again, and whenever it changes. Also what had been found before a restart.
+    #[must_use]
+    pub fn suspicions(&self) -> watch::Receiver<Arc<[Suspicion]>> {
+        self.shared.suspicions.subscribe()
+    }
+
+    /// What must be bewared of here by the deaths of all pods, in the place of what was said before. While a model is tried
+    /// elsewhere no load of it begins here: callers who ask for it get [`WaitError::Failed`] at once (to try again later), and
+    /// the leader an absent copy. After a verdict (to try again after a change) copies of it leave, too. What the runtime is
+    /// loading already goes on.
+    pub async fn beware(&self, cautions: Vec<Caution>) {
+        let _ = self.inbox.send(Msg::Beware { cautions }).await;
     }
 
     /// The books at this moment; `None` when the owner task has ended.

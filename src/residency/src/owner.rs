@@ -19,11 +19,14 @@ use berth_memory::Source;
 use berth_plan::{Effect, Event, MayEvict, Phase, Suspects, device};
 use berth_puller::PullError;
 use berth_telemetry::{Clock, Counter, Gauge, Histogram, Metrics, field};
-use berth_types::{ByteSize, ContentDigest, Failure, Footprint, Location, ModelId, Pool, Reason, Refusal, Registration, Retry, Step, UnixMillis};
+use berth_types::{
+    ByteSize, Caution, ContentDigest, Failure, Footprint, Location, ModelId, Pool, Reason, Refusal, Registration, Retry, Step, UnixMillis,
+};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use crate::away::Watch;
+use crate::beware::Cautions;
 use crate::ending::Ending;
 use crate::entry::{Class, Entry, Ticket, Waiter};
 use crate::failures::{Failures, Kind};
@@ -46,6 +49,7 @@ pub(crate) enum Msg {
     Amend { model: Arc<Registration> },
     Suspect { model: ModelId },
     StorageChanged,
+    Beware { cautions: Vec<Caution> },
     Snapshot { reply: oneshot::Sender<Snapshot> },
     Drain { until: Instant, done: oneshot::Sender<()> },
 }
@@ -101,6 +105,9 @@ pub(crate) struct Owner {
     pub(crate) runtime_down: bool,
     pub(crate) watch: Watch,
     pub(crate) suspects: Suspects,
+    /// What is told of them may have changed.
+    pub(crate) suspicions_due: bool,
+    pub(crate) cautions: Cautions,
     /// One of them loads or computes at a time.
     pub(crate) suspects_at_work: Arc<Semaphore>,
     /// Of loads that wait for others: whether they do no longer.
@@ -137,6 +144,8 @@ impl Owner {
             next_tick: now + config.audit,
             watch: Watch::new(work.runtime.health()),
             suspects: Suspects::default(),
+            suspicions_due: true,
+            cautions: Cautions::default(),
             suspects_at_work: Arc::new(Semaphore::new(1)),
             turns_of_loads: HashMap::new(),
             truth: Truth::new(source, now),
@@ -181,6 +190,7 @@ impl Owner {
     pub(crate) async fn run(mut self) {
         let mut inbox_open = true;
         loop {
+            self.tell_suspicions();
             self.start_what_can_start();
             self.look_if_needed();
             self.read_if_due();
@@ -229,6 +239,7 @@ impl Owner {
                 }
             }
             Msg::StorageChanged => self.storage_changed(),
+            Msg::Beware { cautions } => self.beware(cautions),
             Msg::Snapshot { reply } => {
                 let _ = reply.send(self.snapshot());
             }
@@ -325,6 +336,7 @@ impl Owner {
             self.let_go += u64::from(!self.awaiting_disk.is_empty());
             self.work.look_now.notify_one();
             self.drop_callers_that_left();
+            self.suspicions_due = true;
             for model in self.failures.expire(now) {
                 self.report(&model);
             }
@@ -368,15 +380,15 @@ impl Owner {
             if let Some(stuck) = entry.stuck.clone() {
                 return self.refuse(reply, WaitError::Failed(stuck), "failed");
             }
-            if matches!(entry.phase, Phase::Pulling | Phase::Fitting | Phase::Loading) {
-                return match self.refusal_while_away(&id) {
-                    Some(refusal) => self.refuse(reply, refusal, "runtime-away"),
-                    None => self.attach(model, reply),
-                };
-            }
+        }
+        if let Some(refusal) = self.refusal_by_caution(&id) {
+            return self.refuse(reply, refusal, "suspect");
         }
         if let Some(refusal) = self.refusal_while_away(&id) {
             return self.refuse(reply, refusal, "runtime-away");
+        }
+        if matches!(self.phase(&id), Some(Phase::Pulling | Phase::Fitting | Phase::Loading)) {
+            return self.attach(model, reply);
         }
         // The load has to begin (again): only now is it worth asking whether it can succeed at all.
         if let Some(refusal) = self.never_fits(&model) {
@@ -420,6 +432,9 @@ impl Owner {
         let phase = self.phase(&id);
         if self.ending.is_some() || matches!(phase, Some(Phase::Ready | Phase::Stuck)) {
             return;
+        }
+        if self.is_held_off(&id) {
+            return self.report(&id);
         }
         if phase.is_none()
             && let Some(refusal) = self.never_fits(&model)
@@ -484,6 +499,7 @@ impl Owner {
     fn retire(&mut self, model: Arc<Registration>) {
         let id = model.id.clone();
         self.clear_failure(&id);
+        self.suspicions_due = true;
         let Some(entry) = self.entries.get_mut(&id) else {
             self.forget(&model);
             return self.report(&id);
@@ -508,6 +524,7 @@ impl Owner {
     fn forget(&mut self, model: &Registration) {
         self.work.fetch.forget(model);
         self.suspects.forget(&model.id);
+        self.suspicions_due = true;
         self.shared.history.lock().forget(&model.id);
     }
 
@@ -669,8 +686,10 @@ impl Owner {
                     return self.step(model, Event::Broke);
                 }
                 self.suspects.acquit(model);
+                self.suspicions_due = true;
                 self.clear_failure(model);
                 self.step(model, Event::Loaded);
+                self.obey(model);
             }
             Err((step, error)) => {
                 entry.leaving.nothing_attempted = error.nothing_attempted;
@@ -976,7 +995,8 @@ impl Owner {
         {
             self.forget(registration);
         }
-        let again = entry.wanted() && self.ending.is_none();
+        let refusal = self.refusal_by_caution(model);
+        let again = entry.wanted() && self.ending.is_none() && refusal.is_none();
         match entry.registration.take() {
             Some(registration) if again => {
                 let mut next = Entry::new(entry.ticket, Some(registration), Phase::Pulling, self.work.sequence.next(), entry.since, entry.asked);
@@ -988,7 +1008,7 @@ impl Owner {
             registration => {
                 self.waiting -= entry.waiters.len();
                 for waiter in entry.waiters {
-                    let _ = waiter.send(Err(WaitError::ShuttingDown));
+                    let _ = waiter.send(Err(refusal.clone().unwrap_or(WaitError::ShuttingDown)));
                 }
                 if registration.is_some() {
                     self.report(model);
