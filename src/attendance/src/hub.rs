@@ -77,6 +77,8 @@ struct Shared {
     remembered: Option<Remembered>,
     controller: OnceLock<Controller>,
     pods: Mutex<Pods>,
+    /// Held while it is written down who attends.
+    writing: Mutex<()>,
     /// Rings when an agent has seen a view, or has gone.
     seen: watch::Sender<()>,
     /// Rings when what agents are to beware of may have changed.
@@ -123,6 +125,7 @@ impl Hub {
             remembered,
             controller: OnceLock::new(),
             pods,
+            writing: Mutex::new(()),
             seen: watch::Sender::new(()),
             suspicions: watch::Sender::new(()),
             ended: CancellationToken::new(),
@@ -166,19 +169,28 @@ impl Hub {
     }
 
     /// A stream of this agent begins; one that it has already ends.
-    pub(crate) fn seat(&self, Newcomer { pod, location, .. }: Newcomer) -> Seat {
-        let id = pod.id.clone();
-        let (orders, ended) = (Arc::<Orders>::default(), self.shared.ended.child_token());
+    pub(crate) async fn seat(&self, newcomer: Newcomer) -> Seat {
+        let (seat, is_new) = self.seated(newcomer);
+        if is_new {
+            self.remember().await;
+        }
+        seat
+    }
+
+    /// The seat, and whether the agent was not known before.
+    fn seated(&self, Newcomer { pod, location, .. }: Newcomer) -> (Seat, bool) {
+        let (id, ended) = (pod.id.clone(), self.shared.ended.child_token());
         let mut pods = self.shared.pods.lock();
         pods.streams += 1;
         let stream = pods.streams;
         let was_awaited = pods.awaited.remove(&id);
-        let (held, suspicions, known) = match pods.attending.remove(&id) {
+        // What it was to be told and did not hear it is told now.
+        let (held, suspicions, orders, known) = match pods.attending.remove(&id) {
             Some(before) => {
                 before.end.cancel();
-                (before.held, before.suspicions, true)
+                (before.held, before.suspicions, before.orders, true)
             }
-            None => (BTreeSet::new(), Arc::default(), was_awaited),
+            None => (BTreeSet::new(), Arc::default(), Arc::<Orders>::default(), was_awaited),
         };
         info!(pod = %id, %location, runtime = %pod.runtime, "an agent attends");
         let attending = Attending {
@@ -195,10 +207,8 @@ impl Hub {
         };
         pods.attending.insert(id.clone(), attending);
         self.count(&pods);
-        let keep = (!known).then(|| Self::known(&pods));
         drop(pods);
-        self.keep(keep);
-        Seat { hub: self.clone(), pod: id, stream, orders, ended }
+        (Seat { hub: self.clone(), pod: id, stream, orders, ended }, !known)
     }
 
     fn count(&self, pods: &Pods) {
@@ -206,14 +216,20 @@ impl Hub {
         self.shared.metrics.set(Gauge::Agents, &[], u64::try_from(here).unwrap_or(u64::MAX));
     }
 
-    fn known(pods: &Pods) -> BTreeSet<PodId> {
-        pods.attending.keys().chain(&pods.awaited).cloned().collect()
-    }
-
-    /// Has them written, where that is wanted.
-    fn keep(&self, known: Option<BTreeSet<PodId>>) {
-        if let (Some(known), Some(remembered)) = (known, self.shared.remembered.clone()) {
-            tokio::task::spawn_blocking(move || remembered.write(&known));
+    /// Writes down who attends, where that is wanted. Of several at once the last one writes the newest.
+    async fn remember(&self) {
+        let Some(remembered) = self.shared.remembered.clone() else { return };
+        let hub = self.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let _one_at_a_time = hub.shared.writing.lock();
+            let known: BTreeSet<PodId> = {
+                let pods = hub.shared.pods.lock();
+                pods.attending.keys().chain(&pods.awaited).cloned().collect()
+            };
+            remembered.write(&known);
+        });
+        if let Err(panic) = written.await {
+            warn!(error = %panic, "it was not kept which agents attend");
         }
     }
 
@@ -225,7 +241,7 @@ impl Hub {
 
     /// The agent is no longer counted as there.
     async fn gone(&self, pod: &PodId, stream: u64) {
-        let known = {
+        {
             let mut pods = self.shared.pods.lock();
             if pods.attending.get(pod).is_none_or(|attending| attending.stream != stream) {
                 return;
@@ -234,10 +250,9 @@ impl Hub {
                 pods.left.insert(pod.clone(), Told { location, suspicions });
             }
             self.count(&pods);
-            Self::known(&pods)
-        };
+        }
         info!(%pod, "an agent has gone");
-        self.keep(Some(known));
+        self.remember().await;
         self.shared.seen.send_replace(());
         self.shared.suspicions.send_replace(());
         if let Some(controller) = self.controller() {

@@ -42,7 +42,7 @@ impl Hub {
         if self.controller().is_none() || self.has_ended() {
             return Err(Status::unavailable("the controller is starting, or ending"));
         }
-        let seat = Arc::new(self.seat(newcomer));
+        let seat = Arc::new(self.seat(newcomer).await);
         let (tell, told) = mpsc::channel(WAITING);
         let beats = Arc::<Notify>::default();
         let (introduced, is_introduced) = oneshot::channel();

@@ -712,8 +712,12 @@ impl Leader {
     fn hosts(&self, key: &ObjectKey, registration: &Registration) -> Hosts<'_> {
         let runtimes = runtime::visible_in(key.namespace.as_ref(), self.runtimes.values());
         match runtime::select(registration, &runtimes) {
-            Ok(names) => Hosts { pods: self.pods.iter().filter(|pod| names.contains(&pod.runtime)).map(|pod| &pod.id).collect(), none: None },
-            Err(none) => Hosts { pods: Vec::new(), none: Some(none) },
+            Ok(names) => {
+                let pods: Vec<&PodId> = self.pods.iter().filter(|pod| names.contains(&pod.runtime)).map(|pod| &pod.id).collect();
+                let open = pods.iter().filter(|pod| self.agents.not_before(pod, &registration.id).is_none()).count();
+                Hosts { pods, none: None, open }
+            }
+            Err(none) => Hosts { pods: Vec::new(), none: Some(none), open: 0 },
         }
     }
 

@@ -591,11 +591,14 @@ impl Journeys {
                 }
             }
         }
-        let ids: Vec<&PodId> = hosts.iter().map(|pod| &pod.id).collect();
+        let held_off = hosts.iter().filter_map(|pod| shared.agents.not_before(&pod.id, target)).min();
+        let ids: Vec<&PodId> = hosts.iter().map(|pod| &pod.id).filter(|pod| shared.agents.not_before(pod, target).is_none()).collect();
         let due = shared.copies.of(target, &pods, |copies| {
             background::due(&LoadFacts { model: target, loaded_once: false, refused: journey.no_room, copies, pods: &ids }, now)
         });
-        let Some(ask) = due.ask else { return due.look_again.or(hosts.is_empty().then(|| now.after(LONGEST_SLEEP))) };
+        let Some(ask) = due.ask else {
+            return due.look_again.into_iter().chain(held_off).min().or(hosts.is_empty().then(|| now.after(LONGEST_SLEEP)));
+        };
         if let Some(used) = shared.copies.last_used(active) {
             shared.agents.touch(&ask.pod, target, used).await;
         }

@@ -43,6 +43,8 @@ pub(crate) struct Hosts<'a> {
     pub(crate) pods: Vec<&'a PodId>,
     /// Set when no runtime fits at all.
     pub(crate) none: Option<NoRuntime>,
+    /// How many of them may be asked now: the others are to hold off.
+    pub(crate) open: usize,
 }
 
 impl Hosts<'_> {
@@ -170,7 +172,7 @@ impl Model {
             Asked::Queued(queued) => queued.ask.purpose == First && self.refused.is_none() && failures.is_empty(),
             Asked::No => false,
         };
-        let tried_at_once = background::PODS_TRIED_AT_ONCE.min(hosts.pods.len().max(1));
+        let tried_at_once = background::PODS_TRIED_AT_ONCE.min(hosts.open.max(1));
         VersionFacts {
             id: self.registration.id.clone(),
             loaded_once: self.loaded_once,

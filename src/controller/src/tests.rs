@@ -59,12 +59,23 @@ async fn nothing_is_concluded_while_agents_of_before_may_come_back() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_is_to_hold_off_is_asked_when_that_is_over() {
     let world = World::start().await;
-    world.hold_off(secs(60));
+    world.hold_off(None, secs(60));
     world.apply(isvc("digits", onnx("1"))).await;
     world.pass(secs(59)).await;
     assert!(world.loads().is_empty());
     world.pass(secs(2)).await;
     assert_eq!(world.loads(), ["digits"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_failed_and_that_nobody_else_may_try_has_failed() {
+    let world = World::start().await;
+    let other = world.pod_like_it("pod-2");
+    world.controller.report(&other, Vec::new()).await;
+    world.answer("digits", Answer::Fails);
+    world.hold_off(Some(&other), secs(3600));
+    world.apply(isvc("digits", onnx("1"))).await;
+    assert_eq!((world.loads().len(), world.last("digits").as_str()), (1, "FailedToLoad/ UpToDate False"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -86,14 +86,14 @@ pub(super) enum Answer {
 /// One pod that does as it is told.
 pub(super) struct Script {
     pod: PodId,
-    /// Live pods beside that one, which are of another runtime.
-    others: Mutex<Vec<PodId>>,
+    /// Live pods beside that one, and their runtimes.
+    others: Mutex<Vec<(PodId, &'static str)>>,
     /// It is not there at present.
     hidden: AtomicBool,
     /// Agents of before have not come back.
     awaits: AtomicBool,
-    /// No pod is asked for a load before then.
-    held_off: Mutex<Option<UnixMillis>>,
+    /// This pod (`None`: every one) is not asked for a load before then.
+    held_off: Mutex<Option<(Option<PodId>, UnixMillis)>>,
     clock: Clock,
     controller: OnceLock<Controller>,
     free: Mutex<ByteSize>,
@@ -140,7 +140,7 @@ impl Agents for Script {
             budget: Footprint::host(ByteSize::mib(100)),
             loads_at_a_time: NonZeroUsize::new(2).expect("not zero"),
         };
-        let others: Vec<Pod> = self.others.lock().iter().map(|other| pod(other, "other")).collect();
+        let others: Vec<Pod> = self.others.lock().iter().map(|(other, runtime)| pod(other, runtime)).collect();
         let there = !self.hidden.load(Ordering::Relaxed);
         there.then(|| pod(&self.pod, "embedded")).into_iter().chain(others).collect()
     }
@@ -149,8 +149,10 @@ impl Agents for Script {
         self.awaits.load(Ordering::Relaxed)
     }
 
-    fn not_before(&self, _pod: &PodId, _model: &ModelId) -> Option<UnixMillis> {
-        self.held_off.lock().filter(|until| self.clock.wall() < *until)
+    fn not_before(&self, pod: &PodId, _model: &ModelId) -> Option<UnixMillis> {
+        let held_off = self.held_off.lock();
+        let (who, until) = held_off.as_ref()?;
+        (who.as_ref().is_none_or(|who| who == pod) && self.clock.wall() < *until).then_some(*until)
     }
 
     async fn load(&self, pod: &PodId, model: Arc<Registration>, _may_evict: MayEvict) {
@@ -434,9 +436,9 @@ impl World {
         self.agents.awaits.store(others, Ordering::Relaxed);
     }
 
-    /// Nobody is to be asked for a load for so long.
-    pub(super) fn hold_off(&self, time: Duration) {
-        *self.agents.held_off.lock() = Some(self.clock.wall().after(time));
+    /// This pod (`None`: nobody) is not to be asked for a load for so long.
+    pub(super) fn hold_off(&self, pod: Option<&PodId>, time: Duration) {
+        *self.agents.held_off.lock() = Some((pod.cloned(), self.clock.wall().after(time)));
     }
 
     pub(super) fn pod(&self) -> PodId {
@@ -492,10 +494,17 @@ impl World {
         self.report_with(model, state, None).await;
     }
 
+    /// Another pod like the first.
+    pub(super) fn pod_like_it(&self, name: &str) -> PodId {
+        let pod = PodId::new(name).expect("valid");
+        self.agents.others.lock().push((pod.clone(), "embedded"));
+        pod
+    }
+
     /// Another pod, which holds what it says and loads nothing.
     pub(super) fn other_pod(&self, name: &str) -> PodId {
         let pod = PodId::new(name).expect("valid");
-        self.agents.others.lock().push(pod.clone());
+        self.agents.others.lock().push((pod.clone(), "other"));
         pod
     }
 
