@@ -2,7 +2,8 @@
 //!
 //! Every such model is a suspect as long as it is among those of each death; when it is the only one left, after two deaths, it
 //! is the one. One that takes long cannot be told from models that are always busy in this way: after three deaths in a row at
-//! each of which it was the only one loading it is the one, too. So that the second death can tell, suspects are kept apart at
+//! each of which it was the only one loading it is the one, too, and of those that computed the one that alone has not answered
+//! any request since it was loaded again, at both deaths after the first. So that the second death can tell, suspects are kept apart at
 //! first: one that was loading loads alone, and of those that computed one computes at a time. A load that ends well is above
 //! suspicion; requests that do are not, since some models end the runtime with some requests only. Deaths more than 15 minutes
 //! apart have nothing to do with each other, and as long as that after the last one nobody is a suspect any more.
@@ -67,19 +68,23 @@ struct Did {
     compute: bool,
     /// Deaths in a row, this one included, at which it was loading.
     loads: u32,
+    /// Deaths in a row, this one included, at which it was the only one of those that computed that had answered nothing.
+    fruitless: u32,
 }
 
 /// Deaths further apart than this, in milliseconds, have nothing to do with each other.
 const CASE: u64 = crate::caution::CASE.as_secs() * 1000;
 /// So long, in milliseconds, a model that has ended the runtime is known for it.
 const KNOWN: u64 = 60 * 60 * 1000;
-/// A model that was the only one loading at so many deaths in a row is the one, whatever else was there.
+/// A model that was the only one loading at so many deaths in a row is the one, whatever else was there. So is one that was
+/// the only one without an answer, which cannot be said of the first of them.
 const IN_A_ROW: u32 = 3;
 
 impl Suspects {
-    /// The runtime has died: `loading` were being loaded, requests on `computing` were under way. Answers which of them ended it,
-    /// if that is certain; it is a suspect no longer.
-    pub fn died(&mut self, now: UnixMillis, loading: &[ModelId], computing: &[ModelId]) -> Option<ModelId> {
+    /// The runtime has died: `loading` were being loaded, requests on `computing` were under way. Of these, `unanswered` are
+    /// suspects that have answered no request well since they were loaded. Answers which of them ended it, if that is certain;
+    /// it is a suspect no longer.
+    pub fn died(&mut self, now: UnixMillis, loading: &[ModelId], computing: &[ModelId], unanswered: &[ModelId]) -> Option<ModelId> {
         if self.last.replace(now).is_some_and(|last| now.0.saturating_sub(last.0) > CASE) {
             self.suspects.clear();
         }
@@ -89,9 +94,14 @@ impl Suspects {
         let mut there = BTreeMap::<ModelId, Did>::new();
         for model in loading {
             let before = self.suspects.get(model).map_or(0, |did| did.loads);
-            *there.entry(model.clone()).or_default() = Did { load: true, compute: false, loads: before + 1 };
+            *there.entry(model.clone()).or_default() = Did { load: true, loads: before + 1, ..Did::default() };
         }
         computing.iter().for_each(|model| there.entry(model.clone()).or_default().compute = true);
+        if let [only] = unanswered
+            && let Some(did) = there.get_mut(only)
+        {
+            did.fruitless = self.suspects.get(only).map_or(0, |did| did.fruitless) + 1;
+        }
         if there.is_empty() {
             return None;
         }
@@ -113,7 +123,8 @@ impl Suspects {
             [only] if there.get(only).is_some_and(|did| did.loads >= IN_A_ROW) => Some(only.clone()),
             _ => None,
         };
-        let found = found.or_else(regular);
+        let fruitless = || there.iter().find(|(_, did)| did.fruitless + 1 >= IN_A_ROW).map(|(model, _)| model.clone());
+        let found = found.or_else(regular).or_else(fruitless);
         if let Some(found) = found {
             self.suspects.clear();
             let ended_as = if there.get(&found).is_some_and(|did| did.load) { &mut self.loaders } else { &mut self.computers };
@@ -250,7 +261,7 @@ mod tests {
     /// Deaths a millisecond apart: who was loading, who was computing, and who it is found to be.
     fn judge(suspects: &mut Suspects, case: &str, deaths: &[(&[&str], &[&str], Option<&str>)]) {
         for (number, (loading, computing, expected)) in deaths.iter().enumerate() {
-            let found = suspects.died(UnixMillis(1), &models(loading), &models(computing));
+            let found = suspects.died(UnixMillis(1), &models(loading), &models(computing), &[]);
             assert_eq!(found.as_ref().map(ModelId::as_str), *expected, "{case}, death {}", number + 1);
         }
     }
@@ -277,6 +288,23 @@ mod tests {
             ("nobody was there twice in a row", &[(&[], &["a"], None), (&[], &["b"], None), (&[], &["a"], None)]),
         ] {
             judge(&mut Suspects::default(), case, deaths);
+        }
+    }
+
+    #[test]
+    fn of_models_that_always_compute_the_one_that_never_answers_is_the_one_at_the_third_death() {
+        const ALL: &[&str] = &["busy", "killer", "slow"];
+        let (one, two, none) = (&["killer"][..], &["killer", "slow"][..], &[][..]);
+        for (case, unanswered, expected) in [
+            ("it never answers", [none, one, one], [None, None, Some("killer")]),
+            ("nor does another one, at first", [none, two, one], [None, None, None]),
+            ("nor does another one, later", [none, one, two], [None, None, None]),
+            ("it answers now and then", [none, one, none], [None, None, None]),
+            ("another one in turn", [none, one, &["slow"]], [None, None, None]),
+        ] {
+            let mut suspects = Suspects::default();
+            let found = unanswered.map(|unanswered| suspects.died(UnixMillis(1), &[], &models(ALL), &models(unanswered)));
+            assert_eq!(found.each_ref().map(|found| found.as_ref().map(ModelId::as_str)), expected, "{case}");
         }
     }
 
@@ -316,8 +344,8 @@ mod tests {
                 computing.has_computed_well(killer);
             }
             let now = UnixMillis(1 + later);
-            assert_eq!(loading.died(now, one, &both[1..]).as_ref(), expected, "{case}");
-            assert_eq!(computing.died(now, &[], &both).as_ref(), expected, "{case}");
+            assert_eq!(loading.died(now, one, &both[1..], &[]).as_ref(), expected, "{case}");
+            assert_eq!(computing.died(now, &[], &both, &[]).as_ref(), expected, "{case}");
         }
     }
 
@@ -325,9 +353,9 @@ mod tests {
     fn deaths_that_lie_far_apart_accuse_nobody() {
         let (mut suspects, mut now) = (Suspects::default(), UnixMillis(1));
         for _ in 0..4 {
-            assert_eq!(suspects.died(now, &models(&["loading"]), &[]), None);
+            assert_eq!(suspects.died(now, &models(&["loading"]), &[], &[]), None);
             now.0 += CASE + 1;
-            assert_eq!(suspects.died(now, &[], &models(&["computing"])), None);
+            assert_eq!(suspects.died(now, &[], &models(&["computing"]), &[]), None);
             now.0 += CASE + 1;
         }
     }

@@ -87,6 +87,20 @@ fn v2() -> HashMap<String, Method> {
     V2.iter().map(|method_name| (format!("{V2_SERVICE}/{method_name}"), method())).collect()
 }
 
+/// By these, clients ask what a model is and how it does: no model computes for them.
+const QUESTIONS: [&str; 5] = [
+    "inference.GRPCInferenceService/ModelMetadata",
+    "inference.GRPCInferenceService/ModelReady",
+    "inference.GRPCInferenceService/ModelConfig",
+    "inference.GRPCInferenceService/ModelStatistics",
+    "tensorflow.serving.PredictionService/GetModelMetadata",
+];
+
+/// Whether a model computes for calls to this path, as far as is known.
+pub(crate) fn computes(path: &str) -> bool {
+    !QUESTIONS.contains(&path.strip_prefix('/').unwrap_or(path))
+}
+
 impl Methods {
     /// Those of the Open Inference Protocol and of Triton's extensions that ask a model something; no others, so that nobody
     /// who sends requests gives orders to the server.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use berth_registry::{Resolved, Views};
-use berth_residency::{Guard, Residency, WaitError};
+use berth_residency::{Ended, Guard, Residency, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Deadline, Failure, ModelId, Registration};
 use futures::FutureExt as _;
@@ -46,9 +46,14 @@ pub trait Models: Send + Sync + 'static {
         std::future::pending()
     }
 
-    /// What says that the runtime broke off a call on this copy; nothing where nobody wants to know.
-    fn witness(_guard: &Self::Guard) -> Box<dyn FnOnce() + Send + Sync> {
-        Box::new(|| ())
+    /// What is told how a call on this copy has ended; nothing where nobody wants to know.
+    fn witness(_guard: &Self::Guard) -> Box<dyn FnOnce(Ended) + Send + Sync> {
+        Box::new(|_ended| ())
+    }
+
+    /// Whether it wants to know of calls that end well, too.
+    fn is_on_probation(_guard: &Self::Guard) -> bool {
+        false
     }
 
     /// The runtime said that it does not hold a model that is thought to be loaded.
@@ -127,8 +132,12 @@ impl Models for Here {
         guard.revoked().await;
     }
 
-    fn witness(guard: &Guard) -> Box<dyn FnOnce() + Send + Sync> {
+    fn witness(guard: &Guard) -> Box<dyn FnOnce(Ended) + Send + Sync> {
         Box::new(guard.witness())
+    }
+
+    fn is_on_probation(guard: &Guard) -> bool {
+        guard.is_on_probation()
     }
 
     async fn suspect(&self, model: &ModelId) {

@@ -11,7 +11,7 @@ use berth_proto::inference::model_infer_response::InferOutputTensor;
 use berth_proto::inference::model_metadata_response::TensorMetadata;
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use berth_registry::{Management, Resolved};
-use berth_residency::WaitError;
+use berth_residency::{Ended, WaitError};
 use berth_telemetry::{Clock, Metrics};
 use berth_types::{Deadline, Failure, Location, ModelFormat, ModelId, Name, Placement, Reason, Registration, Retry, Step, StorageRef, UnixMillis};
 use parking_lot::Mutex;
@@ -68,6 +68,8 @@ pub(crate) struct FakeModels {
     pub(crate) keeps: Arc<Mutex<bool>>,
     /// How many requests are served at a time, where there is such a limit.
     pub(crate) turns: Arc<Mutex<Option<Arc<Semaphore>>>>,
+    /// How calls ended, as far as that was told.
+    pub(crate) ended: Arc<Mutex<Vec<Ended>>>,
 }
 
 /// Counts down when dropped.
@@ -78,6 +80,7 @@ pub(crate) struct Counted(Arc<watch::Sender<usize>>, Arc<watch::Sender<bool>>, T
 struct Turn {
     of: Option<Arc<Semaphore>>,
     has: Option<OwnedSemaphorePermit>,
+    ended: Arc<Mutex<Vec<Ended>>>,
 }
 
 impl Counted {
@@ -114,12 +117,14 @@ impl FakeModels {
             revoked: Arc::new(watch::Sender::new(false)),
             keeps: Arc::default(),
             turns: Arc::default(),
+            ended: Arc::default(),
         }
     }
 
     fn guard(&self) -> Counted {
         let mut guard = Counted::up(&self.guards, &self.revoked);
         guard.2.of.clone_from(&self.turns.lock());
+        guard.2.ended.clone_from(&self.ended);
         guard
     }
 }
@@ -175,6 +180,15 @@ impl Models for FakeModels {
 
     async fn revoked(guard: &Counted) {
         let _ = guard.1.subscribe().wait_for(|revoked| *revoked).await;
+    }
+
+    fn witness(guard: &Counted) -> Box<dyn FnOnce(Ended) + Send + Sync> {
+        let told = Arc::clone(&guard.2.ended);
+        Box::new(move |ended| told.lock().push(ended))
+    }
+
+    fn is_on_probation(_guard: &Counted) -> bool {
+        true
     }
 
     async fn suspect(&self, model: &ModelId) {

@@ -104,6 +104,9 @@ impl Owner {
         let slot_of = |model: &ModelId| self.entries.get(model).and_then(|entry| entry.slot.as_ref());
         let in_use = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.computes() || slot.broke_within(JUST_NOW));
         let computing: Vec<ModelId> = held.iter().filter(in_use).cloned().collect();
+        let nothing = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.has_answered_nothing());
+        let unanswered: Vec<ModelId> = computing.iter().filter(nothing).cloned().collect();
+        // What it has answered well was before this death.
         let well = |model: &&ModelId| slot_of(model).is_some_and(|slot| slot.has_passed_probation());
         for model in held.iter().filter(well).cloned().collect::<Vec<_>>() {
             self.suspects.has_computed_well(&model);
@@ -128,8 +131,8 @@ impl Owner {
             self.step(&model, Event::Broke);
         }
         self.suspicions_due = true;
-        if let Some(model) = self.suspects.died(self.clock.wall(), &loading, &computing) {
-            let how = if loading.contains(&model) { "loading it, again" } else { "computing with it, again, and with no other suspect" };
+        if let Some(model) = self.suspects.died(self.clock.wall(), &loading, &computing, &unanswered) {
+            let how = if loading.contains(&model) { "loading it, again" } else { "computing with it, again, and with no other suspect like it" };
             let message = format!("runtime exited while {how} ({why})");
             let failure = self.failure(&model, Reason::ModelLoadFailed, Step::Load, message, Retry::AfterChange);
             self.fail(&model, failure, Some(Kind::EndedTheRuntime));

@@ -59,7 +59,7 @@ pub use berth_plan::{MayEvict, Phase};
 pub use config::{Config, Recycle};
 pub use error::WaitError;
 pub use reports::Reports;
-pub use slot::Guard;
+pub use slot::{Ended, Guard};
 pub use snapshot::{CopyUse, Origin, PoolUse, Snapshot};
 
 use std::sync::Arc;

@@ -148,6 +148,21 @@ impl Slot {
         self.probation.as_ref().is_some_and(|probation| !probation.goes_on())
     }
 
+    /// Whether it is on probation and has not answered any request well.
+    pub(crate) fn has_answered_nothing(&self) -> bool {
+        self.probation.as_ref().is_some_and(|probation| probation.left.load(Ordering::Acquire) == PROBATION)
+    }
+
+    fn is_on_probation(&self) -> bool {
+        self.probation.as_ref().is_some_and(Probation::goes_on)
+    }
+
+    fn answered_well(&self) {
+        if let Some(probation) = &self.probation {
+            let _ = probation.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        }
+    }
+
     /// How many requests are inside, for the decisions that take 32 bits.
     pub(crate) fn in_flight(&self) -> u32 {
         u32::try_from(self.gate.count()).unwrap_or(u32::MAX)
@@ -219,8 +234,6 @@ impl Probation {
 /// A request that a suspect computes, alone if that could be had.
 struct Alone {
     slot: Arc<Slot>,
-    /// When a call on the copy had broken off last, before this one.
-    broken: u64,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -232,18 +245,25 @@ impl Alone {
         let until = *probation.waits.get_or_init(|| clock.deadline_in(ALONE));
         let permit = clock.until(until, Arc::clone(&probation.alone).acquire_owned()).await;
         probation.computing.fetch_add(1, Ordering::AcqRel);
-        Some(Alone { slot: Arc::clone(slot), broken: slot.broken.load(Ordering::Relaxed), _permit: permit.and_then(Result::ok) })
+        Some(Alone { slot: Arc::clone(slot), _permit: permit.and_then(Result::ok) })
     }
 }
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        let Some(probation) = &self.slot.probation else { return };
-        probation.computing.fetch_sub(1, Ordering::AcqRel);
-        if self.slot.broken.load(Ordering::Relaxed) == self.broken {
-            let _ = probation.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        if let Some(probation) = &self.slot.probation {
+            probation.computing.fetch_sub(1, Ordering::AcqRel);
         }
     }
+}
+
+/// How a call on a copy has ended, where that says something of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The runtime broke it off.
+    Lost,
+    /// The model has computed, and the runtime said that it went well.
+    Well,
 }
 
 /// One of those inside.
@@ -295,15 +315,24 @@ impl Guard {
         (self.alone, self.turn) = (None, None);
     }
 
-    /// What says, later than now if need be, that the runtime broke off a call on this copy. If it has died, that is how the
-    /// models are known that computed: their calls end before anybody notices that it does not answer. It is asked at once.
-    pub fn witness(&self) -> impl FnOnce() + Send + Sync + 'static {
+    /// What says, later than now if need be, how a call on this copy has ended. If the runtime has died, that is how the models
+    /// are known that computed: their calls break off before anybody notices that it does not answer. It is asked at once.
+    pub fn witness(&self) -> impl FnOnce(Ended) + Send + Sync + 'static {
         let slot = Arc::clone(&self.slot);
-        move || {
-            slot.broken.store(slot.bell.clock.wall().0, Ordering::Relaxed);
-            slot.bell.broke.store(true, Ordering::Release);
-            slot.bell.wake.notify_one();
+        move |ended| match ended {
+            Ended::Lost => {
+                slot.broken.store(slot.bell.clock.wall().0, Ordering::Relaxed);
+                slot.bell.broke.store(true, Ordering::Release);
+                slot.bell.wake.notify_one();
+            }
+            Ended::Well => slot.answered_well(),
         }
+    }
+
+    /// Whether the [witness](Guard::witness) wants to know of calls that end well, too.
+    #[must_use]
+    pub fn is_on_probation(&self) -> bool {
+        self.slot.is_on_probation()
     }
 
     /// Completes when the copy goes although this guard lives (a drain ran past its cap, or the runtime lost the

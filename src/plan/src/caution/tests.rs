@@ -130,7 +130,7 @@ impl Mesh {
             self.deaths += 1;
             let computing: Vec<ModelId> = busy.iter().map(|number| model(&format!("m{number}"))).filter(|model| loaded.contains(model)).collect();
             loaded.clear();
-            if let Some(found) = suspects.died(self.now, &loading, &computing) {
+            if let Some(found) = suspects.died(self.now, &loading, &computing, &[]) {
                 self.verdicts.extend(self::found(0).failure.map(|failure| (found, failure)));
             }
         } else {

@@ -143,14 +143,14 @@ impl<M: Models> Frontend<M> {
     }
 
     fn called(&self, begun: Begun<M::Guard>, end: Deadline) -> Result<Called<M::Guard>, Fault> {
-        let Begun { answer, guard, model, .. } = begun;
+        let Begun { answer, guard, model, computes, .. } = begun;
         let (head, body) = answer.into_parts();
         if head.status != StatusCode::OK {
             let why = format!("it answered with HTTP status {}", head.status.as_u16());
             return Err(Fault::RuntimeLost { model: Quoted::new(model.as_str()), why });
         }
         let until = (self.clock.clone(), end);
-        Ok(Called { headers: head.headers, body, guard, model, until, unread_timeout: self.config.unread_timeout })
+        Ok(Called { headers: head.headers, body, guard, model, computes, until, unread_timeout: self.config.unread_timeout })
     }
 }
 
@@ -209,6 +209,7 @@ struct Called<G> {
     body: Answer,
     guard: G,
     model: ModelId,
+    computes: bool,
     until: (Clock, Deadline),
     unread_timeout: Duration,
 }
@@ -221,14 +222,18 @@ impl<G: Send + Sync + 'static> Called<G> {
         observed: Option<Observed>,
         young: &Young,
     ) -> Response<Outgoing> {
-        let Called { headers, body, guard, model, until, unread_timeout } = self;
+        let Called { headers, body, guard, model, computes, until, unread_timeout } = self;
         let (code, has_come) = (passed::code_of(&headers), body.has_come());
         let mut tap = observed.map(|observed| observed.responses(&headers));
         code.into_iter().for_each(|code| tap.iter_mut().for_each(|tap| tap.ended(code)));
         let mut passed = Passed::new(body, measured, code, model.clone(), request, until.clone()).shown(tap);
+        // A box less for the many answers of which nobody wants to know more.
+        if !has_come || (computes && M::is_on_probation(&guard)) {
+            passed = passed.witnessed(M::witness(&guard), computes);
+        }
         if !has_come {
             let clock = until.0.clone();
-            passed = passed.witnessed(M::witness(&guard)).watched(young, &clock, move |answer| async move {
+            passed = passed.watched(young, &clock, move |answer| async move {
                 let (clock, end) = until;
                 let fault = tokio::select! {
                     () = M::revoked(&guard) => Fault::Revoked(Quoted::new(model.as_str())),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use berth_adapters::InferError;
+use berth_residency::Ended;
 use berth_telemetry::Clock;
 use berth_types::{Deadline, ModelId};
 use berth_upstream::{Answer, CallError};
@@ -68,8 +69,10 @@ struct Open {
     until: (Clock, Deadline),
     /// Sees what is passed on.
     tap: Option<Box<Tap>>,
-    /// Is told when the runtime breaks it off.
-    witness: Option<Box<dyn FnOnce() + Send + Sync>>,
+    /// Is told how it has ended.
+    witness: Option<Box<dyn FnOnce(Ended) + Send + Sync>>,
+    /// Whether the model computes for it.
+    computes: bool,
 }
 
 impl Open {
@@ -103,7 +106,7 @@ impl Passed {
             measured.is(code);
         }
         let ended = answer.is_end_stream();
-        let open = Open { answer, measured, model, request, until, tap: None, witness: None };
+        let open = Open { answer, measured, model, request, until, tap: None, witness: None, computes: false };
         let shared = Shared { open: (!ended).then_some(open), watcher: Watcher::None, cut: None, waits: None, taken: 0 };
         Passed(Arc::new(Mutex::new(shared)))
     }
@@ -116,10 +119,10 @@ impl Passed {
         self
     }
 
-    /// The same, and `witness` is told when the runtime breaks it off.
-    pub(crate) fn witnessed(self, witness: Box<dyn FnOnce() + Send + Sync>) -> Self {
+    /// The same, and `witness` is told when the runtime breaks it off, and when it ends well if the model `computes` for it.
+    pub(crate) fn witnessed(self, witness: Box<dyn FnOnce(Ended) + Send + Sync>, computes: bool) -> Self {
         if let Some(open) = &mut self.0.lock().open {
-            open.witness = Some(witness);
+            (open.witness, open.computes) = (Some(witness), computes);
         }
         self
     }
@@ -150,6 +153,8 @@ impl Passed {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(code_of) {
                     open.is(code);
+                    let well = open.computes && code == Code::Ok;
+                    open.witness.take().filter(|_| well).into_iter().for_each(|witness| witness(Ended::Well));
                 }
                 if let (Some(tap), Some(data)) = (&mut open.tap, frame.data_ref()) {
                     tap.push(data);
@@ -158,7 +163,7 @@ impl Passed {
                 (Some(frame), ended)
             }
             Poll::Ready(Some(Err(why))) => {
-                open.witness.take().filter(|_| why.is_lost()).into_iter().for_each(|witness| witness());
+                open.witness.take().filter(|_| why.is_lost()).into_iter().for_each(|witness| witness(Ended::Lost));
                 let fault = open.fault(&why);
                 open.is(fault.verdict().code);
                 (Some(Frame::trailers(wire::badly(&fault))), true)

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use berth_adapters::InferError;
-use berth_residency::WaitError;
+use berth_residency::{Ended, WaitError};
 use berth_types::{Deadline, ModelId};
 use berth_upstream::{Answer, CallError, Piece, Server};
 use http::request::Parts;
@@ -16,6 +16,7 @@ use super::{begun, call_fault, heads, infer_fault, is_late, unknown};
 use crate::codes::{Fault, Quoted};
 use crate::frontend::Frontend;
 use crate::id::Asked;
+use crate::methods;
 use crate::route::{self, Models};
 
 /// How often a call is sent once more: after the runtime did not hold the model, or the connection broke.
@@ -72,6 +73,8 @@ pub(super) struct Begun<G> {
     pub(super) model: ModelId,
     /// When it was asked for.
     pub(super) since: Instant,
+    /// Whether the model computes for it.
+    pub(super) computes: bool,
 }
 
 impl<M: Models> Frontend<M> {
@@ -121,7 +124,7 @@ impl<M: Models> Frontend<M> {
                     let not_here = heads::is_not_here(answer.headers()) || unknown::is_said(&answer);
                     // After another try the runtime means something else that it did not find.
                     if !not_here || tries == 0 || !self.lost(model, &mut guard, deadlines.answer).await {
-                        return Ok(Begun { answer, guard, model: model.clone(), since });
+                        return Ok(Begun { answer, guard, model: model.clone(), since, computes: methods::computes(head.uri.path()) });
                     }
                     if !request.is_whole() {
                         return Err(infer_fault(model, InferError::NotLoaded(model.clone())));
@@ -129,7 +132,7 @@ impl<M: Models> Frontend<M> {
                 }
                 Some(Err(why)) => {
                     if why.is_lost() {
-                        M::witness(&guard)();
+                        M::witness(&guard)(Ended::Lost);
                         died = true;
                     }
                     if let Some(fault) = request.fault() {

@@ -1,6 +1,7 @@
 //! A client, this front and a runtime, each with a socket of its own.
 
 mod bounds;
+mod ended;
 mod observed;
 mod twice;
 

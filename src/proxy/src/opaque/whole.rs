@@ -1,11 +1,12 @@
 //! Requests and answers of one message, here as a whole.
 
 use berth_adapters::InferError;
+use berth_residency::Ended;
 use berth_types::{Deadline, ModelId};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::sending::{Begun, Sending};
 use super::{call_fault, infer_fault, is_late};
@@ -86,7 +87,7 @@ impl Collected {
 impl<M: Models> Frontend<M> {
     /// Reads an answer to its end; `share` holds its bytes.
     pub(super) async fn collect(&self, begun: Begun<M::Guard>, deadline: Deadline, share: &mut Share) -> Result<Collected, Fault> {
-        let Begun { answer, guard, model, .. } = begun;
+        let Begun { answer, guard, model, computes, .. } = begun;
         let (head, mut body) = answer.into_parts();
         if head.status != StatusCode::OK {
             let why = format!("it answered with HTTP status {}", head.status.as_u16());
@@ -97,7 +98,7 @@ impl<M: Models> Frontend<M> {
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|why| {
                     if why.is_lost() {
-                        M::witness(&guard)();
+                        M::witness(&guard)(Ended::Lost);
                     }
                     match is_late(&why, deadline, &self.clock) {
                         true => infer_fault(&model, InferError::DeadlineExceeded),
@@ -124,6 +125,10 @@ impl<M: Models> Frontend<M> {
             () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
         };
         let (body, trailers) = read.unwrap_or_else(|| Err(infer_fault(&model, InferError::DeadlineExceeded)))?;
-        Ok(Collected { model, headers: head.headers, trailers, body })
+        let collected = Collected { model, headers: head.headers, trailers, body };
+        if computes && M::is_on_probation(&guard) && collected.status().is_some_and(|status| status.code() == Code::Ok) {
+            M::witness(&guard)(Ended::Well);
+        }
+        Ok(collected)
     }
 }

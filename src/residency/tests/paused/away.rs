@@ -2,7 +2,7 @@
 
 use berth_adapters::LoadFault;
 use berth_adapters::fake::Script;
-use berth_residency::{Config, MayEvict, WaitError};
+use berth_residency::{Config, Ended, MayEvict, WaitError};
 use berth_types::{ByteSize, CopyState, Footprint, Pool, Reason, Retry, Step};
 use futures::FutureExt as _;
 
@@ -104,7 +104,7 @@ async fn of_models_that_always_compute_the_one_that_ends_the_runtime_is_found_at
     let (mut killer, mut good) = (pod.enter("killer"), pod.enter("good"));
     for guard in [&mut killer, &mut good] {
         guard.turn().await.expect("nobody else asks");
-        guard.witness()();
+        guard.witness()(Ended::Lost);
     }
     pod.runtime.leave();
     pod.pass(secs(1)).await;
@@ -135,7 +135,7 @@ async fn a_suspect_that_computes_long_keeps_no_other_waiting_for_long_and_one_th
     let pod = Parts::with_memory(kib(64)).beside().start();
     for name in ["long", "short"] {
         pod.use_once(name).await;
-        pod.enter(name).witness()();
+        pod.enter(name).witness()(Ended::Lost);
     }
     pod.runtime.leave();
     pod.pass(secs(1)).await;
@@ -149,6 +149,62 @@ async fn a_suspect_that_computes_long_keeps_no_other_waiting_for_long_and_one_th
         let (began, mut short) = (pod.clock.now(), pod.enter("short"));
         short.turn().await.expect("it does not wait for ever");
         assert_eq!(pod.clock.now() - began, secs(waits));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_is_on_probation_until_it_has_answered_three_requests_well() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    for name in ["m", "other"] {
+        pod.use_once(name).await;
+        pod.enter(name).witness()(Ended::Lost);
+    }
+    pod.runtime.leave();
+    pod.pass(secs(1)).await;
+    pod.runtime.come_back();
+    pod.loaded("m").await;
+    // Questions about it, errors, and clients that left.
+    for _request in 0..10 {
+        pod.enter("m").turn().await.expect("nobody else asks");
+    }
+    for well in 0..3 {
+        let mut guard = pod.enter("m");
+        guard.turn().await.expect("nobody else asks");
+        assert!(guard.is_on_probation(), "{well} answered well");
+        guard.witness()(Ended::Well);
+    }
+    assert!(!pod.enter("m").is_on_probation());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_computes_long_before_it_ends_the_runtime_beside_busy_ones_is_found_at_the_third_death() {
+    let pod = Parts::with_memory(kib(64)).beside().start();
+    for name in ["busy", "killer", "slow"] {
+        pod.use_once(name).await;
+    }
+    for death in 1..=3 {
+        for name in ["busy", "killer", "slow"] {
+            assert!(pod.loaded(name).await.failure.is_none(), "{name}, before death {death}");
+        }
+        let mut killer = pod.enter("killer");
+        killer.turn().await.expect("nobody else asks");
+        for name in ["busy", "slow"] {
+            let mut guard = pod.enter(name);
+            guard.turn().await.expect("it waits for two seconds at most");
+            guard.witness()(Ended::Well);
+        }
+        let _others = (pod.enter("busy"), pod.enter("slow"));
+        for name in ["busy", "killer", "slow"] {
+            pod.enter(name).witness()(Ended::Lost);
+        }
+        pod.runtime.leave();
+        pod.pass(secs(1)).await;
+        pod.runtime.come_back();
+    }
+    let failure = pod.report("killer", |report| report.failure.is_some()).await.failure.expect("asked for");
+    assert!(failure.message.contains("runtime exited while computing"), "{}", failure.message);
+    for name in ["busy", "slow"] {
+        assert!(pod.loaded(name).await.failure.is_none(), "{name}");
     }
 }
 
@@ -249,7 +305,7 @@ async fn a_model_whose_calls_broke_off_when_the_runtime_died_twice_is_the_one_th
         let witness = guard.witness();
         drop(guard);
         pod.pass(secs(3)).await;
-        witness();
+        witness(Ended::Lost);
         pod.pass(secs(1)).await;
         pod.runtime.leave();
         pod.pass(secs(1)).await;
@@ -267,7 +323,7 @@ async fn a_call_that_broke_off_long_before_the_runtime_died_is_no_evidence() {
     pod.use_once("m").await;
     for _death in 0..3 {
         pod.loaded("m").await;
-        pod.residency.try_acquire("m").expect("it serves").witness()();
+        pod.residency.try_acquire("m").expect("it serves").witness()(Ended::Lost);
         pod.pass(secs(30)).await;
         pod.runtime.leave();
         pod.pass(secs(1)).await;

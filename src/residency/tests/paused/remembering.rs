@@ -24,11 +24,12 @@ fn pod_in(folder: &Path, wall: UnixMillis) -> Pod {
     parts.start()
 }
 
-/// The models that failed as the file says at this moment; none when there is no file.
+/// The models that failed as the file says at this moment; none when there is no file. A line that is being written is not there.
 fn on_disk(folder: &Path) -> BTreeSet<String> {
     let text = std::fs::read_to_string(file_in(folder)).unwrap_or_default();
+    let (whole, _begun) = text.rsplit_once('\n').unwrap_or_default();
     let mut models = BTreeSet::new();
-    for line in text.lines().skip(1) {
+    for line in whole.lines().skip(1) {
         let line: serde_json::Value = serde_json::from_str(line).expect("a whole line");
         match (line["failed"]["failure"]["model"].as_str(), line["cleared"].as_str()) {
             (Some(model), None) => models.insert(model.to_owned()),
