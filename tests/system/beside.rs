@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use berth_adapters::conformance::{Subject, raw_request, runtime_suite};
 use berth_adapters::{Artifacts, Dialect, RepositoryConfig, RepositoryServer};
 use berth_telemetry::{Clock, HostNet};
-use berth_testkit::{Berth, Exit, Found, MlServer, Triton, eventually};
+use berth_testkit::{Berth, Exit, MlServer, Triton};
 use berth_types::ByteSize;
 use berth_upstream::Server;
 use bytes::Bytes;
@@ -22,8 +22,7 @@ pub(crate) const LOADS: Duration = Duration::from_secs(120);
 
 /// A Triton and an agent beside it with the example models.
 async fn beside_triton(fixture: &Fixture, host_memory: &str) -> Result<(Triton, Berth)> {
-    let repository = fixture.path("repository");
-    std::fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let triton = Triton::with_onnx(&fixture.parts, &repository).await?;
     // Its models are processes of their own: what they really take is far more than their files.
     let serve = fixture.serve(host_memory).beside("triton", &triton.grpc(), &repository).flag("--runtime-process", "off");
@@ -64,11 +63,7 @@ async fn a_triton_that_is_killed_has_its_models_again_when_it_is_back() -> Resul
     let reply = berth.infer("digits-mlp", fixture.quickstart.request("digits-mlp")?).await?;
     ensure!(reply.status == 503, "a server that is away is no fault of the request: {} {}", reply.status, reply.text());
     triton.again().await?;
-    eventually("an answer", LOADS, || async {
-        let reply = berth.infer("digits-mlp", fixture.quickstart.request("digits-mlp")?).await?;
-        Ok(if reply.status == 200 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
-    })
-    .await?;
+    berth.comes_to_answer("digits-mlp", fixture.quickstart.request("digits-mlp")?, LOADS).await?;
     let standing = berth.standing("digits-mlp").await?;
     ensure!(standing.active != "FailedToLoad" && standing.reason.is_empty(), "the model is not to blame: {standing:?}");
     let exit = berth.interrupt().await?;
@@ -126,8 +121,7 @@ pub(crate) fn numbers(values: &Value) -> Bytes {
 #[tokio::test(flavor = "multi_thread")]
 async fn triton_keeps_the_contract_of_every_runtime() -> Result<()> {
     let fixture = Fixture::empty()?;
-    let repository = fixture.path("repository");
-    std::fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let triton = Triton::with_onnx(&fixture.parts, &repository).await?;
     let (runtime, clock) = adapter(Dialect::Triton, &triton.grpc(), &repository).await?;
     let bad = fixture.path("models").join("model.onnx");

@@ -126,8 +126,7 @@ async fn a_folder_with_files_of_somebody_else_is_not_touched() -> Result<()> {
 #[tokio::test]
 async fn real_triton_keeps_every_rule_with_the_example_that_comes_along() -> Result<()> {
     let fixture = Fixture::empty()?;
-    let repository = fixture.path("repository");
-    fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let triton = Triton::with_onnx(&fixture.parts, &repository).await?;
     let ran = check(&fixture, &[&triton.grpc(), "--runtime", "triton", "--repository", &repository.display().to_string()]).await?;
     ensure!(ran.exit == Exit::Code(0) && ran.rules("unchecked") == ["parking"], "{}", ran.all());

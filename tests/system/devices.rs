@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use berth_adapters::conformance::registration;
 use berth_adapters::{Artifacts, Dialect, LoadFault, Runtime as _, Seat};
 use berth_testkit::http::get;
-use berth_testkit::{Found, Triton, TritonModels, eventually};
+use berth_testkit::{Triton, TritonModels};
 use berth_types::ByteSize;
 use serde_json::json;
 
@@ -28,8 +28,7 @@ fn model(fixture: &Fixture, name: &str, instances: &str) -> Result<Artifacts> {
 #[tokio::test(flavor = "multi_thread")]
 async fn triton_takes_the_configuration_that_comes_with_the_load() -> Result<()> {
     let fixture = Fixture::empty()?;
-    let repository = fixture.path("repository");
-    fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let triton = Triton::start(&fixture.parts, &repository).await?;
     let (runtime, _clock) = adapter(Dialect::Triton, &triton.grpc(), &repository).await?;
 
@@ -57,19 +56,14 @@ async fn triton_takes_the_configuration_that_comes_with_the_load() -> Result<()>
 #[tokio::test]
 async fn beside_a_triton_without_a_gpu_models_that_would_take_one_are_served_all_the_same() -> Result<()> {
     let fixture = Fixture::empty()?;
-    fixture.storage("models", &json!({"type": "folder", "path": fixture.path("models")}))?;
+    fixture.models_storage()?;
     model(&fixture, "free", "")?;
     fixture.manifest("free.yaml", &service("free", "models", "free").replace("name: onnx", "name: python"))?;
-    let repository = fixture.path("repository");
-    fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let triton = Triton::start(&fixture.parts, &repository).await?;
     let berth = fixture.serve("256MiB").beside("triton", &triton.grpc(), &repository).flag("--gpu-memory", "0=1GiB").start().await?;
     let body = json!({"inputs": [{"name": "IN", "datatype": "FP32", "shape": [1], "data": [1.5]}]}).to_string();
-    eventually("an answer", LOADS, || async {
-        let reply = berth.infer("free", body.clone().into_bytes()).await?;
-        Ok(if reply.status == 200 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
-    })
-    .await?;
+    berth.comes_to_answer("free", body, LOADS).await?;
     ensure!(berth.standing("free").await?.reason.is_empty(), "it is not to blame");
     Ok(())
 }
@@ -77,11 +71,10 @@ async fn beside_a_triton_without_a_gpu_models_that_would_take_one_are_served_all
 #[tokio::test]
 async fn a_model_for_the_cpu_is_served_from_main_memory_beside_a_gpu() -> Result<()> {
     let fixture = Fixture::empty()?;
-    fixture.storage("models", &json!({"type": "folder", "path": fixture.path("models")}))?;
+    fixture.models_storage()?;
     model(&fixture, "plain", "instance_group [ { kind: KIND_CPU } ]")?;
     fixture.manifest("plain.yaml", &service("plain", "models", "plain").replace("name: onnx", "name: python"))?;
-    let repository = fixture.path("repository");
-    fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let triton = Triton::start(&fixture.parts, &repository).await?;
     let serve = fixture.serve("256MiB").beside("triton", &triton.grpc(), &repository).flag("--gpu-memory", "0=1GiB,1=1GiB");
     let berth = serve.start().await?;

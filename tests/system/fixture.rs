@@ -56,6 +56,13 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
+    /// The folder of a server's models, empty.
+    pub(crate) fn repository(&self) -> Result<PathBuf> {
+        let repository = self.path("repository");
+        fs::create_dir_all(&repository)?;
+        Ok(repository)
+    }
+
     /// The watched folder.
     pub(crate) fn manifests(&self) -> PathBuf {
         self.path("manifests")
@@ -83,6 +90,11 @@ impl Fixture {
     /// Writes an entry of the storage configuration.
     pub(crate) fn storage(&self, key: &str, entry: &Value) -> Result<()> {
         Ok(fs::write(self.storage_config().join(key), entry.to_string())?)
+    }
+
+    /// An entry `models` for this test's own folder of models.
+    pub(crate) fn models_storage(&self) -> Result<()> {
+        self.storage("models", &json!({"type": "folder", "path": self.path("models")}))
     }
 
     /// Writes a manifest of an InferenceService.

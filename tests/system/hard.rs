@@ -55,7 +55,7 @@ fn python_service(name: &str, path: &str) -> String {
 
 fn fixture() -> Result<Fixture> {
     let fixture = Fixture::empty()?;
-    fixture.storage("models", &json!({"type": "folder", "path": fixture.path("models")}))?;
+    fixture.models_storage()?;
     Ok(fixture)
 }
 
@@ -85,17 +85,11 @@ async fn beside(fixture: &Fixture, triton: &Triton, repository: &Path, host_memo
     serve.flag("--runtime-process", "off").start().await
 }
 
-fn repository(fixture: &Fixture) -> Result<PathBuf> {
-    let repository = fixture.path("repository");
-    fs::create_dir_all(&repository)?;
-    Ok(repository)
-}
-
 /// Kills Triton while the model `busy` is at `stage`, with a caller who waits for it; it is back `soon`, or when the caller has
 /// been refused. Then everything is as before, by itself, and nothing was ever blamed.
 async fn killed_during(stage: &str, soon: bool) -> Result<()> {
     let fixture = fixture()?;
-    let repository = repository(&fixture)?;
+    let repository = fixture.repository()?;
     let mut triton = Triton::start(&fixture.parts, &repository).await?;
     scripted(&fixture, "steady", 2, &json!({}))?;
     let berth = beside(&fixture, &triton, &repository, ROOMY).await?;
@@ -331,7 +325,7 @@ async fn models_that_cannot_be_served_say_what_is_wrong_and_the_others_serve_on(
     fs::create_dir_all(models.join("empty"))?;
     fs::write(models.join("odd.json"), "this is no schema")?;
     TritonModels::hungry(&models.join("swells"), &vec![1; 4 << 20], 5000)?;
-    let repository = repository(&fixture)?;
+    let repository = fixture.repository()?;
     let triton = Triton::with_onnx(&fixture.parts, &repository).await?;
     // 200 MiB of 4 MiB of files do not fit, as is seen when they are there.
     let berth = fixture.serve("160MiB").beside("triton", &triton.grpc(), &repository).start().await?;

@@ -26,14 +26,7 @@ async fn a_request_that_is_under_way_when_ctrl_c_comes_is_answered() -> Result<(
     let held = fixture.hold(&berth, "digits-forest").await?;
     berth.ctrl_c()?;
     berth.drains().await?;
-    eventually("new requests to be refused", SOON, || async {
-        Ok(match berth.infer("iris", fixture.quickstart.request("iris")?).await {
-            Err(fault) if http::is_refused(&fault) => Found::Yes(()),
-            Err(fault) => Found::NotYet(format!("{fault:#}")),
-            Ok(reply) => Found::NotYet(reply.status.to_string()),
-        })
-    })
-    .await?;
+    berth.refuses("iris", fixture.quickstart.request("iris")?, SOON).await?;
     let answer = held.finish().await.with_context(|| berth.process().written())?;
     fixture.quickstart.check("digits-forest", &answer.good()?)?;
     assert_eq!(berth.process().exit(SOON).await?, Exit::Code(0), "{}", berth.process().written());
@@ -61,14 +54,7 @@ async fn who_asks_before_the_end_is_answered_when_all_requests_are_and_then_the_
     let url = berth.prestop("/prestop");
     let asked = tokio::spawn(async move { http::get(&url).await });
     berth.drains().await?;
-    eventually("new requests to be refused", SOON, || async {
-        Ok(match berth.infer("iris", fixture.quickstart.request("iris")?).await {
-            Err(fault) if http::is_refused(&fault) => Found::Yes(()),
-            Err(fault) => Found::NotYet(format!("{fault:#}")),
-            Ok(reply) => Found::NotYet(reply.status.to_string()),
-        })
-    })
-    .await?;
+    berth.refuses("iris", fixture.quickstart.request("iris")?, SOON).await?;
     assert!(!asked.is_finished(), "a request is under way");
     let answer = held.finish().await.with_context(|| berth.process().written())?;
     fixture.quickstart.check("digits-forest", &answer.good()?)?;

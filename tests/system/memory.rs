@@ -30,7 +30,7 @@ struct World {
 
 async fn world() -> Result<World> {
     let fixture = Fixture::empty()?;
-    fixture.storage("models", &json!({"type": "folder", "path": fixture.path("models")}))?;
+    fixture.models_storage()?;
     let mut names = Vec::new();
     for (at, percent) in (0_u8..).zip(PERCENT.into_iter().chain(PERCENT)) {
         let name = format!("hungry-{at}");
@@ -38,8 +38,7 @@ async fn world() -> Result<World> {
         fixture.manifest(&format!("{name}.yaml"), &service(&name, "models", &name).replace("name: onnx", "name: python"))?;
         names.push(name);
     }
-    let repository = fixture.path("repository");
-    std::fs::create_dir_all(&repository)?;
+    let repository = fixture.repository()?;
     let mut triton = Triton::start(&fixture.parts, &repository).await?;
     let bounds = match Bounds::of(LIMIT) {
         Some(bounds) => {

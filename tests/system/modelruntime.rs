@@ -209,11 +209,7 @@ async fn examples_take_turns_and_survive_the_end_of_the_engine() -> Result<()> {
     ensure!(standing.reason == "ModelLoadFailed" && standing.message.contains("model.onnx"), "{standing:?}");
     contract.process().kill().await?;
     contract.again().await?;
-    eventually("an answer", LOADS, || async {
-        let reply = berth.infer("digits-mlp", fixture.quickstart.request("digits-mlp")?).await?;
-        Ok(if reply.status == 200 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
-    })
-    .await?;
+    berth.comes_to_answer("digits-mlp", fixture.quickstart.request("digits-mlp")?, LOADS).await?;
     fixture.all_answer(&berth).await
 }
 

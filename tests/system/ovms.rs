@@ -79,11 +79,7 @@ async fn an_ovms_that_is_killed_has_its_models_again_when_it_is_back() -> Result
     })
     .await?;
     ovms.again().await?;
-    eventually("an answer", LOADS, || async {
-        let reply = berth.infer("digits-mlp", fixture.quickstart.request("digits-mlp")?).await?;
-        Ok(if reply.status == 200 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
-    })
-    .await?;
+    berth.comes_to_answer("digits-mlp", fixture.quickstart.request("digits-mlp")?, LOADS).await?;
     let standing = berth.standing("digits-mlp").await?;
     ensure!(standing.active != "FailedToLoad" && standing.reason.is_empty(), "the model is not to blame: {standing:?}");
     Ok(())

@@ -163,9 +163,8 @@ impl Client {
 #[tokio::test]
 async fn after_a_thousand_random_steps_every_answer_was_right_and_the_books_are_those_of_the_server() -> Result<()> {
     let fixture = Fixture::empty()?;
-    fixture.storage("models", &json!({"type": "folder", "path": fixture.path("models")}))?;
-    let repository = fixture.path("repository");
-    std::fs::create_dir_all(&repository)?;
+    fixture.models_storage()?;
+    let repository = fixture.repository()?;
     let triton = Triton::start(&fixture.parts, &repository).await?;
     // A model counts as its files take, times 1.25: room for about two thirds of twelve.
     let serve = fixture.serve("2MiB").beside("triton", &triton.grpc(), &repository);

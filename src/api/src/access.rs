@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use berth_telemetry::Host;
 use http::HeaderMap;
 use http::Uri;
 use http::header::{AUTHORIZATION, HOST, ORIGIN};
@@ -11,7 +12,6 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::failure::Failure;
-use crate::host;
 
 /// Who may use the API.
 #[derive(Clone, Debug, Default)]
@@ -125,7 +125,7 @@ fn check_local(uri: &Uri, headers: &HeaderMap, changes: bool) -> Result<(), Fail
     // HTTP/2 has the authority of the target instead of the header.
     let header = headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = uri.authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
-    if !host::is_local(host) {
+    if !Host::of(host).is_some_and(Host::is_local) {
         let host: String = host.chars().take(80).collect();
         return Err(Failure::forbidden(format!(
             "this server listens on a loopback address and answers for localhost only, not for {host:?}: \
@@ -134,11 +134,17 @@ fn check_local(uri: &Uri, headers: &HeaderMap, changes: bool) -> Result<(), Fail
     }
     // A page of any site may send some kinds of POST here without asking first; browsers say where the page is from.
     match headers.get(ORIGIN) {
-        Some(origin) if changes && !host::is_same(origin.as_bytes(), host) => {
+        Some(origin) if changes && !is_same(origin.as_bytes(), host) => {
             Err(Failure::forbidden("a page of another site may not change anything here"))
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// True when `origin` (`scheme://host:port`) is the site that `host` names.
+fn is_same(origin: &[u8], host: &str) -> bool {
+    let site = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+    site.is_some_and(|site| site.eq_ignore_ascii_case(host.as_bytes()))
 }
 
 #[cfg(test)]
@@ -202,6 +208,17 @@ mod tests {
             let access = if token { Access::token(Token::new("x").unwrap()) } else { Access::Loopback };
             assert_eq!(access.check_socket(addr.parse().unwrap()).is_ok(), fine, "{addr}");
         }
+    }
+
+    #[test]
+    fn whoever_was_led_here_by_another_name_is_refused() {
+        for (host, fine) in
+            [("localhost:8088", true), ("[::1]", true), ("evil.example:8088", false), ("10.0.0.1", false), ("[::1", false), ("me@localhost", false)]
+        {
+            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            assert_eq!(Access::Loopback.check(&Uri::from_static("/"), &headers, false).is_ok(), fine, "{host}");
+        }
+        assert!(Access::Loopback.check(&Uri::from_static("/"), &HeaderMap::new(), false).is_err(), "nobody is named");
     }
 
     #[test]

@@ -55,7 +55,6 @@ mod document;
 mod drifting;
 mod failure;
 mod fetching;
-mod host;
 mod json_patch;
 mod memory;
 mod options;

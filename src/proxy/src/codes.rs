@@ -10,7 +10,7 @@
 //! | message over the limit, or decoded larger than the budget of all requests | RESOURCE_EXHAUSTED | 413 | no |
 //! | what a call would make exists as something else | ALREADY_EXISTS | 409 | no |
 //! | a call cannot be carried out as things stand | FAILED_PRECONDITION | 400 | no |
-//! | a call could not be kept | UNAVAILABLE | 503 | yes |
+//! | a call could not be kept; the controller is away | UNAVAILABLE | 503 | yes |
 //! | a call that changes something without the token | UNAUTHENTICATED | 401 | no |
 //! | deadline passed | DEADLINE_EXCEEDED | 504 | no |
 //! | unknown gRPC method, compressed body | UNIMPLEMENTED | 501, 405, 415 | no |
@@ -164,6 +164,14 @@ pub enum Fault {
     /// A call that manages models or names was refused.
     #[error("{0}")]
     Managed(Refused),
+    /// The controller, which carries calls out for this agent, cannot be reached, or it broke one off.
+    #[error("controller: {why}")]
+    Controller {
+        /// Where it is, and what happened.
+        why: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// A call that changes something came without the token.
     #[error("this call needs the token of the API: send it as authorization: Bearer TOKEN")]
     Unauthenticated,
@@ -250,7 +258,7 @@ impl Fault {
             Fault::BadRequest(_) => Verdict::last(Code::InvalidArgument),
             Fault::UnknownModel(_) | Fault::NameAsModelId(_) | Fault::UnknownVersion { .. } | Fault::UnknownPath(_) => Verdict::last(Code::NotFound),
             Fault::NotReady(_) | Fault::ServerNotReady(_) | Fault::Revoked(_) | Fault::RuntimeLost { .. } => Verdict::retry(Code::Unavailable, SOON),
-            Fault::RuntimeAway { retry_after, .. } => Verdict::retry(Code::Unavailable, *retry_after),
+            Fault::RuntimeAway { retry_after, .. } | Fault::Controller { retry_after, .. } => Verdict::retry(Code::Unavailable, *retry_after),
             Fault::Unservable(failure) => of_failure(failure),
             Fault::Wait { error, .. } => match error {
                 WaitError::Deadline => Verdict::last(Code::DeadlineExceeded),
@@ -430,6 +438,7 @@ mod tests {
             (Fault::Managed(Refused::NotReady("x".into())), Unavailable, 503, Some(1)),
             (Fault::Managed(Refused::Unkept("x".into())), Unavailable, 503, Some(10)),
             (Fault::Managed(Refused::Late), DeadlineExceeded, 504, None),
+            (Fault::Controller { why: "x".into(), retry_after: Duration::from_secs(3) }, Unavailable, 503, Some(3)),
             (Fault::Unauthenticated, Code::Unauthenticated, 401, None),
             (Fault::Broken("x".into()), Cancelled, 499, None),
             (Fault::Internal("x".into()), Internal, 500, None),

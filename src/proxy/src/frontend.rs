@@ -200,14 +200,7 @@ impl<M: Models> Frontend<M> {
     /// # Errors
     /// The header cannot be read.
     pub(crate) fn deadline(&self, headers: &HeaderMap) -> Result<Deadline, Fault> {
-        let asked = match headers.get("grpc-timeout") {
-            None => self.config.default_deadline,
-            Some(value) => timeout(value.as_bytes()).ok_or_else(|| {
-                let shown = Quoted::new(&String::from_utf8_lossy(value.as_bytes()));
-                Fault::BadRequest(format!("grpc-timeout is {shown}, it must be up to 8 digits and one of H, M, S, m, u, n"))
-            })?,
-        };
-        Ok(self.clock.deadline_in(asked.min(self.config.max_deadline)))
+        deadline(headers, &self.config, &self.clock)
     }
 
     /// A call without metadata.
@@ -423,6 +416,18 @@ impl<M: Models> Frontend<M> {
             extensions: ["binary_tensor_data", "model_repository(index)"].map(str::to_owned).into(),
         }
     }
+}
+
+/// As [`Frontend::deadline`].
+pub(crate) fn deadline(headers: &HeaderMap, config: &ProxyConfig, clock: &Clock) -> Result<Deadline, Fault> {
+    let asked = match headers.get("grpc-timeout") {
+        None => config.default_deadline,
+        Some(value) => timeout(value.as_bytes()).ok_or_else(|| {
+            let shown = Quoted::new(&String::from_utf8_lossy(value.as_bytes()));
+            Fault::BadRequest(format!("grpc-timeout is {shown}, it must be up to 8 digits and one of H, M, S, m, u, n"))
+        })?,
+    };
+    Ok(clock.deadline_in(asked.min(config.max_deadline)))
 }
 
 /// What requests may hold, and what those of them may that wait for a model.

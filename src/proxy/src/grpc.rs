@@ -6,9 +6,10 @@ use berth_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ServerLiveRequest,
     ServerLiveResponse, ServerMetadataRequest, ServerReadyRequest, ServerReadyResponse,
 };
+use berth_telemetry::Clock;
 use berth_types::ByteSize;
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Version, header};
+use http::{Request, Response, StatusCode, header};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -21,10 +22,10 @@ use crate::codes::{Fault, Quoted};
 use crate::connections::{self, Door, Handler};
 use crate::cores::{Place, Way};
 use crate::frontend::{Call, Frontend, MODEL_INFER};
-use crate::health::HealthService;
+use crate::health::{HealthService, Ready};
 use crate::id::asked;
 use crate::mesh;
-use crate::reflection::Reflection;
+use crate::reflection::{Reflection, Serves, Version};
 use crate::route::Models;
 use crate::wire::Messages;
 use crate::{streaming, weight, wire};
@@ -37,18 +38,50 @@ pub(crate) const SMALL_MESSAGE: ByteSize = ByteSize::kib(64);
 
 /// Serves gRPC on `listener` until `shutdown`, then until the last request has been answered.
 pub async fn serve_grpc<M: Models>(frontend: Arc<Frontend<M>>, door: impl Into<Door>, shutdown: CancellationToken) {
-    let managed = frontend.managing.get().is_some();
-    let health = HealthServer::new(HealthService::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone(), managed));
-    let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
+    let serves = if frontend.managing.get().is_some() { Serves::Both } else { Serves::Inference };
+    let asides = Asides::new(Arc::clone(&frontend.ready), frontend.clock.clone(), shutdown.clone(), serves);
     let (config, clock) = (frontend.config.clone(), frontend.clock.clone());
-    let reflection = Reflection::new(shutdown.clone(), managed);
-    connections::serve(door.into().for_grpc(), GrpcPort { frontend, health, reflection, way: None }, &config, &clock, shutdown).await;
+    connections::serve(door.into().for_grpc(), GrpcPort { frontend, asides, way: None }, &config, &clock, shutdown).await;
+}
+
+/// What every gRPC port answers beside what it is for: health and reflection.
+#[derive(Clone)]
+pub(crate) struct Asides {
+    health: HealthServer<HealthService>,
+    reflection: Reflection,
+}
+
+impl Asides {
+    pub(crate) fn new(ready: Ready, clock: Clock, shutdown: CancellationToken, serves: Serves) -> Self {
+        let health = HealthServer::new(HealthService::new(ready, clock, shutdown.clone(), serves));
+        let health = health.max_decoding_message_size(usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX));
+        Asides { health, reflection: Reflection::new(shutdown, serves) }
+    }
+
+    /// The answer to a request that is for one of them.
+    pub(crate) fn at(&self, path: &str) -> Option<Aside<'_>> {
+        if path.starts_with(HEALTH) { Some(Aside::Health(&self.health)) } else { self.reflection.at(path).map(Aside::Reflection) }
+    }
+}
+
+/// One of them.
+pub(crate) enum Aside<'a> {
+    Health(&'a HealthServer<HealthService>),
+    Reflection(Version),
+}
+
+impl Aside<'_> {
+    pub(crate) async fn answer(self, request: Request<hyper::body::Incoming>) -> Answer {
+        match self {
+            Aside::Health(health) => health.clone().call(request).await.map(|response| response.map(Outgoing::Tonic)),
+            Aside::Reflection(reflection) => Ok(reflection.answer(request).await),
+        }
+    }
 }
 
 struct GrpcPort<M> {
     frontend: Arc<Frontend<M>>,
-    health: HealthServer<HealthService>,
-    reflection: Reflection,
+    asides: Asides,
     /// The way to the runtime of a connection that has its own.
     way: Option<Arc<Way>>,
 }
@@ -56,7 +89,7 @@ struct GrpcPort<M> {
 impl<M> Clone for GrpcPort<M> {
     fn clone(&self) -> Self {
         let (frontend, way) = (Arc::clone(&self.frontend), self.way.clone());
-        GrpcPort { frontend, health: self.health.clone(), reflection: self.reflection.clone(), way }
+        GrpcPort { frontend, asides: self.asides.clone(), way }
     }
 }
 
@@ -83,11 +116,8 @@ impl<M: Models> GrpcPort<M> {
         if let Some(refusal) = not_grpc(&request) {
             return Ok(refusal);
         }
-        if request.uri().path().starts_with(HEALTH) {
-            return Box::pin(self.health.clone().call(request)).await.map(|response| response.map(Outgoing::Tonic));
-        }
-        if let Some(reflection) = self.reflection.at(request.uri().path()) {
-            return Ok(Box::pin(reflection.answer(request)).await);
+        if let Some(aside) = self.asides.at(request.uri().path()) {
+            return Box::pin(aside.answer(request)).await;
         }
         // What is asked less often is in a box, so that the state of each call has no room for it.
         let (head, body) = request.into_parts();
@@ -131,10 +161,10 @@ fn answered(outcome: Result<impl Message, Fault>) -> Response<Outgoing> {
 }
 
 /// What a client hears that speaks something else: it could not read a gRPC status.
-fn not_grpc<B>(request: &Request<B>) -> Option<Response<Outgoing>> {
+pub(crate) fn not_grpc<B>(request: &Request<B>) -> Option<Response<Outgoing>> {
     let kind = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let is_grpc = kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')));
-    if is_grpc && request.version() == Version::HTTP_2 {
+    if is_grpc && request.version() == http::Version::HTTP_2 {
         return None;
     }
     let mut refusal = Response::new(Outgoing::text("this port speaks gRPC over HTTP/2; REST requests go to the REST port\n"));

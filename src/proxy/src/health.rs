@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::reflection::services;
+use crate::reflection::{Serves, services};
 
 /// Says whether requests should come here: `Err` holds the reason why not. Asked often, so it must be cheap.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -27,18 +27,17 @@ pub(crate) struct HealthService {
     ready: Ready,
     clock: Clock,
     shutdown: CancellationToken,
-    managed: bool,
+    serves: Serves,
 }
 
 impl HealthService {
-    /// `managed`: models are managed by calls, which is one more service.
-    pub(crate) fn new(ready: Ready, clock: Clock, shutdown: CancellationToken, managed: bool) -> Self {
-        HealthService { ready, clock, shutdown, managed }
+    pub(crate) fn new(ready: Ready, clock: Clock, shutdown: CancellationToken, serves: Serves) -> Self {
+        HealthService { ready, clock, shutdown, serves }
     }
 
     /// Whether a client may ask about that service: the empty name is the server as a whole.
     fn is_known(&self, service: &str) -> bool {
-        service.is_empty() || services(self.managed).any(|known| known == service)
+        service.is_empty() || services(self.serves).any(|known| known == service)
     }
 
     fn status(&self) -> ServingStatus {
@@ -104,7 +103,7 @@ mod tests {
             let up = Arc::clone(&up);
             move || if up.load(Ordering::Relaxed) { Ok(()) } else { Err("runtime is down".to_owned()) }
         });
-        let health = HealthService::new(ready, Clock::system(), shutdown.clone(), false);
+        let health = HealthService::new(ready, Clock::system(), shutdown.clone(), Serves::Inference);
         let mut watch = health.watch(asking("")).await.unwrap().into_inner();
         let mut next = async || watch.next().await.map(|answer| answer.unwrap().status());
         assert_eq!(next().await, Some(ServingStatus::Serving));
@@ -121,10 +120,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_service_of_the_port_has_a_status_and_an_unknown_one_is_not_found_or_watched_as_unknown() {
         let shutdown = CancellationToken::new();
-        let health = HealthService::new(Arc::new(|| Ok(())), Clock::system(), shutdown.clone(), true);
-        let unmanaged = HealthService { managed: false, ..health.clone() };
+        let health = HealthService::new(Arc::new(|| Ok(())), Clock::system(), shutdown.clone(), Serves::Both);
+        let unmanaged = HealthService { serves: Serves::Inference, ..health.clone() };
         assert_eq!(unmanaged.check(asking("mmesh.ModelMesh")).await.unwrap_err().code(), tonic::Code::NotFound);
-        for service in services(true).chain([""]) {
+        for service in services(Serves::Both).chain([""]) {
             assert_eq!(health.check(asking(service)).await.unwrap().into_inner().status(), ServingStatus::Serving, "{service}");
             let mut watch = health.watch(asking(service)).await.unwrap().into_inner();
             assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::Serving, "{service}");

@@ -47,7 +47,7 @@ pub use context::LogHeaders;
 pub use frontend::{Frontend, RuntimeServer};
 pub use grpc::serve_grpc;
 pub use health::Ready;
-pub use mesh::{IsToken, Writes};
+pub use mesh::{BearerToken, ControllerServer, IsToken, ManagementPort, Writes, serve_management};
 pub use ops::{PreStop, serve_metrics, serve_prestop, serve_probes};
 pub use rest::serve_rest;
 pub use route::{Here, Models};

@@ -1,11 +1,10 @@
 //! The small servers beside the inference ports: metrics, probes, and the hook before the end.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use berth_telemetry::{Clock, Listener, Metrics};
+use berth_telemetry::{Clock, Host, Listener, Metrics};
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use tokio_util::sync::CancellationToken;
 
 use crate::ProxyConfig;
@@ -65,7 +64,7 @@ struct Hook(PreStop);
 impl Handler for Hook {
     type Body = Outgoing;
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
-        let is_page = is_of_a_page(request.headers());
+        let is_page = is_of_a_page(request.uri(), request.headers());
         let (status, text) = match (request.method() == Method::GET, request.uri().path()) {
             (_, path) if path != "/prestop" => (StatusCode::NOT_FOUND, "no such path\n".to_owned()),
             (false, _) => (StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n".to_owned()),
@@ -82,16 +81,14 @@ impl Handler for Hook {
     }
 }
 
-/// Whether a browser may have sent it for a page: it says so, or it was led here by a name, which a page can point anywhere.
-/// Whoever runs the containers asks an address.
-fn is_of_a_page(headers: &HeaderMap) -> bool {
+/// Whether a browser may have sent it for a page: it says so, or it was led here by a name, which a page can point anywhere,
+/// or by what is no name. Whoever runs the containers asks an address.
+fn is_of_a_page(uri: &Uri, headers: &HeaderMap) -> bool {
     let said = [header::ORIGIN.as_str(), header::REFERER.as_str(), "sec-fetch-site"].iter().any(|name| headers.contains_key(*name));
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or("", |(name, _)| name),
-        None => host.split_once(':').map_or(host, |(name, _)| name),
-    };
-    said || !(name.is_empty() || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok())
+    // HTTP/2 has the authority of the target instead of the header.
+    let header = headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    let host = uri.authority().map(http::uri::Authority::as_str).or(header);
+    said || host.is_some_and(|host| !matches!(Host::of(host), Some(Host::Localhost | Host::Address(_))))
 }
 
 /// Status, content type and text of a path; `None` for paths that there are not.
@@ -192,9 +189,13 @@ mod tests {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
         }
         // By a name, which may be led here from anywhere; by an address, as pods are asked.
-        let of_host = |host: &'static str| is_of_a_page(&[(header::HOST, HeaderValue::from_static(host))].into_iter().collect());
-        let hosts = ["elsewhere:8090", "127.0.0.1.elsewhere", "[::1", "10.1.2.3:8090", "[2001:db8::1]:8090", "localhost:8090", "LOCALHOST"];
-        assert_eq!(hosts.map(of_host), [true, true, false, false, false, false, false]);
+        let of_host =
+            |host: &'static str| is_of_a_page(&Uri::from_static("/prestop"), &[(header::HOST, HeaderValue::from_static(host))].into_iter().collect());
+        let hosts = ["elsewhere:8090", "127.0.0.1.elsewhere", "[::1", "", "10.1.2.3:8090", "[2001:db8::1]:8090", "localhost:8090", "LOCALHOST"];
+        assert_eq!(hosts.map(of_host), [true, true, true, true, false, false, false, false]);
+        let of_target = |target: &'static str| is_of_a_page(&Uri::from_static(target), &HeaderMap::new());
+        let targets = ["/prestop", "http://10.1.2.3:8090/prestop", "http://elsewhere:8090/prestop"];
+        assert_eq!(targets.map(of_target), [false, false, true], "over HTTP/2");
         assert_eq!(asked.load(Ordering::Relaxed), 0);
         let first = tokio::spawn(get(addr, "GET /prestop"));
         while asked.load(Ordering::Relaxed) == 0 {

@@ -20,15 +20,30 @@ use crate::body::Outgoing;
 use crate::grpc::SMALL_MESSAGE;
 
 /// The services of every port.
-const SERVICES: [&str; 4] =
-    ["inference.GRPCInferenceService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+const SERVICES: [&str; 3] = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
 
-/// One more where models are managed by calls.
+const INFERENCE: &str = "inference.GRPCInferenceService";
 const MANAGEMENT: &str = "mmesh.ModelMesh";
 
-/// The services of a port, as they are listed; `managed`: models are managed by calls.
-pub(crate) fn services(managed: bool) -> impl Iterator<Item = &'static str> {
-    SERVICES.into_iter().chain(managed.then_some(MANAGEMENT))
+/// What a port is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Serves {
+    /// Inference.
+    Inference,
+    /// Inference, and calls that manage models.
+    Both,
+    /// Calls that manage models.
+    Management,
+}
+
+/// The services of a port, as they are listed.
+pub(crate) fn services(serves: Serves) -> impl Iterator<Item = &'static str> {
+    let own: &[&'static str] = match serves {
+        Serves::Inference => &[INFERENCE],
+        Serves::Both => &[INFERENCE, MANAGEMENT],
+        Serves::Management => &[MANAGEMENT],
+    };
+    SERVICES.into_iter().chain(own.iter().copied())
 }
 
 const V1: &str = "/grpc.reflection.v1.ServerReflection/";
@@ -45,17 +60,17 @@ pub(crate) struct Reflection {
 }
 
 impl Reflection {
-    /// Its streams end with `shutdown`, so that no client that keeps one holds the server. `managed`: as for [`services`].
-    pub(crate) fn new(shutdown: CancellationToken, managed: bool) -> Self {
+    /// Its streams end with `shutdown`, so that no client that keeps one holds the server.
+    pub(crate) fn new(shutdown: CancellationToken, serves: Serves) -> Self {
         let limit = usize::try_from(SMALL_MESSAGE.0).unwrap_or(usize::MAX);
-        let v1: Calls = match builder(managed).build_v1() {
+        let v1: Calls = match builder(serves).build_v1() {
             Ok(service) => {
                 let service = service.max_decoding_message_size(limit);
                 Arc::new(move |request| service.clone().call(request).map(|Ok(answer)| answer).boxed())
             }
             Err(fault) => absent(&fault),
         };
-        let v1_alpha: Calls = match builder(managed).build_v1alpha() {
+        let v1_alpha: Calls = match builder(serves).build_v1alpha() {
             Ok(service) => {
                 let service = service.max_decoding_message_size(limit);
                 Arc::new(move |request| service.clone().call(request).map(|Ok(answer)| answer).boxed())
@@ -76,11 +91,11 @@ impl Reflection {
     }
 }
 
-fn builder(managed: bool) -> Builder<'static> {
+fn builder(serves: Serves) -> Builder<'static> {
     let sets = [berth_proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET, v1::FILE_DESCRIPTOR_SET, v1alpha::FILE_DESCRIPTOR_SET];
     let builder = Builder::configure().include_reflection_service(false);
     let builder = sets.into_iter().fold(builder, Builder::register_encoded_file_descriptor_set);
-    services(managed).fold(builder, Builder::with_service_name)
+    services(serves).fold(builder, Builder::with_service_name)
 }
 
 /// Descriptors that are compiled in can be read: a test says so. Were it otherwise, the port would serve without.
@@ -124,7 +139,7 @@ impl Body for UntilStop {
 
 #[cfg(test)]
 mod tests {
-    use berth_telemetry::{HostNet, Net};
+    use berth_telemetry::{Clock, HostNet, Net};
     use futures::stream;
     use prost::Message as _;
     use prost_types::FileDescriptorProto;
@@ -132,32 +147,42 @@ mod tests {
 
     use super::*;
     use crate::scripted::{Nobody, rig};
-    use crate::{Writes, serve_grpc};
+    use crate::{ManagementPort, ProxyConfig, Writes, serve_grpc, serve_management};
 
-    async fn serve(shutdown: &CancellationToken) -> (Channel, tokio::task::JoinHandle<()>) {
-        serve_managed(shutdown, false).await
-    }
-
-    async fn serve_managed(shutdown: &CancellationToken, managed: bool) -> (Channel, tokio::task::JoinHandle<()>) {
+    async fn serve(shutdown: &CancellationToken, serves: Serves) -> (Channel, tokio::task::JoinHandle<()>) {
         let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (addr, rig) = (listener.local_addr().unwrap(), rig());
-        if managed {
+        if serves == Serves::Both {
             rig.frontend.manage(Arc::new(Nobody), Writes::Off);
         }
-        let ended = tokio::spawn(serve_grpc(Arc::clone(&rig.frontend), listener, shutdown.clone()));
+        let ended = match serves {
+            Serves::Inference | Serves::Both => tokio::spawn(serve_grpc(Arc::clone(&rig.frontend), listener, shutdown.clone())),
+            Serves::Management => {
+                let (by, config) = (Arc::new(Nobody), ProxyConfig::default());
+                let port = ManagementPort {
+                    by,
+                    writes: Writes::Off,
+                    ready: rig.frontend.ready.clone(),
+                    clock: Clock::system(),
+                    metrics: rig.metrics,
+                    config,
+                };
+                tokio::spawn(serve_management(listener, port, shutdown.clone()))
+            }
+        };
         (Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap(), ended)
     }
 
     /// Both versions have the same messages in two packages.
     macro_rules! tells_all {
-        ($version:ident, $channel:expr, $managed:expr) => {{
+        ($version:ident, $channel:expr, $serves:expr) => {{
             use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
             use tonic_reflection::pb::$version::server_reflection_request::MessageRequest::*;
             use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
             use tonic_reflection::pb::$version::*;
 
             let ask = |message| ServerReflectionRequest { host: String::new(), message_request: Some(message) };
-            let symbols = services($managed).map(|service| FileContainingSymbol(service.to_owned()));
+            let symbols = services($serves).map(|service| FileContainingSymbol(service.to_owned()));
             let questions = [ListServices(String::new())].into_iter().chain(symbols).map(ask);
             let asked = stream::iter(questions.collect::<Vec<_>>());
             let mut answers = ServerReflectionClient::new($channel.clone()).server_reflection_info(asked).await.unwrap().into_inner();
@@ -165,10 +190,10 @@ mod tests {
             let MessageResponse::ListServicesResponse(list) = answer().await else { panic!("no list") };
             let mut listed: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
             listed.sort();
-            let mut expected: Vec<_> = services($managed).map(str::to_owned).collect();
+            let mut expected: Vec<_> = services($serves).map(str::to_owned).collect();
             expected.sort();
             assert_eq!(listed, expected);
-            for service in services($managed) {
+            for service in services($serves) {
                 let MessageResponse::FileDescriptorResponse(files) = answer().await else { panic!("{service}") };
                 let file = FileDescriptorProto::decode(&*files.file_descriptor_proto[0]).unwrap();
                 let (package, name) = service.rsplit_once('.').unwrap();
@@ -192,11 +217,11 @@ mod tests {
 
     #[tokio::test]
     async fn both_versions_tell_the_services_of_the_port_and_their_files() {
-        for managed in [false, true] {
+        for serves in [Serves::Inference, Serves::Both, Serves::Management] {
             let shutdown = CancellationToken::new();
-            let (channel, ended) = serve_managed(&shutdown, managed).await;
-            tells_all!(v1, channel, managed);
-            tells_all!(v1alpha, channel, managed);
+            let (channel, ended) = serve(&shutdown, serves).await;
+            tells_all!(v1, channel, serves);
+            tells_all!(v1alpha, channel, serves);
             shutdown.cancel();
             ended.await.unwrap();
         }
@@ -206,7 +231,7 @@ mod tests {
     async fn a_client_that_keeps_its_stream_does_not_hold_the_server() {
         use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
         let shutdown = CancellationToken::new();
-        let (channel, ended) = serve(&shutdown).await;
+        let (channel, ended) = serve(&shutdown, Serves::Inference).await;
         let never = stream::pending::<v1::ServerReflectionRequest>();
         let mut answers = ServerReflectionClient::new(channel).server_reflection_info(never).await.unwrap().into_inner();
         shutdown.cancel();

@@ -211,6 +211,35 @@ impl Berth {
         quickstart.check(name, &reply.good().with_context(|| name.to_owned())?)
     }
 
+    /// Waits until `name` answers this request.
+    ///
+    /// # Errors
+    /// With what was answered last.
+    pub async fn comes_to_answer(&self, name: &str, body: impl Into<bytes::Bytes>, within: Duration) -> Result<()> {
+        let body = body.into();
+        eventually(&format!("an answer of {name}"), within, || async {
+            let reply = self.infer(name, body.clone()).await?;
+            Ok(if reply.status == 200 { Found::Yes(()) } else { Found::NotYet(format!("{} {}", reply.status, reply.text())) })
+        })
+        .await
+    }
+
+    /// Waits until new requests are refused before they come in.
+    ///
+    /// # Errors
+    /// With what was answered last.
+    pub async fn refuses(&self, name: &str, body: impl Into<bytes::Bytes>, within: Duration) -> Result<()> {
+        let body = body.into();
+        eventually("new requests to be refused", within, || async {
+            Ok(match self.infer(name, body.clone()).await {
+                Err(fault) if crate::http::is_refused(&fault) => Found::Yes(()),
+                Err(fault) => Found::NotYet(format!("{fault:#}")),
+                Ok(reply) => Found::NotYet(reply.status.to_string()),
+            })
+        })
+        .await
+    }
+
     /// The resource of that name: an InferenceService, or else a Predictor.
     ///
     /// # Errors

@@ -253,11 +253,11 @@ async fn connect(pool: Weak<Pool>, id: u64, target: Target, config: Config, cloc
     let opened = match opened {
         Ok(opened) => opened,
         Err(why) => {
-            tracing::debug!(target = %target, error = %why, "cannot connect to the inference server");
+            tracing::debug!(target = %target, error = %why, "cannot connect to a server");
             return strong.failed(why.into());
         }
     };
-    tracing::debug!(target = %target, "connected to the inference server");
+    tracing::debug!(target = %target, "connected to a server");
     let held_back = strong.connected(Connection::new(id, &opened));
     drop(strong);
     if held_back {

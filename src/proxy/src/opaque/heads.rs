@@ -49,7 +49,7 @@ pub(crate) fn to_runtime(from: &HeaderMap, model: &ModelId, left: Duration) -> H
 }
 
 /// `left` as `grpc-timeout` has it: at most eight digits and a unit. Never longer than `left`.
-fn timeout(left: Duration) -> HeaderValue {
+pub(crate) fn timeout(left: Duration) -> HeaderValue {
     const MOST: u128 = 99_999_999;
     let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm'), (u128::from(left.as_secs()), 'S')];
     let (count, unit) = units.into_iter().find(|(count, _)| *count <= MOST).unwrap_or((MOST, 'S'));

@@ -39,6 +39,7 @@ use crate::methods::{Method, Names};
 use crate::payloads::Observed;
 use crate::route::Models;
 use crate::wire;
+pub(crate) use heads::timeout;
 pub(crate) use passed::{Passed, Young};
 use passing::{Passing, Request};
 use sending::{Begun, Deadlines, Head, Sending};

@@ -1,7 +1,10 @@
 //! A call to a copy of a model: found, guarded, asked, and asked once more where that is safe.
 
 use std::error::Error;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use berth_adapters::InferError;
@@ -10,7 +13,7 @@ use berth_types::{Deadline, ModelId};
 use berth_upstream::{Answer, CallError, Piece, Server};
 use http::request::Parts;
 use http::{HeaderMap, Method as Verb, Request as HttpRequest, Response, Uri, Version};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 
 use super::{begun, call_fault, heads, infer_fault, is_late, unknown};
 use crate::codes::{Fault, Quoted};
@@ -66,6 +69,43 @@ pub(super) trait Sending {
     fn fault(&self) -> Option<Fault>;
 }
 
+/// The body of one try, which tells when the first of it is sent.
+struct Telling<B> {
+    body: B,
+    /// `None` where nobody wants to know.
+    sent: Option<Arc<AtomicBool>>,
+}
+
+impl<B> Telling<B> {
+    fn tell(&self) {
+        self.sent.iter().for_each(|sent| sent.store(true, Ordering::Relaxed));
+    }
+}
+
+impl<B: Body + Unpin> Body for Telling<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let me = self.get_mut();
+        me.tell();
+        Pin::new(&mut me.body).poll_frame(cx)
+    }
+
+    /// An empty one goes out with its head.
+    fn is_end_stream(&self) -> bool {
+        let ended = self.body.is_end_stream();
+        if ended {
+            self.tell();
+        }
+        ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// An answer that has begun, and the copy that gives it.
 pub(super) struct Begun<G> {
     pub(super) answer: Response<Answer>,
@@ -107,16 +147,28 @@ impl<M: Models> Frontend<M> {
                 other => other?,
             };
             let since = self.clock.now();
-            let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), request.body(model)?);
-            // Pinned where it is: it is not moved once more.
-            let calling = pin!(async {
-                let answer = unknown::call(server, sent).await?;
-                if request.is_sent() && !answer.body().is_end_stream() { begun::wait(answer, &self.clock).await } else { Ok(answer) }
-            });
-            let called = tokio::select! {
-                biased;
-                called = self.clock.until(deadlines.answer, calling) => called,
-                () = M::revoked(&guard) => return Err(Fault::Revoked(Quoted::new(model.as_str()))),
+            let sent_again = died.then(Arc::<AtomicBool>::default);
+            let body = Telling { body: request.body(model)?, sent: sent_again.clone() };
+            let sent = HttpRequest::from_parts(self.head_for(head, model, deadlines), body);
+            let called = {
+                // Pinned where it is: it is not moved once more.
+                let calling = pin!(async {
+                    let answer = unknown::call(server, sent).await?;
+                    if request.is_sent() && !answer.body().is_end_stream() { begun::wait(answer, &self.clock).await } else { Ok(answer) }
+                });
+                tokio::select! {
+                    biased;
+                    called = self.clock.until(deadlines.answer, calling) => Some(called),
+                    () = M::revoked(&guard) => None,
+                }
+            };
+            let Some(called) = called else {
+                // Withdrawn because its runtime died under this request: as where there is no connection any more.
+                if reroutes > 0 && request.is_whole() && sent_again.is_some_and(|sent| !sent.load(Ordering::Relaxed)) {
+                    reroutes -= 1;
+                    continue;
+                }
+                return Err(Fault::Revoked(Quoted::new(model.as_str())));
             };
             match called {
                 None => return Err(request.fault().unwrap_or_else(|| infer_fault(model, InferError::DeadlineExceeded))),
@@ -141,7 +193,7 @@ impl<M: Models> Frontend<M> {
                     if is_late(&why, deadlines.end, &self.clock) {
                         return Err(infer_fault(model, InferError::DeadlineExceeded));
                     }
-                    if died && reroutes > 0 && matches!(why, CallError::Unreachable { .. }) {
+                    if died && reroutes > 0 && request.is_whole() && matches!(why, CallError::Unreachable { .. }) {
                         // It died under this request, which has not been sent again yet: the next copy is there when it is back.
                         reroutes -= 1;
                         let _ = self.clock.until(self.clock.deadline_in(NOTICED).min(deadlines.answer), M::revoked(&guard)).await;

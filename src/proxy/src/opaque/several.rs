@@ -161,18 +161,23 @@ impl<M: Models> Frontend<M> {
         Ok([prefix, message.clone(), id].into_iter().filter(|piece| !piece.is_empty()).collect())
     }
 
-    /// Whether an id can stand behind `message`: looked at once for all models, and in steps, with others in between.
+    /// Whether an id can stand behind `message`: looked at once for all models, and a large one in steps, with others in between.
     async fn takes_more(&self, method: &Method, message: &Bytes) -> Result<(), Fault> {
         let Some(path) = &method.inject else { return Ok(()) };
         let size = message.len() as u64;
         let length = u32::try_from(size).map_err(|_| Fault::TooLarge { size: Some(size), limit: self.config.max_message })?;
         let (mut injector, mut seen) = (Injector::new(suffix(path, "any"), self.config.max_message.0, None), Vec::new());
         let prefix = Bytes::copy_from_slice(&Prefix { compressed: false, length }.to_bytes());
-        let steps = (0..message.len()).step_by(STEP).map(|at| message.slice(at..message.len().min(at + STEP)));
-        for piece in std::iter::once(prefix).chain(steps) {
-            injector.push(piece, &mut seen).map_err(|fault| fault_of(fault, &self.bodies))?;
+        let mut look = |piece| {
             seen.clear();
-            tokio::task::yield_now().await;
+            injector.push(piece, &mut seen).map_err(|fault| fault_of(fault, &self.bodies))
+        };
+        look(prefix)?;
+        for at in (0..message.len()).step_by(STEP) {
+            if at > 0 {
+                tokio::task::yield_now().await;
+            }
+            look(message.slice(at..message.len().min(at + STEP)))?;
         }
         injector.end().map_err(|fault| fault_of(fault, &self.bodies))
     }
@@ -203,6 +208,37 @@ fn merge(headers: &mut HeaderMap, more: HeaderMap) {
             headers.insert(name, value);
         } else {
             headers.append(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_proto::inference::ModelInferRequest;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::frontend::MODEL_INFER;
+    use crate::methods::Methods;
+    use crate::scripted::rig;
+
+    #[tokio::test]
+    async fn only_a_large_message_is_looked_at_in_several_turns() {
+        let (rig, method) = (rig(), Methods::default().of(MODEL_INFER).unwrap());
+        // Before the content stand its field's number and length: four bytes.
+        for (content, turns) in [(0, 1), (100, 1), (STEP - 4, 1), (STEP - 3, 2), (3 * STEP - 4, 3)] {
+            let message = ModelInferRequest { raw_input_contents: vec![vec![7; content].into()], ..ModelInferRequest::default() };
+            let message = Bytes::from(message.encode_to_vec());
+            let mut looking = std::pin::pin!(rig.frontend.takes_more(&method, &message));
+            let mut taken = 1;
+            let looked = loop {
+                match futures::poll!(&mut looking) {
+                    std::task::Poll::Pending => taken += 1,
+                    std::task::Poll::Ready(looked) => break looked,
+                }
+            };
+            assert_eq!(looked, Ok(()));
+            assert_eq!(taken, turns, "{} bytes", message.len());
         }
     }
 }

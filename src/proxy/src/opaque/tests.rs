@@ -103,13 +103,13 @@ async fn world(runtime: SocketAddr) -> World {
 }
 
 async fn world_with(runtime: SocketAddr, methods: Methods, config: ProxyConfig) -> World {
+    world_over(Arc::new(HostNet), runtime, methods, config).await
+}
+
+/// The same, whose connections to the runtime are made by `net`.
+async fn world_over(net: Arc<dyn Net>, runtime: SocketAddr, methods: Methods, config: ProxyConfig) -> World {
     let (models, metrics, stop) = (FakeModels::new(), Metrics::default(), CancellationToken::new());
-    let server = RuntimeServer {
-        target: runtime.to_string().parse().unwrap(),
-        connections: berth_upstream::Config::default(),
-        net: Arc::new(HostNet),
-        methods,
-    };
+    let server = RuntimeServer { target: runtime.to_string().parse().unwrap(), connections: berth_upstream::Config::default(), net, methods };
     let frontend = Frontend::before(models.clone(), server, Clock::system(), &metrics, config, Arc::new(|| Ok(())));
     let listener = HostNet.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();

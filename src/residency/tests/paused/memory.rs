@@ -53,6 +53,24 @@ impl World {
     fn set(knob: &AtomicU64, bytes: ByteSize) {
         knob.store(bytes.0, Ordering::Relaxed);
     }
+
+    /// Loads a model that takes `takes` KiB, and has it go. What it is charged with while it loads and once it has, in KiB;
+    /// `meanwhile` happens in between, and then the server grows by `others` KiB for something else.
+    async fn charges(&self, pod: &Pod, name: &str, takes: u64, others: u64, meanwhile: impl AsyncFnOnce()) -> (Option<u64>, Option<u64>) {
+        pod.runtime.script(name, Script::default().taking(kib(takes)).loading_for(secs(5)));
+        let caller = pod.caller(name, secs(60));
+        pod.pass(secs(3)).await;
+        let predicted = charge_of(pod, name).await;
+        meanwhile().await;
+        World::set(&self.kept, kib(others));
+        drop(caller.await.expect("no panic").expect("it loads"));
+        let measured = charge_of(pod, name).await;
+        pod.residency.retire(crate::rig::model(name)).await;
+        pod.absent(name).await;
+        World::set(&self.kept, ByteSize::ZERO);
+        pod.pass(secs(3)).await;
+        (predicted.map(|size| size.0 >> 10), measured.map(|size| size.0 >> 10))
+    }
 }
 
 async fn charge_of(pod: &Pod, name: &str) -> Option<ByteSize> {
@@ -390,20 +408,9 @@ async fn what_the_server_kept_before_this_process_began_is_not_its_own() {
 async fn a_wrong_measurement_is_corrected_by_the_next_load_that_can_be_told_apart() {
     let (world, files) = (World::default(), ContentDigest([7; 32]));
     let pod = world.pod(kib(1000), |_| {});
-    let load = async |name: &str, takes: u64, meanwhile: u64| {
+    let load = async |name: &str, takes: u64, others: u64| {
         pod.fetch.content(name, files);
-        pod.runtime.script(name, Script::default().taking(kib(takes)).loading_for(secs(5)));
-        let caller = pod.caller(name, secs(60));
-        pod.pass(secs(3)).await;
-        let predicted = charge_of(&pod, name).await;
-        World::set(&world.kept, kib(meanwhile));
-        drop(caller.await.expect("no panic").expect("it loads"));
-        let measured = charge_of(&pod, name).await;
-        pod.residency.retire(crate::rig::model(name)).await;
-        pod.absent(name).await;
-        World::set(&world.kept, ByteSize::ZERO);
-        pod.pass(secs(3)).await;
-        (predicted.map(|size| size.0 >> 10), measured.map(|size| size.0 >> 10))
+        world.charges(&pod, name, takes, others, async || ()).await
     };
     // The server grew by something else as well, and nobody could tell.
     assert_eq!(load("first", 10, 200).await.1, Some(210));
@@ -417,23 +424,15 @@ async fn requests_during_a_load_make_no_copy_look_smaller_and_nothing_that_is_kn
     let (world, files) = (World::default(), ContentDigest([7; 32]));
     let pod = world.pod(kib(1000), |_| {});
     pod.use_once("busy").await;
-    let load = async |name: &str, request: bool, meanwhile: u64| {
+    let load = async |name: &str, request: bool, others: u64| {
         pod.fetch.content(name, files);
         pod.fetch.always(name, Scripted::arrives(kib(40)));
-        pod.runtime.script(name, Script::default().taking(kib(30)).loading_for(secs(5)));
-        let caller = pod.caller(name, secs(60));
-        pod.pass(secs(3)).await;
-        if request {
-            pod.use_once("busy").await;
-        }
-        World::set(&world.kept, kib(meanwhile));
-        drop(caller.await.expect("no panic").expect("it loads"));
-        let measured = charge_of(&pod, name).await;
-        pod.residency.retire(crate::rig::model(name)).await;
-        pod.absent(name).await;
-        World::set(&world.kept, ByteSize::ZERO);
-        pod.pass(secs(3)).await;
-        measured.map(|size| size.0 >> 10)
+        let meanwhile = async || {
+            if request {
+                pod.use_once("busy").await;
+            }
+        };
+        world.charges(&pod, name, 30, others, meanwhile).await.1
     };
     assert_eq!(load("first", true, 0).await, Some(40), "what was thought of it, not the 30 by which the server grew");
     assert_eq!(load("second", true, 100).await, Some(130), "what it may have taken");

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use berth_telemetry::{Dialed, Peer};
+
 use berth_proto::inference::{ModelInferRequest, ModelInferResponse, ModelMetadataResponse};
 use prost::Message as _;
 
@@ -52,6 +54,133 @@ async fn what_is_lost_on_its_way_is_sent_once_more_when_it_is_one_small_message_
         assert_eq!(count.load(Ordering::SeqCst), calls, "{case}");
         world.unguarded().await;
     }
+}
+
+/// A network on which the runtime can be reached only while a test says so.
+struct Gate(tokio::sync::watch::Sender<bool>);
+
+#[async_trait::async_trait]
+impl Net for Gate {
+    async fn listen(&self, addr: SocketAddr) -> std::io::Result<Listener> {
+        HostNet.listen(addr).await
+    }
+
+    async fn dial(&self, peer: &Peer) -> std::io::Result<Dialed> {
+        let _ = self.0.subscribe().wait_for(|open| *open).await;
+        HostNet.dial(peer).await
+    }
+}
+
+/// Tells that a call has come, and never answers.
+fn silent() -> (Behaviour, UnboundedReceiver<()>) {
+    let (tell, came) = unbounded();
+    let behaviour: Behaviour = Arc::new(move |request| {
+        let _ = tell.unbounded_send(());
+        async move {
+            let _request = request;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    (behaviour, came)
+}
+
+/// The code and the text of a call without an answer, and whether it says when to try again.
+async fn ending(call: impl Future<Output = hyper::Result<Response<Incoming>>>) -> (Code, String, bool) {
+    let answer = call.await.unwrap();
+    let status = Status::from_header_map(answer.headers()).expect("a status");
+    (status.code(), status.message().to_owned(), answer.headers().contains_key("grpc-status-details-bin"))
+}
+
+#[tokio::test]
+async fn of_what_is_not_here_as_a_whole_nothing_is_sent_again_when_the_runtime_dies() {
+    let one = message(&naming("digits", 1000));
+    for (case, body) in [
+        ("half of a message", open(one.slice(..500))),
+        ("a message, and the stream goes on", open(one)),
+        ("too large to be kept, and more to come", open(message(&naming("digits", 300 * 1024)))),
+        ("too large to be kept", whole(message(&naming("digits", 300 * 1024)))),
+    ] {
+        let (behaviour, mut came) = silent();
+        let (behaviour, count) = counted(behaviour);
+        let runtime = runtime(behaviour).await;
+        let mut world = world_with(runtime.addr, Methods::default(), ProxyConfig::default()).await;
+        let sent = tokio::spawn(world.client.send_request(call(INFER, &[], body)));
+        came.next().await.unwrap();
+        let since = world.frontend.clock.now();
+        drop(runtime);
+        let (code, said, again) = ending(async { sent.await.unwrap() }).await;
+        assert!(code == Code::Unavailable && again && said.contains("whether the request ran is not known"), "{case}: {code:?} {said}");
+        assert!(world.frontend.clock.now() - since < Duration::from_secs(1), "{case}: it waits for no other copy");
+        assert_eq!(count.load(Ordering::SeqCst), 1, "{case}");
+        world.unguarded().await;
+    }
+}
+
+/// The copy is withdrawn while the request waits for a connection on which it would be sent again.
+#[tokio::test]
+async fn a_request_whose_runtime_died_is_routed_again_as_long_as_it_was_not_sent_again_and_not_for_ever() {
+    for returns in [true, false] {
+        let (behaviour, mut came) = silent();
+        let (gate, runtime) = (Arc::new(Gate(tokio::sync::watch::Sender::new(true))), runtime(behaviour).await);
+        let addr = runtime.addr;
+        let mut world = world_over(Arc::clone(&gate) as Arc<dyn Net>, addr, Methods::default(), ProxyConfig::default()).await;
+        let sent = tokio::spawn(world.client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))));
+        came.next().await.unwrap();
+        gate.0.send_replace(false);
+        drop(runtime);
+        // It waits for a connection, and its copy goes.
+        let server = &world.frontend.way().unwrap().server;
+        let withdrawn = async || {
+            while server.state().waiting == 0 {
+                tokio::task::yield_now().await;
+            }
+            world.models.revoked.send_replace(true);
+        };
+        for _ in 0..2 {
+            withdrawn().await;
+            world.models.revoked.subscribe().wait_for(|revoked| !revoked).await.unwrap();
+        }
+        if !returns {
+            withdrawn().await;
+            let (code, said, again) = ending(async { sent.await.unwrap() }).await;
+            assert!(code == Code::Unavailable && again && said.contains("its copy is being unloaded"), "{code:?} {said}");
+            world.unguarded().await;
+            continue;
+        }
+        let (seen, mut got) = unbounded();
+        let _runtime = runtime_on(HostNet.listen(addr).await.unwrap(), echo(seen));
+        gate.0.send_replace(true);
+        let answer = sent.await.unwrap().unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), got.next().await.unwrap().1);
+        world.unguarded().await;
+    }
+}
+
+/// A copy that is withdrawn under a request that was sent again ends it: nobody knows what became of that.
+#[tokio::test]
+async fn a_request_that_was_sent_again_is_not_sent_a_third_time_when_its_copy_goes() {
+    let (behaviour, mut came) = silent();
+    let (behaviour, count) = counted(behaviour);
+    let first = runtime(behaviour.clone()).await;
+    let addr = first.addr;
+    let gate = Arc::new(Gate(tokio::sync::watch::Sender::new(true)));
+    let mut world = world_over(Arc::clone(&gate) as Arc<dyn Net>, addr, Methods::default(), ProxyConfig::default()).await;
+    let sent = tokio::spawn(world.client.send_request(call(INFER, &[], whole(message(&naming("digits", 1))))));
+    came.next().await.unwrap();
+    gate.0.send_replace(false);
+    drop(first);
+    while world.frontend.way().unwrap().server.state().waiting == 0 {
+        tokio::task::yield_now().await;
+    }
+    let _second = runtime_on(HostNet.listen(addr).await.unwrap(), behaviour);
+    gate.0.send_replace(true);
+    came.next().await.unwrap();
+    world.models.revoked.send_replace(true);
+    let (code, said, again) = ending(async { sent.await.unwrap() }).await;
+    assert!(code == Code::Unavailable && again && said.contains("its copy is being unloaded"), "{code:?} {said}");
+    assert_eq!(count.load(Ordering::SeqCst), 2);
+    world.unguarded().await;
 }
 
 /// A body that goes on after `begun`.
