@@ -204,7 +204,8 @@ async fn after_a_thousand_random_steps_every_answer_was_right_and_the_books_are_
     println!("{did:?}, {loads} loads, {evictions} evictions");
     ensure!(did.len() == 5 && loads > 50.0 && evictions > 10.0, "the steps are of all kinds: {did:?}, {loads} loads, {evictions} evictions");
 
-    // Whatever is to be exchanged or loaded by itself gets there, and then ledger and server say the same.
+    // Whatever is to be exchanged or loaded by itself gets there, half a minute later where there was no room, and then ledger and
+    // server say the same.
     for client in &mut ended {
         for model in (0..MODELS).filter(|model| !client.known[*model as usize].versions.is_empty()).collect::<Vec<_>>() {
             let standing = berth.stands(&client.name(model), STEP, |standing| standing.transition == "UpToDate").await?;

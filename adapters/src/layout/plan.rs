@@ -1,9 +1,10 @@
 //! What lies where below a model's own folder, and how that comes about.
 //!
 //! Everything is a link or a small text: nothing is copied. Folders are real ones down to the files, so that what a server
-//! writes beside a model's files (Python its `__pycache__`) is its own layout's, and goes with it. A link is relative where the model's files and the server's
-//! folder lie under one mount, so that it holds for a server that has the same volume at another place; through different
-//! mounts, or where they have nothing but `/` in common, it is absolute, because only equal paths can be meant then.
+//! writes beside a model's files (Python its `__pycache__`) is part of the layout and goes with it. A link is relative where
+//! the model's files and the server's folder lie under one mount, so that it holds for a server that has the same volume at
+//! another place; through different mounts, or where they have nothing but `/` in common, it is absolute, because only equal
+//! paths can be meant then.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -250,11 +251,7 @@ fn build(new: &Path, at: &Path, entries: &Entries) -> io::Result<()> {
 /// Makes at `new` what looks like `node`, to which a link there would say `text`.
 fn grow(new: &Path, text: &Path, node: &Node) -> io::Result<()> {
     let Some(entries) = node.entries().filter(|entries| !must_stay_together(entries)) else { return symlink(text, new) };
-    match fs::create_dir(new) {
-        // The folder that holds all of a layout is there already.
-        Err(fault) if fault.kind() != io::ErrorKind::AlreadyExists => return Err(fault),
-        Ok(()) | Err(_) => {}
-    }
+    fs::create_dir(new)?;
     // One folder further down.
     let text = if text.is_relative() { Path::new("..").join(text) } else { text.to_owned() };
     entries.iter().try_for_each(|(name, inner)| grow(&new.join(name), &text.join(name), inner))
