@@ -1,7 +1,7 @@
 //! A thousand random steps of four clients through an agent beside a real Triton that has room for some of their models.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,7 @@ struct Known {
     /// The versions that may answer: the one that did last, and those that it was changed to since. Empty: there is no such model.
     versions: Vec<u32>,
     made: u32,
-    /// What the files of the newest version are charged with. The server writes more beside them.
+    /// What the files of the newest version are charged with.
     charged: u64,
 }
 
@@ -160,6 +160,17 @@ impl Client {
     }
 }
 
+/// How many folders below this one have that name.
+fn folders_below(folder: &Path, name: &str) -> Result<usize> {
+    let mut found = 0;
+    for entry in std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()? {
+        if entry.file_type()?.is_dir() {
+            found += usize::from(entry.file_name() == name) + folders_below(&entry.path(), name)?;
+        }
+    }
+    Ok(found)
+}
+
 #[tokio::test]
 async fn after_a_thousand_random_steps_every_answer_was_right_and_the_books_are_those_of_the_server() -> Result<()> {
     let fixture = Fixture::empty()?;
@@ -192,7 +203,8 @@ async fn after_a_thousand_random_steps_every_answer_was_right_and_the_books_are_
     println!("{did:?}, {loads} loads, {evictions} evictions");
     ensure!(did.len() == 5 && loads > 50.0 && evictions > 10.0, "the steps are of all kinds: {did:?}, {loads} loads, {evictions} evictions");
 
-    // Whatever is to be exchanged or loaded by itself gets there, and then ledger and server say the same.
+    // Whatever is to be exchanged or loaded by itself gets there, half a minute later where there was no room, and then ledger and
+    // server say the same.
     for client in &mut ended {
         for model in (0..MODELS).filter(|model| !client.known[*model as usize].versions.is_empty()).collect::<Vec<_>>() {
             let standing = berth.stands(&client.name(model), STEP, |standing| standing.transition == "UpToDate").await?;
@@ -217,6 +229,8 @@ async fn after_a_thousand_random_steps_every_answer_was_right_and_the_books_are_
         Ok(if same && moving == 0.0 && unconfirmed == 0.0 { Found::Yes(()) } else { Found::NotYet(seen) })
     })
     .await?;
+    // Python has kept what it compiled of them, and not among their files.
+    ensure!(folders_below(&repository, "__pycache__")? > 0 && folders_below(&fixture.path("models"), "__pycache__")? == 0);
     for client in &mut ended {
         for model in 0..MODELS {
             match client.known[model as usize].versions.len() {

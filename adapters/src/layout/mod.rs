@@ -116,9 +116,13 @@ impl Source {
         name::server_name(&self.id)
     }
 
-    /// A link to the file or folder at a path of the listing; empty is the model itself.
+    /// What makes a server see the file or folder at a path of the listing; empty is the model itself.
     fn link(&self, path: &str) -> plan::Entry {
-        plan::Entry::Link(if path.is_empty() { self.path.clone() } else { self.path.join(path) })
+        let target = if path.is_empty() { self.path.clone() } else { self.path.join(path) };
+        match self.listing.get(path) {
+            Some(node) => plan::Entry::of(target, node),
+            None => plan::Entry::Link(target),
+        }
     }
 }
 

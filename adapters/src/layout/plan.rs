@@ -1,8 +1,10 @@
 //! What lies where below a model's own folder, and how that comes about.
 //!
-//! Everything is a link or a small text: nothing is copied. A link is relative where the model's files and the server's
-//! folder lie under one mount, so that it holds for a server that has the same volume at another place; through different
-//! mounts, or where they have nothing but `/` in common, it is absolute, because only equal paths can be meant then.
+//! Everything is a link or a small text: nothing is copied. Folders are real ones down to the files, so that what a server
+//! writes beside a model's files (Python its `__pycache__`) is part of the layout and goes with it. A link is relative where
+//! the model's files and the server's folder lie under one mount, so that it holds for a server that has the same volume at
+//! another place; through different mounts, or where they have nothing but `/` in common, it is absolute, because only equal
+//! paths can be meant then.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +12,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use super::listing::Node;
 use crate::{LaidOut, LoadError, LoadFault};
 
 /// In the server's folder: what is being made or taken away, and who has parts. No name of a model starts with a dot.
@@ -20,10 +23,22 @@ const OURS: &str = ".berth";
 pub(crate) enum Entry {
     /// A link to this path.
     Link(PathBuf),
+    /// What is seen is the folder at this path, which holds this: folders like its own, and in them a link for each file.
+    Tree(PathBuf, Node),
     /// A file with this content.
     Text(Vec<u8>),
     /// An empty folder.
     Folder,
+}
+
+impl Entry {
+    /// What makes a server see `node`, which is at `target`.
+    pub(crate) fn of(target: PathBuf, node: &Node) -> Self {
+        match node {
+            Node::File { .. } => Entry::Link(target),
+            Node::Folder { .. } => Entry::Tree(target, node.clone()),
+        }
+    }
 }
 
 /// What lies where in one folder of the server; parts of a path are joined by `/`. A lone entry with an empty path is the
@@ -227,9 +242,32 @@ fn build(new: &Path, at: &Path, entries: &Entries) -> io::Result<()> {
             Entry::Folder => fs::create_dir_all(&made)?,
             Entry::Text(text) => fs::write(&made, text)?,
             Entry::Link(target) => symlink(link_text(&place, target), &made)?,
+            Entry::Tree(target, node) => grow(&made, &link_text(&place, target), node)?,
         }
     }
     Ok(())
+}
+
+/// Makes at `new` what looks like `node`, to which a link there would say `text`.
+fn grow(new: &Path, text: &Path, node: &Node) -> io::Result<()> {
+    let Some(entries) = node.entries().filter(|entries| !must_stay_together(entries)) else { return symlink(text, new) };
+    fs::create_dir(new)?;
+    // One folder further down.
+    let text = if text.is_relative() { Path::new("..").join(text) } else { text.to_owned() };
+    entries.iter().try_for_each(|(name, inner)| grow(&new.join(name), &text.join(name), inner))
+}
+
+/// Whether files of a folder must not be links: ONNX Runtime 1.24.0 and 1.24.1 refuse the weights beside a model that are one.
+/// A server does not write there, unless Python does beside its sources.
+fn must_stay_together(entries: &BTreeMap<String, Node>) -> bool {
+    fn has(entries: &BTreeMap<String, Node>, ending: &str) -> bool {
+        entries.iter().any(|(name, node)| match node {
+            Node::File { .. } => name.ends_with(ending),
+            Node::Folder { entries, .. } => has(entries, ending),
+        })
+    }
+    let has_model = entries.iter().any(|(name, node)| !node.is_folder() && name.ends_with(".onnx"));
+    has_model && entries.len() > 1 && !has(entries, ".py")
 }
 
 /// What a link at `place` says to lead to `target`; both without links on the way.
@@ -273,6 +311,18 @@ mod tests {
             Entry::Link(self.folder.path().canonicalize().expect("there").join("files/m").join(path))
         }
 
+        /// A folder of the model as it is now.
+        fn tree(&self, path: &str) -> Entry {
+            let (folder, listing) = super::super::listing::read(&self.folder.path().join("files/m").join(path), "x").expect("sound");
+            Entry::of(folder, &listing.0)
+        }
+
+        fn put(&self, path: &str) {
+            let file = self.folder.path().join(path);
+            fs::create_dir_all(file.parent().expect("a parent")).expect("a folder");
+            fs::write(file, path).expect("a file");
+        }
+
         fn plan(&self, name: &str, entries: &[(&str, Entry)]) -> Plan {
             let entries = entries.iter().map(|(path, entry)| ((*path).to_owned(), entry.clone())).collect();
             Plan { entries, ..Plan::named(name.to_owned()) }
@@ -280,6 +330,10 @@ mod tests {
 
         /// Every path below the server's folder, ours left out; a link with where it leads.
         fn seen(&self) -> Vec<String> {
+            self.below("server")
+        }
+
+        fn below(&self, folder: &str) -> Vec<String> {
             fn walk(folder: &Path, shown: &str, out: &mut Vec<String>) {
                 let mut entries: Vec<_> = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")).collect();
                 entries.sort_by_key(std::fs::DirEntry::file_name);
@@ -302,7 +356,7 @@ mod tests {
                 }
             }
             let mut out = Vec::new();
-            walk(&self.root(), "", &mut out);
+            walk(&self.folder.path().join(folder), "", &mut out);
             out
         }
     }
@@ -331,10 +385,78 @@ mod tests {
         fs::write(&target, "w").expect("a file");
         let (here, there) = (fs::metadata(place.folder.path()).expect("there").dev(), fs::metadata(&target).expect("there").dev());
         place.plan("m", &[("w", Entry::Link(target.clone()))]).carry_out(&place.root()).expect("done");
+        let (folder, listing) = super::super::listing::read(elsewhere.path(), "x").expect("sound");
+        place.plan("tree", &[("1", Entry::of(folder, &listing.0))]).carry_out(&place.root()).expect("done");
         if here != there {
-            assert_eq!(place.seen(), ["m/".to_owned(), format!("m/w -> {}", target.display())]);
+            let expected = ["m/", &format!("m/w -> {}", target.display()), "tree/", "tree/1/", &format!("tree/1/w -> {}", target.display())];
+            assert_eq!(place.seen(), expected);
         }
-        assert_eq!(fs::read(place.root().join("m/w")).expect("a file"), b"w");
+        for laid in ["m/w", "tree/1/w"] {
+            assert_eq!(fs::read(place.root().join(laid)).expect("a file"), b"w");
+        }
+    }
+
+    #[test]
+    fn what_a_server_writes_into_a_models_folders_is_not_among_the_models_files() {
+        let place = Place::new();
+        place.put("files/m/sub/deep/c");
+        symlink("sub/deep", place.folder.path().join("files/m/linked")).expect("a link");
+        let before = place.below("files");
+        let plan = place.plan("m", &[("1", place.tree(""))]);
+        let expected = [
+            "m/",
+            "m/1/",
+            "m/1/a -> ../../../files/m/a",
+            "m/1/linked/",
+            "m/1/linked/c -> ../../../../files/m/linked/c",
+            "m/1/sub/",
+            "m/1/sub/b -> ../../../../files/m/sub/b",
+            "m/1/sub/deep/",
+            "m/1/sub/deep/c -> ../../../../../files/m/sub/deep/c",
+        ];
+        for _ in 0..2 {
+            plan.carry_out(&place.root()).expect("done");
+            assert_eq!(place.seen(), expected, "nothing of what was written before");
+            assert_eq!(fs::read(place.root().join("m/1/linked/c")).expect("a file"), b"files/m/sub/deep/c");
+            for written in ["1/__pycache__/model.pyc", "1/sub/deep/more", "1/linked/x", "2/y"] {
+                place.put(&format!("server/m/{written}"));
+            }
+        }
+        clear(&place.root(), "m").expect("done");
+        assert_eq!((place.below("files"), place.seen().len()), (before, 0));
+    }
+
+    #[test]
+    fn the_stead_of_a_layout_may_be_a_tree_and_what_is_new_among_the_files_comes_with_the_next_one() {
+        let place = Place::new();
+        place.plan("m", &[("", place.tree(""))]).carry_out(&place.root()).expect("done");
+        assert_eq!(place.seen(), ["m/", "m/a -> ../../files/m/a", "m/sub/", "m/sub/b -> ../../../files/m/sub/b"]);
+        place.put("files/m/new");
+        place.plan("m", &[("", place.tree(""))]).carry_out(&place.root()).expect("done");
+        assert_eq!(place.seen()[2], "m/new -> ../../files/m/new");
+    }
+
+    #[test]
+    fn weights_that_onnx_models_name_lie_in_one_folder_with_them_and_nothing_else_is_linked_whole() {
+        for (case, files, linked) in [
+            ("weights of its own", &["model.onnx", "model.onnx.data"][..], true),
+            ("and deeper", &["model.onnx", "weights/w"], true),
+            ("a model and nothing else", &["model.onnx"], false),
+            ("a source of Python, which would write there", &["model.onnx", "w", "model.py"], false),
+            ("which may be deeper", &["model.onnx", "w", "lib/util.py"], false),
+            ("no model of this kind", &["model.pt", "w"], false),
+        ] {
+            let place = Place::new();
+            for file in files {
+                place.put(&format!("files/m/net/{file}"));
+            }
+            place.plan("m", &[("1", place.tree("net"))]).carry_out(&place.root()).expect("done");
+            let whole = place.seen().contains(&"m/1 -> ../../files/m/net".to_owned());
+            assert_eq!(whole, linked, "{case}: {:?}", place.seen());
+            for file in files {
+                assert!(place.root().join("m/1").join(file).is_file(), "{case}: {file}");
+            }
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) fn source(kind: &str, path: &str, files: &[&str], schema: Option<&str
 /// The entries as the tables write them.
 pub(super) fn shown(entries: &Entries) -> Vec<String> {
     let show = |(path, entry): (&String, &Entry)| match entry {
-        Entry::Link(target) => format!("{path} -> {}", target.strip_prefix(PULLED).expect("a file of the model").display()),
+        Entry::Link(target) | Entry::Tree(target, _) => format!("{path} -> {}", target.strip_prefix(PULLED).expect("a file of the model").display()),
         Entry::Text(text) => format!("{path} = {}", String::from_utf8_lossy(text)),
         Entry::Folder => format!("{path}/"),
     };
@@ -268,7 +268,7 @@ proptest! {
             prop_assert!(are_parts, "{:?}", plan.parts.keys());
             for (path, entry) in plan.parts.values().chain([&plan.entries]).flatten() {
                 match entry {
-                    Entry::Link(target) => {
+                    Entry::Link(target) | Entry::Tree(target, _) => {
                         let inside = target.strip_prefix(PULLED).expect("a file of the model").to_str().expect("UTF-8");
                         prop_assert!(source.listing.get(inside).is_some(), "{} leads to {}", path, inside);
                     }

@@ -128,7 +128,7 @@ pub(crate) fn runs_on_a_gpu(source: &Source) -> Result<bool, LoadError> {
     let folders = std::iter::once(&plan.entries).chain(plan.parts.values());
     let configs = folders.filter_map(|entries| match entries.get(CONFIG) {
         Some(Entry::Text(config)) => Document::parse(config).ok(),
-        Some(Entry::Link(_) | Entry::Folder) | None => None,
+        Some(Entry::Link(_) | Entry::Tree(..) | Entry::Folder) | None => None,
     });
     Ok(configs.into_iter().any(|document| instances::any_on_a_gpu(&document)))
 }

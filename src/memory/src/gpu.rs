@@ -62,7 +62,7 @@ impl Gpus {
                 Ok(known) => known,
                 // It has fallen off the bus, or was taken away. Of other faults nothing follows.
                 Err(NvmlError::GpuLost | NvmlError::InvalidArg | NvmlError::NotFound) => {
-                    return Some((u16::try_from(index).ok()?, Real { held: None, usage: Some(GONE) }));
+                    return Some((u16::try_from(index).ok()?, Real { usage: Some(GONE), ..Real::default() }));
                 }
                 Err(_) => return None,
             };
@@ -74,7 +74,10 @@ impl Gpus {
                 UsedGpuMemory::Unavailable => None,
             });
             let held = told.reduce(|sum, bytes| sum + bytes);
-            Some((u16::try_from(index).ok()?, Real { held, usage: Some(usage) }))
+            // Numbers that do not count here are nobody's.
+            let own = processes.iter().filter(|process| server.contains(&process.pid)).count();
+            let others = own > 0 && own < processes.len();
+            Some((u16::try_from(index).ok()?, Real { held, usage: Some(usage), others }))
         });
         each.collect()
     }

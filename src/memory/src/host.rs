@@ -224,7 +224,7 @@ impl Seen {
             .chain(whole.then(|| cgroup::machine(&self.root)).flatten().map(last_of))
             .min_by_key(|usage| usage.free());
         let mut reading = Reading {
-            pools: [(Pool::Host, Real { held, usage })].into(),
+            pools: [(Pool::Host, Real { held, usage, others: false })].into(),
             oom_kills: groups.and_then(Groups::oom_kills),
             stalled: groups.and_then(|groups| groups.stalled(&self.root)),
             life: server.map(|(process, _)| process.started.wrapping_mul(1 << 22).wrapping_add(u64::from(process.pid))),

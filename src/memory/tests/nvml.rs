@@ -23,9 +23,11 @@ fn each_device_tells_how_full_it_is_and_what_the_server_holds_there() {
     let gpus = Gpus::open(Some(&library(folder.path(), false))).expect("the library can be used");
     let gib = |gib: u64| ByteSize(gib << 30);
     let usage = |total: u64| Some(Usage { used: ByteSize((9 << 30) / 2), limit: gib(total) });
-    let expected = BTreeMap::from([(0, Real { held: Some(gib(3)), usage: usage(16) }), (1, Real { held: None, usage: usage(17) })]);
+    let expected =
+        BTreeMap::from([(0, Real { held: Some(gib(3)), usage: usage(16), others: true }), (1, Real { usage: usage(17), ..Real::default() })]);
     assert_eq!(gpus.read(&HashSet::from([4242, 77])), expected);
-    assert_eq!(gpus.read(&HashSet::new())[&0].held, None, "processes of others are none of its");
+    assert_eq!(gpus.read(&HashSet::new())[&0], Real { usage: usage(16), ..Real::default() }, "of processes that are nobody's nothing follows");
+    assert!(!gpus.read(&HashSet::from([4242, 1]))[&0].others, "all of them are its own");
     assert_eq!(gpus.totals(), BTreeMap::from([(0, gib(16)), (1, gib(17))]));
 }
 
@@ -46,7 +48,7 @@ fn a_device_that_is_lost_has_no_memory_any_more() {
     let none = Some(Usage { used: ByteSize::ZERO, limit: ByteSize::ZERO });
     let read = gpus.read(&HashSet::new());
     assert!(read[&0].usage.is_some_and(|usage| usage.limit > ByteSize::ZERO));
-    assert_eq!(read[&1], Real { held: None, usage: none });
+    assert_eq!(read[&1], Real { usage: none, ..Real::default() });
     assert_eq!(gpus.totals().keys().copied().collect::<Vec<_>>(), [0]);
 }
 

@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::cmp::Reverse;
 
-use berth_types::{ByteSize, Footprint, Pool, Reading, Refusal, UnixMillis, Usage};
+use berth_types::{ByteSize, Footprint, ModelId, Pool, Reading, Refusal, UnixMillis, Usage};
 
 use crate::{Admission, Memory, Resident};
 
@@ -103,6 +103,26 @@ pub fn is_gone(usage: Usage) -> bool {
     usage.limit == ByteSize::ZERO
 }
 
+/// The memories of which a load may have run out: main memory where the kernel `killed` for want of it, else the GPU that was
+/// chosen for it, else the GPUs that it was thought to take some of. Where the server chooses among GPUs nobody knows which.
+#[must_use]
+pub fn ran_out(killed: bool, gpu: Option<u16>, need: &Footprint, budget: &Footprint) -> Vec<Pool> {
+    let chosen: Vec<Pool> = gpu.into_iter().chain(need.gpus().filter(|_| gpu.is_none())).map(Pool::Gpu).collect();
+    match chosen.is_empty() {
+        _ if killed => vec![Pool::Host],
+        false => chosen,
+        true => std::iter::once(Pool::Host).chain(budget.gpus().map(Pool::Gpu)).collect(),
+    }
+}
+
+/// The idle copy that goes so that a load that ran out of one of these memories is tried once more: the least recently used
+/// one that takes some of it. `None`: nothing that could go would help. `residents` come least recently used first.
+#[must_use]
+pub fn makes_way(pools: &[Pool], residents: impl IntoIterator<Item = Resident>) -> Option<ModelId> {
+    let helps = |copy: &Resident| pools.iter().any(|pool| copy.footprint.get(*pool) > ByteSize::ZERO);
+    residents.into_iter().find(|copy| copy.in_flight == 0 && !copy.pinned && helps(copy)).map(|copy| copy.model)
+}
+
 /// The memory that is too small for `need`, with what it needs there and what there is, also when what it takes of one GPU
 /// is taken of the largest. `None`: it fits once enough has gone.
 #[must_use]
@@ -122,7 +142,7 @@ pub fn fits_on_some(need: &Footprint, free: &Footprint) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use berth_types::{ModelId, Real};
+    use berth_types::Real;
     use proptest::prelude::*;
 
     use super::*;
@@ -224,7 +244,7 @@ mod tests {
         let seen = |sizes: &[(u16, u64)]| {
             let pools = sizes.iter().map(|(gpu, limit)| {
                 let usage = Some(Usage { used: ByteSize::ZERO, limit: ByteSize(*limit) });
-                (Pool::Gpu(*gpu), Real { held: None, usage })
+                (Pool::Gpu(*gpu), Real { usage, ..Real::default() })
             });
             Reading { pools: pools.collect(), ..Reading::default() }
         };
@@ -236,6 +256,32 @@ mod tests {
             ("all have", Some(seen(&[(0, 0), (1, 0)])), &[0, 1]),
         ] {
             assert_eq!(choices(&budget, reading.as_ref()), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_ran_out_is_what_the_load_took_of_and_only_a_copy_that_frees_some_of_it_makes_way() {
+        const HOST: Pool = Pool::Host;
+        let (gpus, host) = ([Pool::Gpu(0), Pool::Gpu(1)], Footprint::host(ByteSize(9)));
+        let budget = host.plus(&both(9, 9));
+        for (case, killed, gpu, need, expected) in [
+            ("the GPU that was chosen", false, Some(1), host.plus(&on(1, 5)), vec![gpus[1]]),
+            ("whatever it was thought to take there", false, Some(1), Footprint::default(), vec![gpus[1]]),
+            ("the kernel killed: main memory", true, Some(1), on(1, 5), vec![HOST]),
+            ("the GPUs that it took", false, None, both(5, 5), gpus.to_vec()),
+            ("nobody knows where it went", false, None, host.clone(), vec![HOST, gpus[0], gpus[1]]),
+        ] {
+            assert_eq!(ran_out(killed, gpu, &need, &budget), expected, "{case}");
+        }
+        assert_eq!(ran_out(false, None, &host, &host), [HOST], "there are no GPUs");
+
+        let busy = Resident { in_flight: 1, ..copy("busy", 1, 5, 9) };
+        let pinned = Resident { pinned: true, ..copy("pinned", 1, 5, 8) };
+        let in_main_memory = Resident { footprint: Footprint::host(ByteSize(5)), ..copy("cpu", 0, 0, 7) };
+        let residents = [busy, pinned, in_main_memory, copy("other", 0, 5, 6), copy("empty", 1, 0, 5), copy("old", 1, 5, 4), copy("young", 1, 5, 3)];
+        for (pools, expected) in [(&gpus[1..], Some("old")), (&gpus, Some("other")), (&[HOST], Some("cpu")), (&[Pool::Gpu(7)], None), (&[], None)] {
+            let goes = makes_way(pools, residents.to_vec());
+            assert_eq!(goes.as_ref().map(ModelId::as_str), expected, "{pools:?}");
         }
     }
 

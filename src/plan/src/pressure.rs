@@ -4,6 +4,8 @@
 //! them counts: a load is admitted only into memory that both have, and copies go when a memory is nearly full although the
 //! ledger has room. What the server holds is taken as `base + what its copies take + what it kept of copies that have gone`.
 
+use std::collections::BTreeMap;
+
 use berth_types::{ByteSize, Footprint, Pool, Reading, Usage};
 
 /// When a memory counts as nearly full, in percent of its limit.
@@ -37,6 +39,84 @@ pub fn strain(strained: bool, usage: Usage, marks: Marks) -> Strain {
     let low = usage.limit.percent(marks.low_percent.min(marks.high_percent));
     let strained = usage.limit > ByteSize::ZERO && usage.used > low && (strained || usage.used >= high);
     Strain { strained, excess: if strained { usage.used.saturating_sub(low) } else { ByteSize::ZERO } }
+}
+
+/// What is known of a GPU of which nobody tells how much of it the server holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// As far as can be told nobody else came or went since the server began.
+    Alone {
+        /// So much was in use before the server loaded anything.
+        before: ByteSize,
+        /// So much was when it last began to do nothing; `None` while it does something.
+        at_rest: Option<ByteSize>,
+    },
+    /// Somebody else uses it, too: nobody knows how much.
+    Others,
+}
+
+impl Share {
+    /// A GPU of which so much was in use before the server loaded anything.
+    #[must_use]
+    pub fn alone(before: ByteSize) -> Self {
+        Share::Alone { before, at_rest: None }
+    }
+
+    /// Another look: so much is in use, and the server did nothing since the last one (`rests`), or did. Somebody else has come
+    /// when more is in use although it did nothing, and was there before when less is in use than when it began; both by more
+    /// than a hundredth of the GPU.
+    fn seen(self, usage: Usage, rests: bool) -> Self {
+        let Share::Alone { before, at_rest } = self else { return self };
+        let at_rest = if rests { at_rest.or(Some(usage.used)) } else { None };
+        let slack = usage.limit.percent(1);
+        let grew = at_rest.is_some_and(|at_rest| usage.used > at_rest + slack);
+        if grew || usage.used + slack < before { Share::Others } else { Share::Alone { before, at_rest } }
+    }
+}
+
+/// What is known of the GPUs once `reading` has come, after `known`. `untouched`: the server has not been told to load anything
+/// yet. `rests`: it was told nothing and computed nothing since the last reading.
+///
+/// Nothing is of a server that is not seen, nor where of any GPU it is said what the server holds: then that is said of all.
+#[must_use]
+pub fn shares(known: &BTreeMap<Pool, Share>, reading: &Reading, untouched: bool, rests: bool) -> BTreeMap<Pool, Share> {
+    let gpus = || reading.pools.iter().filter(|(pool, _)| **pool != Pool::Host);
+    if reading.life.is_none() || gpus().any(|(_, real)| real.held.is_some()) {
+        return BTreeMap::new();
+    }
+    let mut shares = known.clone();
+    for (pool, usage, others) in gpus().filter_map(|(pool, real)| Some((*pool, real.usage?, real.others))) {
+        let share = match known.get(&pool) {
+            // One that has dropped out says nothing.
+            _ if usage.limit == ByteSize::ZERO => continue,
+            Some(_) | None if untouched => Share::alone(usage.used),
+            Some(known) => known.seen(usage, rests),
+            None => continue,
+        };
+        shares.insert(pool, if others { Share::Others } else { share });
+    }
+    shares
+}
+
+/// The reading with what the server holds of the GPUs that it has alone: all that is in use there. What was in use before it
+/// loaded anything is part of its [`base`] then.
+#[must_use]
+pub fn attributed(mut reading: Reading, shares: &BTreeMap<Pool, Share>) -> Reading {
+    for (pool, real) in &mut reading.pools {
+        if matches!(shares.get(pool), Some(Share::Alone { .. })) && real.held.is_none() {
+            real.held = real.usage.map(|usage| usage.used);
+        }
+    }
+    reading
+}
+
+/// What was in use of the GPUs that the server has alone before it loaded anything.
+#[must_use]
+pub fn base(shares: &BTreeMap<Pool, Share>) -> Footprint {
+    Footprint::of(shares.iter().filter_map(|(pool, share)| match share {
+        Share::Alone { before, .. } => Some((*pool, *before)),
+        Share::Others => None,
+    }))
 }
 
 /// What the server kept of copies that have gone, or took beside them: what it holds beyond `base` and `charged`.
@@ -153,7 +233,74 @@ mod tests {
     }
 
     fn reading(used: u64, limit: u64) -> Reading {
-        Reading { pools: [(Pool::Host, Real { held: None, usage: Some(usage(used, limit)) })].into(), ..Reading::default() }
+        Reading { pools: [(Pool::Host, Real { usage: Some(usage(used, limit)), ..Real::default() })].into(), ..Reading::default() }
+    }
+
+    const GPU: Pool = Pool::Gpu(0);
+
+    /// One GPU of 1000 of which nobody tells who has what.
+    fn gpu(used: u64) -> Reading {
+        Reading { pools: [(GPU, Real { usage: Some(usage(used, 1000)), ..Real::default() })].into(), life: Some(1), ..Reading::default() }
+    }
+
+    #[test]
+    fn a_gpu_is_the_servers_alone_until_somebody_else_is_seen_to_come_or_go() {
+        const RESTS: bool = true;
+        // How much is in use at each look from the first load on, and whether the server did nothing since the one before.
+        for (case, looks, alone) in [
+            ("loads and requests take memory and give it back", &[(300, false), (700, false), (100, false)][..], true),
+            ("at rest it stays as it is, nearly", &[(300, false), (300, RESTS), (309, RESTS), (291, RESTS), (310, RESTS)], true),
+            ("somebody came while it was at rest", &[(300, RESTS), (311, RESTS)], false),
+            ("by and by", &[(300, RESTS), (305, RESTS), (310, RESTS), (315, RESTS)], false),
+            (
+                "what it takes when it works is its own, and where it rests from then on",
+                &[(300, RESTS), (600, false), (605, RESTS), (610, RESTS)],
+                true,
+            ),
+            ("it gives memory back late", &[(600, false), (600, RESTS), (300, RESTS)], true),
+            ("somebody went who had been there before", &[(300, false), (89, false)], false),
+            ("once somebody was there it stays so", &[(89, false), (300, false)], false),
+            ("a GPU that drops out says nothing", &[(300, RESTS), (0, RESTS), (300, RESTS)], true),
+        ] {
+            let mut known = shares(&BTreeMap::new(), &gpu(100), true, RESTS);
+            for (used, rests) in looks {
+                let mut reading = gpu(*used);
+                if *used == 0 {
+                    reading.pools.insert(GPU, Real { usage: Some(usage(0, 0)), ..Real::default() });
+                }
+                known = shares(&known, &reading, false, *rests);
+            }
+            assert_eq!(matches!(known[&GPU], Share::Alone { before: ByteSize(100), .. }), alone, "{case}: {known:?}");
+            let (used, _) = looks[looks.len() - 1];
+            let expected = if alone { (Some(ByteSize(used)), 100) } else { (None, 0) };
+            assert_eq!((attributed(gpu(used), &known).pools[&GPU].held, base(&known).get(GPU).0), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn of_which_gpus_it_is_worked_out_what_the_server_holds() {
+        let told = |held: Option<u64>, others: bool, life: Option<u64>| {
+            let real = Real { held: held.map(ByteSize), others, usage: Some(usage(100, 1000)) };
+            Reading { pools: [(GPU, real), (Pool::Gpu(1), Real { held: None, ..real })].into(), life, ..Reading::default() }
+        };
+        let before = BTreeMap::from([(GPU, Share::alone(ByteSize(70)))]);
+        for (case, reading, untouched, expected) in [
+            (
+                "before its first load",
+                told(None, false, Some(1)),
+                true,
+                vec![(GPU, Share::alone(ByteSize(100))), (Pool::Gpu(1), Share::alone(ByteSize(100)))],
+            ),
+            ("later of the one that was known", told(None, false, Some(1)), false, vec![(GPU, Share::alone(ByteSize(70)))]),
+            ("somebody else is seen there", told(None, true, Some(1)), false, vec![(GPU, Share::Others)]),
+            ("a server that is not seen", told(None, false, None), true, vec![]),
+            ("it is said of one, and so of all", told(Some(40), false, Some(1)), true, vec![]),
+            ("nothing is said of any GPU", Reading { life: Some(1), ..Reading::default() }, false, vec![(GPU, Share::alone(ByteSize(70)))]),
+        ] {
+            assert_eq!(shares(&before, &reading, untouched, false), expected.into_iter().collect(), "{case}");
+        }
+        let own_word = attributed(told(Some(40), false, Some(1)), &before);
+        assert_eq!((own_word.pools[&GPU].held, own_word.pools[&Pool::Gpu(1)].held), (Some(ByteSize(40)), None), "what is said counts");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use berth_adapters::Seat;
 use berth_plan::device::{self, Offer};
 use berth_plan::{Admission, Event, Memory, Phase, Resident, admit, drain_for, pressure, relieve};
 use berth_telemetry::Counter;
-use berth_types::{Footprint, ModelId, Refusal, Step};
+use berth_types::{Footprint, ModelId, Pool, Refusal, Step};
 use tracing::{debug, error, info};
 
 use crate::entry::{Class, Entry, Ticket};
@@ -351,12 +351,10 @@ impl Owner {
         }
     }
 
-    /// Evicts the least recently used idle copy, so that `model` can be tried once more. False when there is none.
-    pub(crate) fn evict_one_for(&mut self, model: &ModelId) -> bool {
-        loop {
-            let need = self.entries.get(model).and_then(|entry| entry.need.clone()).unwrap_or_default();
-            let idle = residents(&mut self.lru, &self.entries, self.clock.now()).filter(|copy| copy.in_flight == 0 && !copy.pinned);
-            let Some(victim) = oldest_on_the_same_gpu(&need, idle) else { return false };
+    /// Evicts the least recently used idle copy that takes some of one of these memories, so that `model` can be tried once more.
+    /// False when there is none.
+    pub(crate) fn evict_one_for(&mut self, model: &ModelId, pools: &[Pool]) -> bool {
+        while let Some(victim) = device::makes_way(pools, residents(&mut self.lru, &self.entries, self.clock.now())) {
             if self.evict(std::slice::from_ref(&victim), model) {
                 if let Some(entry) = self.entries.get_mut(model) {
                     entry.after_out_of_memory = Some(victim);
@@ -364,17 +362,6 @@ impl Owner {
                 return true;
             }
         }
+        false
     }
-}
-
-/// Of idle copies, least recently used first, the first one that takes some of the GPU that `need` is on, else the first one.
-fn oldest_on_the_same_gpu(need: &Footprint, idle: impl Iterator<Item = Resident>) -> Option<ModelId> {
-    let mut oldest = None;
-    for copy in idle {
-        if need.gpus().next().is_none() || need.gpus().any(|gpu| copy.footprint.gpus().any(|other| other == gpu)) {
-            return Some(copy.model);
-        }
-        oldest.get_or_insert(copy.model);
-    }
-    oldest
 }

@@ -37,6 +37,9 @@ struct Server {
     life: u64,
     /// What it held before it was told to load anything.
     base: Footprint,
+    /// What was in use by then of the GPUs that it has alone as far as can be told.
+    #[serde(default)]
+    gpus: Footprint,
 }
 
 /// Last use and measured size of the models that were used or loaded here, and what was learned of their files.
@@ -146,13 +149,15 @@ impl History {
     }
 
     /// What the server of this life held before it was told to load anything; `None` for one that never was.
-    pub(crate) fn base_of(&self, life: u64) -> Option<Footprint> {
-        self.server.as_ref().filter(|server| server.life == life).map(|server| server.base.clone())
+    /// With it what was in use of the GPUs that it has alone.
+    pub(crate) fn base_of(&self, life: u64) -> Option<[Footprint; 2]> {
+        self.server.as_ref().filter(|server| server.life == life).map(|server| [server.base.clone(), server.gpus.clone()])
     }
 
-    /// The server of this life, which holds `base`, is told to load something now.
-    pub(crate) fn note_base(&mut self, life: u64, base: &Footprint) {
-        self.server = Some(Server { life, base: base.clone() });
+    /// The server of this life, which was told to load something, held `base` before, and of the GPUs that it has alone so much
+    /// was in use.
+    pub(crate) fn note_base(&mut self, life: u64, base: &Footprint, gpus: Footprint) {
+        self.server = Some(Server { life, base: base.clone(), gpus });
         self.changed = true;
     }
 
@@ -259,7 +264,7 @@ mod tests {
         history.note_use(&id("a"), UnixMillis(7));
         history.note_use(&id("a"), UnixMillis(5));
         history.note_size(&id("b"), Some(ContentDigest([7; 32])), &Footprint::host(ByteSize(9)), true, UnixMillis(3));
-        history.note_base(7, &Footprint::host(ByteSize(5)));
+        history.note_base(7, &Footprint::host(ByteSize(5)), Footprint::host(ByteSize(3)));
         write(folder.path(), &history.take_unsaved().expect("changed")).expect("the folder is writable");
         assert!(history.take_unsaved().is_none());
         let back = History::read(folder.path());
@@ -267,7 +272,7 @@ mod tests {
         assert_eq!(back.measured(&id("b")), Some(Footprint::host(ByteSize(9))));
         assert_eq!(back.learned(ContentDigest([7; 32])), Some(Footprint::host(ByteSize(9))));
         assert!(back.was_seen(ContentDigest([7; 32])));
-        assert_eq!((back.base_of(7), back.base_of(8)), (Some(Footprint::host(ByteSize(5))), None));
+        assert_eq!((back.base_of(7), back.base_of(8)), (Some([5, 3].map(|bytes| Footprint::host(ByteSize(bytes)))), None));
         assert_eq!((back.models, back.contents), (history.models, history.contents));
     }
 

@@ -120,6 +120,8 @@ pub(crate) struct Owner {
     next_tick: Instant,
     pub(crate) saved: Instant,
     pub(crate) saving: bool,
+    /// Something was to be written while that was.
+    pub(crate) save_again: bool,
     pub(crate) ending: Option<Ending>,
     pub(crate) shown: Option<Shown>,
 }
@@ -182,6 +184,7 @@ impl Owner {
             waiting: 0,
             saved: now,
             saving: false,
+            save_again: false,
             ending: None,
             shown: None,
         }
@@ -295,6 +298,9 @@ impl Owner {
                     let path = self.config.state.as_deref().map(crate::history::file_in).unwrap_or_default();
                     warn!(path = %path.display(), error = %fault, "last uses and sizes of models cannot be written");
                     self.shared.history.lock().save_failed();
+                }
+                if std::mem::take(&mut self.save_again) {
+                    self.save();
                 }
             }
             Done::Sized { model, life, size } => {
@@ -695,13 +701,18 @@ impl Owner {
                 entry.leaving.nothing_attempted = error.nothing_attempted;
                 // A process that was killed did not have the time to say of what it died.
                 let fault = if killed && error.fault == LoadFault::BadModel { LoadFault::OutOfMemory } else { error.fault };
-                let error = self.with_numbers(model, LoadError { fault, ..error });
-                let Some(entry) = self.entries.get_mut(model) else { return };
-                let out_of_memory = error.fault == LoadFault::OutOfMemory;
+                let need = entry.need.clone().unwrap_or_default();
+                let pools = device::ran_out(killed, entry.gpu, &need, self.ledger.budget());
                 let after_eviction = entry.after_out_of_memory.is_some();
-                if out_of_memory && !after_eviction && !self.failures.eviction_was_no_help(model) && self.evict_one_for(model) {
-                    info!(model = %model, error = %error, "the runtime ran out of memory, trying once more with one copy less");
-                    return self.step(model, Event::Broke);
+                let mut error = self.with_numbers(&need, &pools, LoadError { fault, ..error });
+                let out_of_memory = error.fault == LoadFault::OutOfMemory;
+                if out_of_memory && !after_eviction && !self.failures.eviction_was_no_help(model) {
+                    if self.evict_one_for(model, &pools) {
+                        info!(model = %model, error = %error, "the runtime ran out of memory, trying once more with one copy less");
+                        return self.step(model, Event::Broke);
+                    }
+                    let pools: Vec<String> = pools.iter().map(Pool::to_string).collect();
+                    error.message.push_str(&format!("; no idle model takes any of {}, so none could go for it", pools.join(" or ")));
                 }
                 if error.fault == LoadFault::RuntimeDown {
                     // Still among the loading, so that it is a suspect.

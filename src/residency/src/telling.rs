@@ -135,9 +135,10 @@ impl Owner {
         }
     }
 
-    /// Writes last uses and sizes, unless that is being done.
+    /// Writes last uses and sizes; once more when that is done, if it is being done: it may not have what is new.
     pub(crate) fn save(&mut self) {
         if self.saving {
+            self.save_again = true;
             return;
         }
         self.saved = self.clock.now();

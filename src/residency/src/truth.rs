@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use berth_adapters::{LoadError, LoadFault};
 use berth_memory::Source;
-use berth_plan::{Event, MayEvict, Memory, Phase, device, free_up, pressure};
+use berth_plan::pressure::{self, Share};
+use berth_plan::{Event, MayEvict, Memory, Phase, device, free_up};
 use berth_telemetry::{Counter, Gauge, Metrics};
 use berth_types::{ByteSize, ContentDigest, Footprint, ModelId, Pool, Reading, UnixMillis, Usage};
 use tracing::{info, warn};
@@ -111,6 +112,10 @@ pub(crate) struct Truth {
     loaded_something: bool,
     /// What it held before that.
     base: Option<Footprint>,
+    /// GPUs of which nobody tells how much of them it holds.
+    shares: BTreeMap<Pool, Share>,
+    /// How often something had come or gone at the last reading, and when that was.
+    seen_at: Option<(u64, UnixMillis)>,
     retained: Footprint,
     strained: BTreeSet<Pool>,
     /// GPUs that were there and are no more.
@@ -136,6 +141,8 @@ impl Truth {
             before_loads: None,
             loaded_something: false,
             base: None,
+            shares: BTreeMap::new(),
+            seen_at: None,
             retained: Footprint::default(),
             strained: BTreeSet::new(),
             gone: BTreeSet::new(),
@@ -160,8 +167,9 @@ impl Truth {
         &self.retained
     }
 
-    pub(crate) fn base(&self) -> Option<&Footprint> {
-        self.base.as_ref()
+    /// What the server held before its first load, with all that was in use of the GPUs that it has alone.
+    pub(crate) fn base(&self) -> Option<Footprint> {
+        Some(self.base.as_ref()?.plus(&pressure::base(&self.shares)))
     }
 
     pub(crate) fn is_strained(&self, pool: Pool) -> bool {
@@ -248,20 +256,23 @@ impl Owner {
         {
             self.another_server(!self.loading.is_empty());
         }
-        let held = reading.held();
-        if let Some(held) = held.as_ref().filter(|_| !self.truth.loaded_something) {
+        if let Some(held) = reading.held().filter(|_| !self.truth.loaded_something) {
             // One that was told to load something before, by this process or an earlier one, holds more than it began with.
             let began_with = reading.life.and_then(|life| self.shared.history.lock().base_of(life));
             self.truth.loaded_something = began_with.is_some();
-            self.truth.base = Some(began_with.unwrap_or_else(|| held.clone()));
+            let [base, gpus] = began_with.unwrap_or_else(|| [held, Footprint::default()]);
+            self.truth.base = Some(base);
+            self.truth.shares = gpus.gpus().map(|gpu| (Pool::Gpu(gpu), Share::alone(gpus.get(Pool::Gpu(gpu))))).collect();
         }
+        self.share_gpus(&reading);
+        let reading = pressure::attributed(reading, &self.truth.shares);
         let is_news = began > self.truth.changed;
-        if let (Some(held), Some(base)) = (&held, &self.truth.base)
+        if let (Some(held), Some(base)) = (reading.held(), self.truth.base())
             && is_news
             && self.loading.is_empty()
             && !self.is_unloading()
         {
-            self.truth.retained = pressure::retained(held, base, &self.ledger.sums().memory.charged);
+            self.truth.retained = pressure::retained(&held, &base, &self.ledger.sums().memory.charged);
         }
         self.truth.reading = Some((began, now, reading));
         if is_news && !self.is_away() && self.ending.is_none() {
@@ -273,10 +284,35 @@ impl Owner {
         self.show_truth();
     }
 
+    /// Whether the server has the GPUs alone of which nobody tells how much of them it holds.
+    fn share_gpus(&mut self, reading: &Reading) {
+        let now = (self.truth.stirred, self.clock.wall());
+        let idle = self.loading.is_empty() && !self.is_unloading();
+        let rests = idle && self.truth.seen_at.is_some_and(|(stirred, at)| stirred == now.0 && !self.any_request_since(Some(at)));
+        self.truth.seen_at = Some(now);
+        let shares = pressure::shares(&self.truth.shares, reading, !self.truth.loaded_something, rests);
+        let before = std::mem::replace(&mut self.truth.shares, shares);
+        for pool in before.keys().filter(|pool| self.truth.shares.get(pool) == Some(&Share::Others) && before[pool] != Share::Others) {
+            info!(pool = %pool, "a GPU is not the runtime's alone, what it holds there cannot be told");
+        }
+        if self.truth.loaded_something && pressure::base(&before) != pressure::base(&self.truth.shares) {
+            self.note_base();
+        }
+    }
+
+    /// What the server held before its first load is on disk before this process may end: its successor sees what it holds by then.
+    fn note_base(&mut self) {
+        if let (Some(life), Some(base)) = (self.truth.life, &self.truth.base) {
+            self.shared.history.lock().note_base(life, base, pressure::base(&self.truth.shares));
+            self.save();
+        }
+    }
+
     /// The server's process is another one, which holds nothing yet.
     pub(crate) fn another_server(&mut self, loads: bool) {
         self.truth.loaded_something = loads;
         self.truth.base = None;
+        self.truth.shares.clear();
         self.truth.retained = Footprint::default();
         self.truth.bloated = false;
         self.truth.recycling = None;
@@ -291,8 +327,13 @@ impl Owner {
     /// Copies go, least recently used first, from memories that are nearly full.
     fn relieve_what_is_full(&mut self) {
         let Some((_, _, reading)) = &self.truth.reading else { return };
-        // Of what nobody can tell any more nothing follows.
-        self.truth.strained.retain(|pool| reading.usage(*pool).is_some());
+        // Of what nobody can tell any more, and of a GPU that has dropped out, nothing follows.
+        let tells = |pool: &Pool| reading.usage(*pool).is_some_and(|usage| *pool == Pool::Host || !device::is_gone(usage));
+        self.truth.relief.retain(|pool, _| tells(pool));
+        for pool in self.truth.strained.extract_if(.., |pool| !tells(pool)) {
+            info!(pool = %pool, "a memory that was nearly full cannot be seen any more");
+            self.metrics.set(Gauge::MemoryStrained, &[("pool", &*pool.to_string())], 0);
+        }
         let (mut excess, mut used) = (Vec::new(), Vec::new());
         for (pool, usage) in reading.pools.iter().filter_map(|(pool, real)| Some((*pool, real.usage?))).collect::<Vec<_>>() {
             if self.has_gone(pool, usage) {
@@ -439,12 +480,8 @@ impl Owner {
             self.truth.before_loads = seen.map(|reading| BeforeLoads { used: used_of(reading), settled: others });
         }
         self.stir();
-        if !std::mem::replace(&mut self.truth.loaded_something, true)
-            && let (Some(life), Some(base)) = (self.truth.life, &self.truth.base)
-        {
-            // On disk before this process may end: its successor sees what the server holds by then.
-            self.shared.history.lock().note_base(life, base);
-            self.save();
+        if !std::mem::replace(&mut self.truth.loaded_something, true) {
+            self.note_base();
         }
         let stirred = measured.then_some(self.truth.stirred);
         let calm_from = measured.then(|| self.clock.wall()).filter(|_| !self.any_request_since(None));
@@ -462,7 +499,8 @@ impl Owner {
     /// It has ended. What the copy is charged with from now on, where that was seen; and whether that is remembered.
     pub(crate) fn learned(&mut self, model: &ModelId, around: Option<&Around>) -> Option<(Footprint, Kept)> {
         let learning = self.truth.learning.get(model).filter(|learning| learning.stirred == Some(self.truth.stirred))?;
-        let Around { before, after } = around.filter(|around| around.before.life == around.after.life)?;
+        let around = around.filter(|around| around.before.life == around.after.life)?;
+        let [before, after] = [&around.before, &around.after].map(|reading| pressure::attributed(reading.clone(), &self.truth.shares));
         let in_traffic = learning.calm_from.is_none_or(|began| self.any_request_since(Some(began)));
         let unknown = learning.unknown;
         let entry = self.entries.get(model)?;
@@ -470,9 +508,9 @@ impl Owner {
         let charged = self.ledger.sums().memory.charged.minus(entry.lease.as_ref()?.bytes());
         let (held_before, held_after) = (before.held()?, after.held()?);
         // Of a server whose beginning nobody saw, all may have been kept.
-        let kept = self.truth.base.as_ref().map_or_else(|| need.clone(), |base| pressure::retained(&held_before, base, &charged));
+        let kept = self.truth.base().map_or_else(|| need.clone(), |base| pressure::retained(&held_before, &base, &charged));
         let told = |pool: Pool| -> Option<[ByteSize; 2]> {
-            let [before, after] = [before, after].map(|reading| reading.pools.get(&pool).copied().unwrap_or_default());
+            let [before, after] = [&before, &after].map(|reading| reading.pools.get(&pool).copied().unwrap_or_default());
             match (before.held.zip(after.held), before.usage.zip(after.usage)) {
                 (Some((before, after)), _) => Some([before, after]),
                 // A driver that does not tell what is whose: what all of the GPU grew by.
@@ -521,15 +559,16 @@ impl Owner {
     }
 
     /// The numbers to a load that ran out of memory.
-    pub(crate) fn with_numbers(&self, model: &ModelId, error: LoadError) -> LoadError {
+    pub(crate) fn with_numbers(&self, need: &Footprint, pools: &[Pool], error: LoadError) -> LoadError {
         if error.fault != LoadFault::OutOfMemory {
             return error;
         }
-        let need = self.entries.get(model).and_then(|entry| entry.need.clone()).unwrap_or_default();
         let Memory { budget, charged, .. } = self.ledger.sums().memory;
         let mut message = format!("{}; it was given {need}, models take {charged} of {budget}", error.message);
-        if let Some(usage) = self.truth.reading().and_then(|reading| reading.usage(Pool::Host)) {
-            message.push_str(&format!(", and in truth {} of {} host are in use", usage.used, usage.limit));
+        for pool in pools {
+            if let Some(usage) = self.truth.reading().and_then(|reading| reading.usage(*pool)) {
+                message.push_str(&format!(", and in truth {} of {} {pool} are in use", usage.used, usage.limit));
+            }
         }
         LoadError { message, ..error }
     }
@@ -601,7 +640,7 @@ impl Owner {
 
     fn show_truth(&self) {
         let Some(reading) = self.truth.reading() else { return };
-        show(&self.metrics, reading, self.truth.base.as_ref(), &self.truth.retained, &self.truth.strained);
+        show(&self.metrics, reading, self.truth.base().as_ref(), &self.truth.retained, &self.truth.strained);
     }
 }
 

@@ -101,8 +101,6 @@ impl TritonModels {
         fs::write(place.join("config.pbtxt"), one_number())?;
         fs::write(place.join("1/script.json"), script.to_string())?;
         fs::write(place.join("1/pad"), vec![0; pad])?;
-        // A file where Python would have a folder for what it has compiled: in the store it would count as the model's.
-        fs::write(place.join("1/__pycache__"), "")?;
         Ok(fs::write(place.join("1/model.py"), include_str!("models/scripted.py"))?)
     }
 

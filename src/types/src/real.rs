@@ -28,6 +28,8 @@ pub struct Real {
     pub held: Option<ByteSize>,
     /// How full it is; `None` where nobody can tell.
     pub usage: Option<Usage>,
+    /// Somebody else was seen to use it.
+    pub others: bool,
 }
 
 /// What is known of all memories at one moment. A memory that is not listed is one of which nothing is known.

@@ -1,7 +1,7 @@
 //! Several GPUs: a copy is on one of them, and what happens on one is nothing to the others.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use berth_adapters::LoadFault;
 use berth_adapters::fake::Script;
@@ -23,9 +23,9 @@ fn pod(gone: &Arc<AtomicU16>, change: impl FnOnce(&mut Parts)) -> Pod {
             let there = gone.load(Ordering::Relaxed) != index;
             let usage = Usage { used: held, limit: kib(120) };
             let usage = if there { usage } else { Usage { used: ByteSize::ZERO, limit: ByteSize::ZERO } };
-            (Pool::Gpu(index), Real { held: there.then_some(held), usage: Some(usage) })
+            (Pool::Gpu(index), Real { held: there.then_some(held), usage: Some(usage), others: false })
         };
-        let host = Real { held: Some(kib(50) + runtime.takes().get(Pool::Host)), usage: None };
+        let host = Real { held: Some(kib(50) + runtime.takes().get(Pool::Host)), ..Real::default() };
         Reading { pools: [(Pool::Host, host), gpu(0), gpu(1)].into(), life: Some(1), ..Reading::default() }
     });
     parts.budget = parts.budget.plus(&Footprint::of([(Pool::Gpu(0), kib(100)), (Pool::Gpu(1), kib(100))]));
@@ -142,4 +142,84 @@ async fn a_load_that_ran_out_of_a_gpus_memory_is_tried_again_with_one_copy_less_
     pod.use_once("c").await;
     assert_eq!(pod.held(), ["b", "c", "cpu", "first"], "on the GPU where it was tried, not the oldest of all");
     assert_eq!(pod.gpu_of("c"), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_ran_out_of_a_gpus_memory_takes_nothing_from_another_and_says_so() {
+    let pod = two_gpus();
+    pod.runtime.script_all(Script::default().taking_of_a_gpu(kib(30)));
+    let busy = pod.ensure("busy", secs(5)).await.expect("room");
+    pod.use_once("other").await;
+    assert_eq!([pod.gpu_of("busy"), pod.gpu_of("other")], [Some(0), Some(1)]);
+    pod.fetch.always("c", Scripted::arrives(kib(8)));
+    pod.runtime.script("c", Script::default().taking_of_a_gpu(kib(30)).failing(1, LoadFault::OutOfMemory));
+    let failure = pod.failure("c").await;
+    let numbers = ["it was given 8 KiB gpu:0", "30 KiB of 120 KiB gpu:0 are in use", "no idle model takes any of gpu:0, so none could go for it"];
+    assert!(numbers.iter().all(|part| failure.message.contains(part)), "{}", failure.message);
+    assert_eq!(pod.held(), ["busy", "other"]);
+    drop(busy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gpu_that_drops_out_while_it_is_nearly_full_is_so_no_more() {
+    for disappears in [false, true] {
+        let (gone, others) = (Arc::new(AtomicU16::new(NONE)), Arc::new(AtomicU64::new(0)));
+        let gone_now = Arc::clone(&gone);
+        let pod = untold(&others, &Arc::default(), move |reading| {
+            if gone_now.load(Ordering::Relaxed) == 0 {
+                let none = Some(Usage { used: ByteSize::ZERO, limit: ByteSize::ZERO });
+                reading.pools.insert(Pool::Gpu(0), Real { usage: none, ..Real::default() });
+                reading.pools.retain(|pool, _| *pool == Pool::Host || !disappears);
+            }
+        });
+        let strained = |value: u32| pod.metrics.render().contains(&format!("berth_memory_strained{{pool=\"gpu:0\"}} {value}\n"));
+        others.store(110 << 10, Ordering::Relaxed);
+        pod.pass(secs(2)).await;
+        assert!(strained(1));
+        gone.store(0, Ordering::Relaxed);
+        pod.pass(secs(2)).await;
+        assert!(strained(0), "disappears: {disappears}");
+    }
+}
+
+/// A GPU of 120 KiB, 100 of them for models, whose driver does not tell what is whose. 10 KiB are in use before anything is loaded.
+fn untold(others: &Arc<AtomicU64>, kept: &Arc<AtomicU64>, change: impl Fn(&mut Reading) + Send + Sync + 'static) -> Pod {
+    let (others, kept) = (Arc::clone(others), Arc::clone(kept));
+    let mut parts = Parts::with_memory(kib(1000)).beside().measured_by(move |runtime| {
+        let more = ByteSize(kept.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
+        let used = kib(10) + runtime.takes().get(Pool::Gpu(0)) + more;
+        let gpu = Real { usage: Some(Usage { used, limit: kib(120) }), ..Real::default() };
+        let host = Real { held: Some(kib(50) + runtime.takes().get(Pool::Host)), ..Real::default() };
+        let mut reading = Reading { pools: [(Pool::Host, host), (Pool::Gpu(0), gpu)].into(), life: Some(1), ..Reading::default() };
+        change(&mut reading);
+        reading
+    });
+    parts.budget = parts.budget.plus(&Footprint::of([(Pool::Gpu(0), kib(100))]));
+    parts.start()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_keeps_of_a_gpu_that_it_has_alone_is_there_for_its_next_model_and_what_others_take_is_not() {
+    for somebody_came in [false, true] {
+        let (others, kept) = (Arc::default(), Arc::new(AtomicU64::new(0)));
+        let pod = untold(&others, &kept, |_| {});
+        pod.runtime.script_all(Script::default().taking_of_a_gpu(kib(60)));
+        pod.pass(secs(2)).await;
+        pod.use_once("first").await;
+        pod.pass(secs(3)).await;
+        assert_eq!(pod.charged_in(Pool::Gpu(0)).await, kib(60));
+        // It keeps what the model had, or somebody else takes as much some time later.
+        let taken = if somebody_came { &others } else { &kept };
+        let stays = if somebody_came { secs(5) } else { secs(0) };
+        pod.residency.retire(crate::rig::model("first")).await;
+        pod.pass(stays).await;
+        taken.store(60 << 10, Ordering::Relaxed);
+        pod.absent("first").await;
+        pod.pass(secs(5)).await;
+        let retained = pod.snapshot().await.pools.iter().find(|used| used.pool == Pool::Gpu(0)).expect("it is there").retained;
+        assert_eq!(retained, if somebody_came { ByteSize::ZERO } else { kib(60) });
+        pod.fetch.always("second", Scripted::arrives(kib(60)));
+        let loaded = pod.ensure("second", secs(5)).await;
+        assert_eq!(loaded.is_ok(), !somebody_came, "{loaded:?}");
+    }
 }

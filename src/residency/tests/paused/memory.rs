@@ -10,7 +10,7 @@ use berth_residency::{Recycle, WaitError};
 use berth_telemetry::Counter;
 use berth_types::{ByteSize, ContentDigest, Keep, Pool, Reading, Real, Usage};
 
-use crate::rig::{Parts, Pod, kept, kib, millis, secs};
+use crate::rig::{Parts, Pod, Unanswering, kept, kib, millis, secs};
 
 /// What the server holds without a model.
 const BASE: u64 = 100 << 10;
@@ -40,7 +40,12 @@ impl World {
             [&self.kept, &self.others, &self.limit, &self.kills, &self.life].map(|knob| knob.load(Ordering::Relaxed));
         let held = ByteSize(BASE + runtime.takes().get(Pool::Host).0 + kept);
         let usage = (limit > 0).then_some(Usage { used: held + ByteSize(others), limit: ByteSize(limit) });
-        Reading { pools: [(Pool::Host, Real { held: Some(held), usage })].into(), oom_kills: Some(kills), stalled: None, life: Some(life) }
+        Reading {
+            pools: [(Pool::Host, Real { held: Some(held), usage, others: false })].into(),
+            oom_kills: Some(kills),
+            stalled: None,
+            life: Some(life),
+        }
     }
 
     fn pod(&self, budget: ByteSize, change: impl FnOnce(&mut Parts)) -> Pod {
@@ -353,7 +358,7 @@ async fn copies_stay_when_their_going_does_not_help_until_more_is_used() {
             let held = ByteSize(BASE + runtime.takes().get(Pool::Host).0);
             let used = ByteSize(used.load(Ordering::Relaxed)).max(held);
             let usage = Some(Usage { used, limit: kib(1000) });
-            Reading { pools: [(Pool::Host, Real { held: Some(held), usage })].into(), ..Reading::default() }
+            Reading { pools: [(Pool::Host, Real { held: Some(held), usage, others: false })].into(), ..Reading::default() }
         });
         parts.config.marks = berth_plan::pressure::Marks { high_percent: 92, low_percent: 85 };
         parts.start()
@@ -502,4 +507,37 @@ async fn a_drain_takes_loads_with_it_that_were_under_way_and_ends() {
     for caller in callers {
         assert!(caller.await.expect("no panic").is_ok(), "what was wanted is loaded by its successor");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_began_with_is_written_also_when_something_is_being_written() {
+    let (world, state) = (World::default(), tempfile::tempdir().expect("a temporary folder"));
+    let pod = world.pod(kib(1000), |parts| parts.config.state = Some(state.path().to_owned()));
+    let on_disk = || std::fs::read_to_string(state.path().join("residency.json")).unwrap_or_default();
+    let says = async |life: u64| {
+        for _ in 0..200_000 {
+            pod.snapshot().await;
+            if on_disk().contains(&format!("\"life\":{life},")) {
+                return true;
+            }
+        }
+        false
+    };
+    let another_life = async || {
+        world.life.fetch_add(1, Ordering::Relaxed);
+        // Time does not pass by itself while a thread waits for the disk.
+        tokio::time::advance(secs(2)).await;
+        while pod.snapshot().await.pools[0].real.held.is_none() {}
+    };
+    world.life.store(1, Ordering::Relaxed);
+    pod.use_once("a").await;
+    assert!(says(1).await);
+    let fifo = Unanswering::at(state.path().join("residency.json.tmp"));
+    another_life().await;
+    drop(pod.ensure("b", secs(60)).await.expect("it is loaded"));
+    another_life().await;
+    drop(pod.ensure("c", secs(60)).await.expect("it is loaded"));
+    assert!(!on_disk().contains("\"life\":2,"), "the disk does not answer yet");
+    drop(fifo);
+    assert!(says(3).await, "{}", on_disk());
 }

@@ -14,7 +14,7 @@ use berth_residency::{MayEvict, WaitError};
 use berth_telemetry::Clock;
 use berth_types::{CopyReport, CopyState, Failure, Reason, Step, UnixMillis};
 
-use crate::rig::{Parts, Pod, START, kib, millis, model, secs};
+use crate::rig::{Parts, Pod, START, Unanswering, kib, millis, model, secs};
 
 /// A pod that keeps its state in `folder` and starts at this time of day.
 fn pod_in(folder: &Path, wall: UnixMillis) -> Pod {
@@ -316,27 +316,6 @@ async fn a_disk_that_takes_nothing_costs_the_memory_of_failures_and_nothing_else
     assert_eq!(on_disk(&state), ["b".to_owned()].into(), "written once the disk takes it");
     fails_for_good(&pod, "d").await;
     assert!(on_disk(&state).contains("d"), "and from then on before anybody is told");
-}
-
-/// A file that nobody can open for writing before somebody reads it; read and removed when this goes out of scope.
-struct Unanswering(PathBuf);
-
-impl Unanswering {
-    fn at(path: PathBuf) -> Self {
-        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
-        assert!(made.success());
-        Unanswering(path)
-    }
-}
-
-impl Drop for Unanswering {
-    fn drop(&mut self) {
-        // Opened both ways it does not wait for a writer. Open until it is removed: whoever opens it later finds a file
-        // like any other, and waits for nobody.
-        let open = std::fs::File::options().read(true).write(true).open(&self.0);
-        let _ = std::fs::remove_file(&self.0);
-        drop(open);
-    }
 }
 
 #[tokio::test(start_paused = true)]

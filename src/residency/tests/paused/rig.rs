@@ -1,5 +1,6 @@
 //! A pod for tests: residency between a fake runtime and a fake store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,5 +217,26 @@ impl Pod {
     /// What the runtime holds, by name.
     pub(crate) fn held(&self) -> Vec<String> {
         self.runtime.held().into_iter().map(|(name, _)| name).collect()
+    }
+}
+
+/// A file that nobody can open for writing before somebody reads it; read and removed when this goes out of scope.
+pub(crate) struct Unanswering(PathBuf);
+
+impl Unanswering {
+    pub(crate) fn at(path: PathBuf) -> Self {
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success());
+        Unanswering(path)
+    }
+}
+
+impl Drop for Unanswering {
+    fn drop(&mut self) {
+        // Opened both ways it does not wait for a writer. Open until it is removed: whoever opens it later finds a file
+        // like any other, and waits for nobody.
+        let open = std::fs::File::options().read(true).write(true).open(&self.0);
+        let _ = std::fs::remove_file(&self.0);
+        drop(open);
     }
 }
