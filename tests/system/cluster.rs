@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use berth_testkit::{Berth, Contract, Exit, Found, Parts, eventually, free_port};
+use berth_testkit::{Berth, Contract, Exit, Found, Parts, Serve, eventually, free_port};
 
 use crate::fixture::{Fixture, ROOMY, SOON};
 
@@ -13,7 +13,7 @@ struct Pod {
     berth: Berth,
 }
 
-async fn pod(fixture: &Fixture, parts: &Parts, number: usize, controller: &str, token: Option<&str>) -> Result<Pod> {
+async fn pod(fixture: &Fixture, parts: &Parts, number: usize, controller: &Berth, token: Option<&str>) -> Result<Pod> {
     let repository = fixture.path(&format!("repository-{number}"));
     fs::create_dir_all(&repository)?;
     let server = Contract::start(parts, &format!("127.0.0.1:{}", free_port()), &repository).await?;
@@ -21,7 +21,7 @@ async fn pod(fixture: &Fixture, parts: &Parts, number: usize, controller: &str, 
     Ok(Pod { server, berth })
 }
 
-async fn agent(fixture: &Fixture, number: usize, server: &str, controller: &str, token: Option<&str>) -> Result<Berth> {
+async fn agent(fixture: &Fixture, number: usize, server: &str, controller: &Berth, token: Option<&str>) -> Result<Berth> {
     let serve = fixture.serve(ROOMY).beside("modelruntime", server, &fixture.path(&format!("repository-{number}"))).led_by(controller);
     let serve = serve.flag("--serving-runtime", "berth-onnx").flag("--data", fixture.path(&format!("data-{number}")));
     let serve = serve.flag("--pod-name", format!("pod-{number}")).flag("--runtime-process", "off");
@@ -37,11 +37,13 @@ async fn agent(fixture: &Fixture, number: usize, server: &str, controller: &str,
 async fn agents_serve_what_their_controller_knows_and_go_on_when_it_dies() -> Result<()> {
     let fixture = Fixture::of_folder()?;
     let leads = fixture.serve(ROOMY).leads().flag("--grpc-url", "grpc://models.example:8033");
-    let (agents, api) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
-    let mut controller = leads.flag("--agents", &agents).flag("--api", &api).start().await?;
+    let at = ["--agents", "--api", "--grpc"].map(|flag| (flag, format!("127.0.0.1:{}", free_port())));
+    let same = |serve: Serve| at.iter().fold(serve, |serve, (flag, addr)| serve.flag(flag, addr));
+    let mut controller = same(leads).start().await?;
+    let agents = controller.agents();
     let mut pods = Vec::new();
     for number in 0..2 {
-        pods.push(pod(&fixture, &fixture.parts, number, &agents, None).await?);
+        pods.push(pod(&fixture, &fixture.parts, number, &controller, None).await?);
     }
     let names = fixture.quickstart.names()?;
     for name in &names {
@@ -76,10 +78,10 @@ async fn agents_serve_what_their_controller_knows_and_go_on_when_it_dies() -> Re
     let loads = pods[0].berth.metric("berth_loads_total").await?;
     let server = pods[1].server.endpoint();
     ensure!(pods[1].berth.interrupt().await? == Exit::Code(0), "it ends");
-    pods[1].berth = agent(&fixture, 1, &server, &agents, None).await?;
+    pods[1].berth = agent(&fixture, 1, &server, &controller, None).await?;
     fixture.all_answer(&pods[1].berth).await?;
 
-    controller = fixture.serve(ROOMY).leads().flag("--agents", &agents).flag("--api", &api).start().await?;
+    controller = same(fixture.serve(ROOMY).leads()).start().await?;
     for name in &names {
         let standing = controller.stands(name, SOON, |standing| standing.copies == 2).await?;
         ensure!(standing.active == "Loaded" && standing.reason.is_empty(), "{name}: {standing:?}");
@@ -105,18 +107,18 @@ async fn who_may_attend_is_known_by_the_token() -> Result<()> {
     let open = fixture.serve(ROOMY).leads().flag("--agents", format!("0.0.0.0:{}", free_port())).spawn()?.process().exit(SOON).await?;
     ensure!(open == Exit::Code(2), "whoever opens it to others says who may come: {open:?}");
     let controller = fixture.serve(ROOMY).leads().env("BERTH_API_TOKEN", "s3cret").start().await?;
-    let mut wrong = fixture.serve(ROOMY).beside("modelruntime", "127.0.0.1:1", &fixture.path("repository-9")).led_by(&controller.agents());
+    let mut wrong = fixture.serve(ROOMY).beside("modelruntime", "127.0.0.1:1", &fixture.path("repository-9")).led_by(&controller);
     wrong = wrong.flag("--start-timeout", "1s").flag("--serving-runtime", "berth-onnx").env("BERTH_CONTROLLER_TOKEN", "two words");
     ensure!(wrong.spawn()?.process().exit(SOON).await? == Exit::Code(2), "that cannot be a token");
     let server = Contract::start(&fixture.parts, &format!("127.0.0.1:{}", free_port()), &fixture.path("repository-0")).await?;
-    let serve = fixture.serve(ROOMY).beside("modelruntime", &server.endpoint(), &fixture.path("repository-0")).led_by(&controller.agents());
+    let serve = fixture.serve(ROOMY).beside("modelruntime", &server.endpoint(), &fixture.path("repository-0")).led_by(&controller);
     let serve = serve.flag("--serving-runtime", "berth-onnx").flag("--data", fixture.path("data-0")).flag("--runtime-process", "off");
     let mut stranger = serve.env("BERTH_CONTROLLER_TOKEN", "wr0ng").spawn()?;
     let told = stranger.process().line("that it may not", SOON, |line| line.contains("the agent's token is not the controller's")).await?;
     ensure!(!told.contains("wr0ng") && !told.contains("s3cret"), "{told}");
     ensure!(controller.metric("berth_agents").await.unwrap_or(0.0) == 0.0, "nobody attends");
     ensure!(stranger.interrupt().await? == Exit::Code(0), "it can be ended while it waits");
-    let pod = agent(&fixture, 0, &server.endpoint(), &controller.agents(), Some("s3cret")).await?;
+    let pod = agent(&fixture, 0, &server.endpoint(), &controller, Some("s3cret")).await?;
     fixture.all_answer(&pod).await?;
     Ok(())
 }

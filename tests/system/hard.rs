@@ -189,7 +189,7 @@ async fn pod(fixture: &Fixture, number: usize, host_memory: &str, controller: Op
     let triton = Supervised::of(Triton::start(&fixture.parts, &repository).await?);
     let mut serve = fixture.serve(host_memory).beside("triton", &triton.grpc, &repository);
     if let Some(controller) = controller {
-        serve = serve.led_by(&controller.agents()).flag("--pod-name", format!("pod-{number}"));
+        serve = serve.led_by(controller).flag("--pod-name", format!("pod-{number}"));
     }
     let berth = serve.flag("--runtime-process", "off").flag("--data", fixture.path(&format!("data-{number}"))).start().await?;
     Ok((triton, berth))

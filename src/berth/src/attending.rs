@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use berth_api::{Access, Limits, Token};
 use berth_attendance::{Admits, Attendant, Hub, Settings, Wire};
+use berth_proxy::{BearerToken, ControllerServer};
 use berth_registry::{MemoryStore, Views};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Listener, Metrics};
@@ -24,6 +25,8 @@ use crate::token::ApiToken;
 pub(crate) struct Controller {
     /// Its port for agents.
     pub(crate) target: Target,
+    /// Its port for calls that manage models; `None`: they are not passed on.
+    pub(crate) calls: Option<Target>,
     /// What it asks for.
     pub(crate) token: Option<ApiToken>,
 }
@@ -48,7 +51,7 @@ pub(crate) fn attendant(
     clock: &Clock,
     metrics: &Metrics,
 ) -> anyhow::Result<Attendant> {
-    let Role::Attends(Controller { target, token }) = &config.role else {
+    let Role::Attends(Controller { target, token, .. }) = &config.role else {
         anyhow::bail!("there is no controller to attend: this is a bug");
     };
     let state = config.data.join("agent");
@@ -80,6 +83,13 @@ pub(crate) fn api(config: &Config, views: &Views, here: Here, access: Access, cl
         access,
         limits: Limits::default(),
     }
+}
+
+/// Where calls that manage models are passed on to, if they are.
+pub(crate) fn management(config: &Config) -> Option<ControllerServer> {
+    let Role::Attends(Controller { calls, token, .. }) = &config.role else { return None };
+    let token = token.clone().map(|given| Arc::new(move || given.token.secret().to_owned()) as BearerToken);
+    Some(ControllerServer { target: calls.clone()?, net: HostNet::shared(), token })
 }
 
 /// Who this agent is, for as long as its data folder lives: made when it is asked for first.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use berth_proxy::MOST_THREADS;
-use berth_telemetry::{Clock, Net};
+use berth_telemetry::{Clock, Net, Peer};
 use berth_upstream::Target;
 use clap::Args;
 
@@ -31,6 +31,10 @@ pub(crate) struct AgentArgs {
     /// The controller that it attends: HOST:PORT
     #[arg(long, env = "BERTH_CONTROLLER", value_name = "ENDPOINT")]
     controller: Option<String>,
+    /// Where the controller takes calls that register models and set vmodels, which the agent passes on: HOST:PORT [default: the
+    /// controller's host, port 8033]
+    #[arg(long, env = "BERTH_CONTROLLER_GRPC", value_name = "ENDPOINT")]
+    controller_grpc: Option<String>,
     /// File with the token that the controller asks for; the variable BERTH_CONTROLLER_TOKEN may hold the token itself
     #[arg(long, env = "BERTH_CONTROLLER_TOKEN_FILE", value_name = "FILE")]
     controller_token_file: Option<String>,
@@ -93,8 +97,9 @@ pub(crate) struct AgentArgs {
 }
 
 /// The keys, as flags and as keys of the file.
-pub(crate) const KEYS: [&str; 18] = [
+pub(crate) const KEYS: [&str; 19] = [
     "controller",
+    "controller-grpc",
     "controller-token-file",
     "pod-name",
     "runtime",
@@ -118,6 +123,7 @@ impl AgentArgs {
     pub(crate) fn get(&self, key: &str) -> Option<&String> {
         match key {
             "controller" => self.controller.as_ref(),
+            "controller-grpc" => self.controller_grpc.as_ref(),
             "controller-token-file" => self.controller_token_file.as_ref(),
             "pod-name" => self.pod_name.as_ref(),
             "runtime" => self.runtime.as_ref(),
@@ -367,6 +373,9 @@ pub(crate) struct Batches {
 /// The variable that may hold the controller's token: a command line can be seen by everybody on the machine.
 const CONTROLLER_TOKEN: &str = "BERTH_CONTROLLER_TOKEN";
 
+/// The usual port of a controller for calls that manage models.
+const CALLS: u16 = 8033;
+
 /// Who leads this agent. Faults are told in `reading`; then the answer is of no use.
 pub(crate) fn role(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&str) -> Option<OsString>) -> Role {
     let target = reading.parsed("controller", |text| text.parse::<Target>().map_err(|fault| fault.to_string()));
@@ -395,7 +404,13 @@ pub(crate) fn role(reading: &mut Reading, standalone: bool, variable: &dyn Fn(&s
                 },
                 (None, None) => None,
             };
-            return Role::Attends(Controller { target, token });
+            let given = reading.parsed("controller-grpc", |text| text.parse::<Target>().map_err(|fault| fault.to_string()));
+            let usual = match target.peer() {
+                Peer::Tcp { host, .. } if host.contains(':') => format!("[{host}]:{CALLS}").parse().ok(),
+                Peer::Tcp { host, .. } => format!("{host}:{CALLS}").parse().ok(),
+                Peer::Unix(_) => None,
+            };
+            return Role::Attends(Controller { target, calls: given.or(usual), token });
         }
         (true, false, _) | (false, true, None) => {}
     }

@@ -159,6 +159,13 @@ pub(crate) struct ControllerArgs {
     /// Where agents attend; other than loopback addresses need a token [default: 127.0.0.1:8034]
     #[arg(long, env = "BERTH_AGENTS", value_name = "ADDR")]
     agents: Option<String>,
+    /// Calls that register models and set vmodels (mmesh.ModelMesh); inference goes to the agents [default: 127.0.0.1:8033]
+    #[arg(long, env = "BERTH_GRPC", value_name = "ADDR")]
+    grpc: Option<String>,
+    /// Who may change something there: everybody (`open`), who has the API token (`token`), or nobody (`off`) [default: open where
+    /// --grpc is a loopback address, else token if there is one, else off]
+    #[arg(long, env = "BERTH_MANAGEMENT", value_name = "open|token|off")]
+    management: Option<String>,
     /// Resource API; other than loopback addresses need a token [default: 127.0.0.1:8088]
     #[arg(long, env = "BERTH_API", value_name = "ADDR")]
     api: Option<String>,
@@ -199,6 +206,8 @@ impl ControllerArgs {
             "manifests" => self.manifests.as_ref(),
             "data" => self.data.as_ref(),
             "agents" => self.agents.as_ref(),
+            "grpc" => self.grpc.as_ref(),
+            "management" => self.management.as_ref(),
             "api" => self.api.as_ref(),
             "api-token-file" => self.api_token_file.as_ref(),
             "grpc-url" => self.grpc_url.as_ref(),
@@ -758,8 +767,8 @@ fn check(reading: &mut Reading, file: Option<PathBuf>, role: Role, variable: &dy
     let prestop = if matches!(reading.text("prestop"), None | Some("off")) { None } else { Some(reading.address("prestop", 8090)) };
     let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
     let agents = if let Role::Leads(agents) = &role { Some(*agents) } else { None };
-    let always = [("api", api), ("metrics", metrics), ("probes", probes)].map(|(key, addr)| (key, Some(addr)));
-    let requests = [("rest", rest), ("prestop", prestop), ("grpc", Some(grpc))].into_iter().filter(|_| agents.is_none());
+    let always = [("grpc", grpc), ("api", api), ("metrics", metrics), ("probes", probes)].map(|(key, addr)| (key, Some(addr)));
+    let requests = [("rest", rest), ("prestop", prestop)].into_iter().filter(|_| agents.is_none());
     for (key, addr) in requests.chain([("agents", agents)]).chain(always) {
         let Some(addr) = addr.filter(|addr| addr.port() != 0) else { continue };
         if let Some(other) = seen.insert(addr, key) {
@@ -1000,7 +1009,7 @@ mod tests {
             (&["--agents", "0.0.0.0:1"][..], None, "--agents: 0.0.0.0:1 can be reached from elsewhere: give the agents a token"),
             (&["--agents", "0.0.0.0:1"], Some("t"), ""),
             (&["--agents", "127.0.0.1:8088"], None, "127.0.0.1:8088 is taken by"),
-            (&["--agents", "127.0.0.1:8033"], None, ""),
+            (&["--agents", "127.0.0.1:8008"], None, ""),
             (&["--agents", "here"], None, "--agents: \"here\" is not an address"),
         ] {
             let told = read(flags, token).map(|_| String::new()).unwrap_or_else(|faults| faults.to_string());

@@ -54,6 +54,7 @@ pub(crate) async fn lead(ui: Ui, clock: Clock, config: Config, at: Leads, mut ca
         ui.line("settings", &shown(file));
     }
     ui.line("agents", &at.agents.to_string());
+    ui.line("calls", &at.grpc.to_string());
     ui.line("resources", &format!("http://{}/apis/serving.kserve.io", at.api));
     ui.line("token", &access(config.api_token.as_ref()));
     ui.line("metrics", &format!("http://{}/metrics", at.metrics));
@@ -74,6 +75,8 @@ pub(crate) async fn lead(ui: Ui, clock: Clock, config: Config, at: Leads, mut ca
 pub(crate) struct Leads {
     /// For agents.
     pub(crate) agents: SocketAddr,
+    /// For calls that manage models.
+    pub(crate) grpc: SocketAddr,
     /// The resource API.
     pub(crate) api: SocketAddr,
     /// Metrics.

@@ -81,6 +81,8 @@ impl Ports {
 pub(crate) struct LeadingPorts {
     /// Agents.
     pub(crate) agents: Port,
+    /// Calls that manage models.
+    pub(crate) grpc: Port,
     /// Resource API.
     pub(crate) api: Port,
     /// Metrics.
@@ -100,11 +102,12 @@ impl LeadingPorts {
             Role::Leads(addr) => bind(net, "agents", addr, &mut faults).await,
             Role::Alone | Role::Attends(_) => None,
         };
+        let grpc = bind(net, "grpc", config.grpc, &mut faults).await;
         let api = bind(net, "api", config.api, &mut faults).await;
         let metrics = bind(net, "metrics", config.metrics, &mut faults).await;
         let probes = bind(net, "probes", config.probes, &mut faults).await;
-        match (agents, api, metrics, probes) {
-            (Some(agents), Some(api), Some(metrics), Some(probes)) => Ok(LeadingPorts { agents, api, metrics, probes }),
+        match (agents, grpc, api, metrics, probes) {
+            (Some(agents), Some(grpc), Some(api), Some(metrics), Some(probes)) => Ok(LeadingPorts { agents, grpc, api, metrics, probes }),
             _ => Err(faults),
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use berth_api::{Access, Downloads};
 use berth_controller::Endpoints;
-use berth_proxy::{Door, ProxyConfig, Ready, Tls};
+use berth_proxy::{Door, ManagementPort, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
 use berth_registry::{RedbStore, Store as _, Views, bundled, bundled_beside, bundled_for_agents};
 use berth_residency::Residency;
@@ -309,8 +309,10 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     let token = followed_token(config, &clock, &mut operations, &stop_operations);
     // Before the port takes its first call.
     let writes = management::writes(config.management, token.clone());
-    if let Some(leading) = &leading {
-        frontend.manage(Arc::new(leading.manager.clone()), writes);
+    match (&leading, attending::management(config)) {
+        (Some(leading), _) => frontend.manage(Arc::new(leading.manager.clone()), writes),
+        (None, Some(controller)) => frontend.forward_management(controller, writes),
+        (None, None) => {}
     }
     let mut inference = JoinSet::new();
     let grpc = Door::new(ports.grpc.listener, tls.clone());
@@ -348,7 +350,7 @@ async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeErr
     let asked = berth_proxy::serve_metrics(ports.metrics.listener, metrics.clone(), || {}, clock.clone(), stop.clone());
     spawn(&mut operations, "the metrics port", asked);
     let always: Ready = Arc::new(|| Ok(()));
-    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, ready, always, clock.clone(), stop));
+    spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, Arc::clone(&ready), always, clock.clone(), stop));
     let token = followed_token(config, &clock, &mut operations, &stop_operations);
     let store = Arc::new(store);
     let views = Views::in_epoch(store.epoch());
@@ -362,21 +364,37 @@ async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeErr
         runtimes: bundled_for_agents(),
         endpoints: config.endpoints.clone(),
         clock: clock.clone(),
-        metrics,
+        metrics: metrics.clone(),
     };
     let leading = Leading::start(parts, &mut tasks, &stop_leading).await?;
     hub.report_to(leading.controller.clone());
     let access = token.clone().map_or(Access::Loopback, Access::Token);
     leading.serve_api((ports.api.listener, ports.api.addr), access, leading::Here::default(), &mut operations, &stop_operations)?;
-    let attendance = attending::serve(hub, ports.agents.listener, token, stop_leading.clone());
+    let attendance = attending::serve(hub, ports.agents.listener, token.clone(), stop_leading.clone());
     spawn(&mut tasks, "the port of the agents", attendance);
-    let at = narrator::Leads { agents: ports.agents.addr, api: ports.api.addr, metrics: ports.metrics.addr, probes: ports.probes.addr };
+    let port = ManagementPort {
+        by: Arc::new(leading.manager.clone()),
+        writes: management::writes(config.management, token),
+        ready: Arc::clone(&ready),
+        clock: clock.clone(),
+        metrics,
+        config: ProxyConfig::default(),
+    };
+    let mut inference = JoinSet::new();
+    spawn(&mut inference, "the gRPC port", berth_proxy::serve_management(ports.grpc.listener, port, stop_inference.clone()));
+    let at = narrator::Leads {
+        agents: ports.agents.addr,
+        grpc: ports.grpc.addr,
+        api: ports.api.addr,
+        metrics: ports.metrics.addr,
+        probes: ports.probes.addr,
+    };
     let narrator = tokio::spawn(narrator::lead(ui, clock, config.clone(), at, leading.caught_up(), stop_inference.clone()));
     let _ = served.set(views);
     Ok(Running {
         leading: tasks,
         stop_leading,
-        inference: JoinSet::new(),
+        inference,
         stop_inference,
         operations,
         stop_operations,
@@ -466,7 +484,7 @@ impl Running {
         };
         tokio::select! {
             part = self.leading.join_next() => ended(part),
-            Some(part) = self.inference.join_next() => ended(Some(part)),
+            part = self.inference.join_next() => ended(part),
             part = self.operations.join_next() => ended(part),
             Some(part) = self.payloads.join_next() => ended(Some(part)),
             () = owner => "the owner of the models",

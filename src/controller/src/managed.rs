@@ -215,6 +215,7 @@ impl Management for Manager {
         let is_theirs = !shared.views.current().is_managed_model(id);
         // The one with the most room; where several have as much, always the same one.
         let hosts = pods.iter().filter(|pod| runtimes.as_ref().map_or(is_theirs, |runtimes| runtimes.contains(&pod.runtime)));
+        let hosts = hosts.filter(|pod| shared.agents.not_before(&pod.id, &registration.id).is_none());
         if let Some(pod) = hosts.max_by_key(|pod| (pod.free.total(), background::spread(LONGEST_SLEEP, &registration.id, pod.id.as_str()))) {
             shared.agents.load(&pod.id, registration, MayEvict::AnyIdle).await;
         }

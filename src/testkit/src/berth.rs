@@ -60,16 +60,16 @@ impl Serve {
     #[must_use]
     pub fn leads(mut self) -> Self {
         self.words = &["controller"];
-        let not_of_it = ["--grpc", "--rest", PRESTOP, "--host-memory", "--storage-config"];
+        let not_of_it = ["--rest", PRESTOP, "--host-memory", "--storage-config"];
         self.flags.retain(|flag, _| !not_of_it.contains(&flag.as_str()));
         self.flag(AGENTS, format!("127.0.0.1:{}", free_port()))
     }
 
-    /// As an agent whose controller listens at `controller`, rather than one with resources of its own.
+    /// As an agent of `controller`, rather than one with resources of its own.
     #[must_use]
-    pub fn led_by(mut self, controller: &str) -> Self {
+    pub fn led_by(mut self, controller: &Berth) -> Self {
         self.words = &["agent"];
-        self.unset("--manifests").flag("--controller", controller)
+        self.unset("--manifests").flag("--controller", controller.agents()).flag("--controller-grpc", controller.grpc())
     }
 
     /// With a listener for the hook before the end.
