@@ -257,7 +257,8 @@ fn grow(new: &Path, text: &Path, node: &Node) -> io::Result<()> {
     entries.iter().try_for_each(|(name, inner)| grow(&new.join(name), &text.join(name), inner))
 }
 
-/// Whether files of a folder must not be links: ONNX Runtime 1.24.0 and 1.24.1 refuse the weights beside a model that are one.
+/// Whether files of a folder must not be links: some ONNX Runtimes refuse weights beside a model that are one (microsoft/onnxruntime
+/// issue 27353, seen with 1.24.1; 1.31.1 takes them where the model is one, too).
 /// A server does not write there, unless Python does beside its sources.
 fn must_stay_together(entries: &BTreeMap<String, Node>) -> bool {
     fn has(entries: &BTreeMap<String, Node>, ending: &str) -> bool {
