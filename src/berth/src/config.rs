@@ -197,8 +197,22 @@ pub(crate) struct ControllerArgs {
 }
 
 /// The keys of `berth controller`.
-const LEADING_KEYS: [&str; 12] =
-    ["manifests", "data", "agents", "api", "api-token-file", "grpc-url", "rest-url", "vmodel-owner", "metrics", "probes", "log", "log-format"];
+const LEADING_KEYS: [&str; 14] = [
+    "manifests",
+    "data",
+    "agents",
+    "grpc",
+    "management",
+    "api",
+    "api-token-file",
+    "grpc-url",
+    "rest-url",
+    "vmodel-owner",
+    "metrics",
+    "probes",
+    "log",
+    "log-format",
+];
 
 impl ControllerArgs {
     fn get(&self, key: &str) -> Option<&String> {
