@@ -12,7 +12,7 @@ use berth_api::{Access, Downloads};
 use berth_controller::Endpoints;
 use berth_proxy::{Door, ManagementPort, ProxyConfig, Ready, Tls};
 use berth_puller::{Puller, PullerConfig};
-use berth_registry::{RedbStore, Store as _, Views, bundled, bundled_beside, bundled_for_agents};
+use berth_registry::{DataLock, RedbStore, Store as _, Views, bundled, bundled_beside, bundled_for_agents};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Metrics, log};
 use berth_types::{Footprint, Location, PodId, Pool};
@@ -140,6 +140,8 @@ struct Running {
 struct Models {
     residency: Residency,
     owner: JoinHandle<()>,
+    /// Of the data folder that they are in.
+    _lock: Option<DataLock>,
 }
 
 async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Result<Running, ServeError> {
@@ -149,7 +151,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     let metrics = Metrics::default();
     let shown_payloads =
         payloads::start(&config.payloads, &host_name(), &clock, &metrics).map_err(|fault| ServeError::Usage(ConfigFaults(vec![fault])))?;
-    let Held { ports, store, engine, tls } = hold(config, &clock, &metrics).await?;
+    let Held { ports, store, lock, engine, tls } = hold(config, &clock, &metrics).await?;
     let (mut operations, stop_operations, stop_inference) = (JoinSet::new(), CancellationToken::new(), CancellationToken::new());
     let addresses = ports.addresses();
     // Asked from the first moment on: whoever waits for this process must be able to tell that it waits itself.
@@ -332,7 +334,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     }
     // From here on it is the resources that are waited for.
     let _ = served.set(views);
-    let here = Some(Models { residency, owner });
+    let here = Some(Models { residency, owner, _lock: lock });
     Ok(Running { leading: tasks, stop_leading, inference, stop_inference, operations, stop_operations, payloads, stop_payloads, here, narrator })
 }
 
@@ -504,7 +506,7 @@ impl Running {
         if !in_time {
             warn!(patience = ?config.drain_timeout, "requests were still in flight: they are told to try again");
         }
-        let Some(Models { residency, owner }) = &mut self.here else { return };
+        let Some(Models { residency, owner, .. }) = &mut self.here else { return };
         // Whoever still waits or computes gets UNAVAILABLE from residency while its connection is still there.
         residency.drain(deadline).await;
         let last = async { while self.inference.join_next().await.is_some() {} };
@@ -542,6 +544,8 @@ struct Held {
     ports: Ports,
     /// `None`: a controller elsewhere has it.
     store: Option<Arc<RedbStore>>,
+    /// Of the data folder, where there is no store that has one.
+    lock: Option<DataLock>,
     /// `None`: it is beside this process, and may still be starting.
     engine: Option<Engine>,
     tls: Option<Tls>,
@@ -550,14 +554,18 @@ struct Held {
 async fn hold(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Held, ServeError> {
     let mut faults = Vec::new();
     let ports = Ports::bind(config, &HostNet).await.map_err(|taken| faults.extend(taken));
-    let alone = config.role == Role::Alone;
-    let store = alone.then(|| RedbStore::open(&config.data, clock.clone())).transpose().map_err(|fault| faults.push(format!("--data: {fault}")));
+    let (store, lock) = match config.role {
+        Role::Alone => (RedbStore::open(&config.data, clock.clone()).map(Some), Ok(None)),
+        Role::Attends(_) | Role::Leads(_) => (Ok(None), DataLock::of(&config.data).map(Some)),
+    };
+    let store = store.map_err(|fault| faults.push(format!("--data: {fault}")));
+    let lock = lock.map_err(|fault| faults.push(format!("--data: {fault}")));
     let engine = config.beside.is_none().then(|| Engine::embedded(config, clock)).transpose();
     let engine = engine.map_err(|fault| faults.push(format!("--onnx-library: {fault}")));
     // Its files were checked with the configuration; they may have changed since.
     let tls = config.tls.clone().map(|settings| Tls::open(settings, clock, metrics)).transpose().map_err(|more| faults.extend(more));
-    match (ports, store, engine, tls) {
-        (Ok(ports), Ok(store), Ok(engine), Ok(tls)) => Ok(Held { ports, store: store.map(Arc::new), engine, tls }),
+    match (ports, store, lock, engine, tls) {
+        (Ok(ports), Ok(store), Ok(lock), Ok(engine), Ok(tls)) => Ok(Held { ports, store: store.map(Arc::new), lock, engine, tls }),
         _ => Err(ServeError::Usage(ConfigFaults(faults))),
     }
 }

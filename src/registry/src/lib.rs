@@ -50,6 +50,7 @@ pub use bundled::{EMBEDDED_RUNTIME, bundled, bundled_beside, bundled_for_agents}
 pub use event::{Event, EventKind, Expired};
 pub use folder::{Fault, FaultKind, Faults, Folder, FolderError, Scan};
 pub use json::Json;
+pub use lock::DataLock;
 pub use managed::{Managed, ManagedChange};
 pub use management::Management;
 pub use manifest::yaml_document;

@@ -9,12 +9,23 @@ use crate::OpenError;
 /// The name of the lock file. It stays when the lock is given back: only the lock on it means something.
 const NAME: &str = "berth.lock";
 
-/// Held while this process owns a data folder; the system gives it back however the process ends.
-pub(crate) struct DataLock {
+/// Held while this process owns a data folder; the system gives it back however the process ends. A store on the disk has one of
+/// its own.
+#[derive(Debug)]
+pub struct DataLock {
     _file: File,
 }
 
 impl DataLock {
+    /// The lock of `dir`, which is made where it is missing, for a process without a store.
+    ///
+    /// # Errors
+    /// Another process has it, or the folder cannot be used.
+    pub fn of(dir: &Path) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(dir).map_err(|fault| OpenError::Folder { dir: dir.to_owned(), fault })?;
+        DataLock::take(dir)
+    }
+
     /// Takes the lock of `dir`, which must exist, and leaves the id of this process there for whoever comes second.
     pub(crate) fn take(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join(NAME);
