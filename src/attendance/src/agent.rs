@@ -8,12 +8,13 @@ use std::time::Duration;
 use berth_proto::attendance::from_agent::Said;
 use berth_proto::attendance::from_controller::Said as Told;
 use berth_proto::attendance::{Beat, FromAgent, FromController, Hello, Leaving, Load, Reports, Touch, Welcome};
-use berth_registry::{View, Views};
+use berth_registry::Views;
 use berth_residency::Residency;
 use berth_telemetry::{Clock, Gauge, Metrics};
-use berth_types::{CopyReport, Footprint, Location, ModelId, PodId, UnixMillis};
+use berth_types::{CopyReport, Footprint, Location, ModelId, PodId, Registration, UnixMillis};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -26,6 +27,8 @@ use crate::{BEAT_EVERY, GREETED_WITHIN, SILENT_AFTER, WAITING, kept};
 /// After a stream broke, and after the first try that failed; doubled up to [`LONGEST_PAUSE`] as long as it fails.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A stream that lasted so long was a good one: the next try does not wait for what went wrong before.
+const LASTING: Duration = Duration::from_secs(10);
 /// A view that has changed is written to the disk after so long: many changes are one file.
 const KEPT_AFTER: Duration = Duration::from_secs(5);
 /// How long the last word may take to leave.
@@ -61,6 +64,8 @@ pub struct Attendant {
     /// The highest epoch heard of.
     epoch: u64,
     unsaved: watch::Sender<bool>,
+    /// Held while the view is written.
+    writing: Arc<Mutex<()>>,
 }
 
 /// Why a stream ended.
@@ -89,7 +94,7 @@ impl Attendant {
         }
         views.cut_off(true);
         metrics.set(Gauge::ControllerUp, &[], 0);
-        Attendant { line, who, residency, views, clock, metrics, file, epoch, unsaved: watch::Sender::new(false) }
+        Attendant { line, who, residency, views, clock, metrics, file, epoch, unsaved: watch::Sender::new(false), writing: Arc::default() }
     }
 
     /// Attends until `shutdown`, then says so.
@@ -98,13 +103,13 @@ impl Attendant {
         let attending = async {
             let (mut pause, mut said) = (PAUSE, None);
             loop {
-                let mut attended = false;
-                match self.attend(&shutdown, &mut attended).await {
+                let begun = self.clock.now();
+                match self.attend(&shutdown).await {
                     End::Shutdown => return,
                     End::Broken(why) => {
                         self.views.cut_off(true);
                         self.metrics.set(Gauge::ControllerUp, &[], 0);
-                        if attended {
+                        if self.clock.now() - begun >= LASTING {
                             (pause, said) = (PAUSE, None);
                         }
                         // Once for as long as it is the same.
@@ -131,26 +136,32 @@ impl Attendant {
 
     /// Writes views to the disk as they change.
     fn keeps(&self) -> impl Future<Output = ()> + use<> {
-        let (clock, mut unsaved, file, views, told) =
-            (self.clock.clone(), self.unsaved.subscribe(), self.file.clone(), self.views.clone(), self.unsaved.clone());
+        let (clock, mut unsaved, file, views, told, writing) = (
+            self.clock.clone(),
+            self.unsaved.subscribe(),
+            self.file.clone(),
+            self.views.clone(),
+            self.unsaved.clone(),
+            Arc::clone(&self.writing),
+        );
         async move {
             let Some(file) = file else { return std::future::pending().await };
             while unsaved.wait_for(|unsaved| *unsaved).await.is_ok() {
                 clock.sleep(KEPT_AFTER).await;
                 told.send_replace(false);
-                write(file.clone(), views.current()).await;
+                write(file.clone(), views.clone(), Arc::clone(&writing)).await;
             }
         }
     }
 
     async fn keep(&self) {
         if let Some(file) = self.file.clone().filter(|_| *self.unsaved.borrow()) {
-            write(file, self.views.current()).await;
+            write(file, self.views.clone(), Arc::clone(&self.writing)).await;
         }
     }
 
-    /// One stream, from its beginning to its end. `attended` is set once the controller has answered.
-    async fn attend(&mut self, shutdown: &CancellationToken, attended: &mut bool) -> End {
+    /// One stream, from its beginning to its end.
+    async fn attend(&mut self, shutdown: &CancellationToken) -> End {
         let (tell, said) = mpsc::channel(WAITING);
         let hello = match self.hello() {
             Ok(hello) => hello,
@@ -177,17 +188,22 @@ impl Attendant {
             Some(Ok(greeted)) => greeted,
         };
         if epoch < self.epoch {
-            let why = format!("it is of epoch {epoch}, and one of epoch {} has led since: it is not followed", self.epoch);
+            let why = format!(
+                "it is of epoch {epoch}, and one of epoch {} has led since: it is not followed; where it was restored from an older state, remove \
+                 DATA/agent/view here and start this agent anew",
+                self.epoch
+            );
             return End::Broken(Status::failed_precondition(why));
         }
         self.epoch = epoch;
-        *attended = true;
         info!(controller = %self.line, epoch, "attends the controller");
         self.metrics.set(Gauge::ControllerUp, &[], 1);
         let mut hears = pin!(self.hear(told));
         let ended = tokio::select! {
             ended = speak(&self.residency, &self.clock, self.views.numbers(), &tell, shutdown) => ended,
             ended = &mut hears => ended,
+            // Nobody takes what it would say.
+            () = async { shutdown.cancelled().await; self.clock.sleep(LAST_WORD).await } => Ok(()),
         };
         match ended {
             Ok(()) => {
@@ -210,6 +226,7 @@ impl Attendant {
             loads_at_a_time: *loads_at_a_time,
             epoch: self.epoch,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            room: wire::json(&*self.residency.room().borrow())?,
         };
         Ok(said(Said::Hello(hello)))
     }
@@ -230,7 +247,7 @@ impl Attendant {
                         self.views.cut_off(false);
                         self.unsaved.send_replace(true);
                         if std::mem::take(&mut anew) {
-                            self.catch_up(&before).await;
+                            self.catch_up().await;
                         }
                     }
                 }
@@ -250,23 +267,32 @@ impl Attendant {
         }
     }
 
-    /// Retires and amends what an order would have, had it been heard: by the difference between the view of before and the one now.
-    async fn catch_up(&self, before: &View) {
+    /// Does what orders would have said that were not heard: with what is held and not in the view any more, or is something else by now.
+    async fn catch_up(&self) {
         let now = self.views.current();
-        for id in before.model_ids() {
-            let Some(old) = before.model(id.as_str()) else { continue };
-            match now.model(id.as_str()) {
-                None => self.residency.retire(Arc::clone(old)).await,
-                Some(new) if new != old => self.residency.amend(Arc::clone(new)).await,
-                Some(_) => {}
+        for held in self.residency.held().await {
+            match now.model(held.id.as_str()) {
+                Some(known) if *known == held => {}
+                Some(known) if has_the_same_files(known, &held) => self.residency.amend(Arc::clone(known)).await,
+                _ => self.residency.retire(held).await,
             }
         }
     }
 }
 
-async fn write(file: PathBuf, view: Arc<View>) {
+/// Two registrations of one id differ in how the model is kept, and in nothing else.
+fn has_the_same_files(one: &Registration, other: &Registration) -> bool {
+    (&one.format, &one.placement, one.storage()) == (&other.format, &other.placement, other.storage())
+}
+
+async fn write(file: PathBuf, views: Views, writing: Arc<Mutex<()>>) {
     let shown = file.display().to_string();
-    match tokio::task::spawn_blocking(move || kept::write(&file, &view)).await {
+    let written = tokio::task::spawn_blocking(move || {
+        // Of several at once the last one writes the newest.
+        let _one_at_a_time = writing.lock();
+        kept::write(&file, &views.current())
+    });
+    match written.await {
         Ok(Ok(())) => {}
         Ok(Err(fault)) => warn!(file = shown, error = %fault, "the view cannot be kept: a restart without a controller would know an older one"),
         Err(panic) => warn!(file = shown, error = %panic, "the view was not kept"),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ struct Attending {
     stream: u64,
     /// That stream is open.
     here: bool,
+    /// On that stream it has said everything that it holds.
+    introduced: bool,
     /// Ends that stream.
     end: CancellationToken,
     /// The view that it has.
@@ -83,6 +86,8 @@ struct Shared {
     seen: watch::Sender<()>,
     /// Rings when what agents are to beware of may have changed.
     suspicions: watch::Sender<()>,
+    /// Some agent suspects some model.
+    suspected: AtomicBool,
     /// The controller ends.
     ended: CancellationToken,
 }
@@ -128,6 +133,7 @@ impl Hub {
             writing: Mutex::new(()),
             seen: watch::Sender::new(()),
             suspicions: watch::Sender::new(()),
+            suspected: AtomicBool::new(false),
             ended: CancellationToken::new(),
         };
         let hub = Hub { shared: Arc::new(shared) };
@@ -198,6 +204,7 @@ impl Hub {
             location,
             stream,
             here: true,
+            introduced: false,
             end: ended.clone(),
             seen: (0, 0),
             late: false,
@@ -241,28 +248,33 @@ impl Hub {
 
     /// The agent is no longer counted as there.
     async fn gone(&self, pod: &PodId, stream: u64) {
-        {
+        let held = {
             let mut pods = self.shared.pods.lock();
             if pods.attending.get(pod).is_none_or(|attending| attending.stream != stream) {
                 return;
             }
-            if let Some(Attending { location, suspicions, .. }) = pods.attending.remove(pod).filter(|left| !left.suspicions.is_empty()) {
+            let Some(Attending { location, suspicions, held, .. }) = pods.attending.remove(pod) else { return };
+            if !suspicions.is_empty() {
                 pods.left.insert(pod.clone(), Told { location, suspicions });
             }
             self.count(&pods);
-        }
+            held
+        };
         info!(%pod, "an agent has gone");
         self.remember().await;
         self.shared.seen.send_replace(());
         self.shared.suspicions.send_replace(());
         if let Some(controller) = self.controller() {
-            // A reason to look at who is there.
-            controller.report(pod, Vec::new()).await;
+            // What it held is nowhere, whoever comes by that name. Where that is nothing, it is a reason to look at who is there.
+            controller.report_part(pod, held.into_iter().map(nothing_of).collect()).await;
         }
     }
 
     /// What the agents suspect of models, by agent.
     fn told(&self) -> BTreeMap<PodId, Told> {
+        if !self.shared.suspected.load(Ordering::Acquire) {
+            return BTreeMap::new();
+        }
         let mut pods = self.shared.pods.lock();
         let now = self.shared.clock.wall();
         pods.left.retain(|_, told| told.suspicions.iter().any(|suspicion| now < suspicion.last.after(caution::CASE)));
@@ -270,6 +282,7 @@ impl Hub {
         for (pod, attending) in pods.attending.iter().filter(|(_, attending)| !attending.suspicions.is_empty()) {
             told.insert(pod.clone(), Told { location: attending.location.clone(), suspicions: Arc::clone(&attending.suspicions) });
         }
+        self.shared.suspected.store(!told.is_empty(), Ordering::Release);
         told
     }
 
@@ -306,24 +319,22 @@ impl Seat {
             if let Some(all) = complete {
                 let lost: Vec<ModelId> = attending.held.difference(all).cloned().collect();
                 attending.held.retain(|model| all.contains(model));
-                copies.extend(lost.into_iter().map(|model| CopyReport {
-                    model,
-                    state: CopyState::Absent,
-                    failure: None,
-                    mended: false,
-                    last_used: None,
-                }));
+                copies.extend(lost.into_iter().map(nothing_of));
+                attending.introduced = true;
             }
+            attending.introduced
         });
-        if let (Some(()), Some(controller)) = (taken, self.hub.controller()) {
-            controller.report(&self.pod, copies).await;
+        match (taken, self.hub.controller()) {
+            (Some(true), Some(controller)) => controller.report(&self.pod, copies).await,
+            (Some(false), Some(controller)) => controller.report_part(&self.pod, copies).await,
+            _ => {}
         }
     }
 
     pub(crate) async fn has_room(&self, free: Footprint) {
         self.hub.with(&self.pod, self.stream, |attending| attending.pod.free = free);
         if let Some(controller) = self.hub.controller() {
-            controller.report(&self.pod, Vec::new()).await;
+            controller.report_part(&self.pod, Vec::new()).await;
         }
     }
 
@@ -331,12 +342,14 @@ impl Seat {
         for suspicion in &*suspicions {
             warn!(pod = %self.pod, model = %suspicion.model, deaths = suspicion.deaths, "an agent's inference server may have died of a model");
         }
+        let any = !suspicions.is_empty();
         if self.hub.with(&self.pod, self.stream, |attending| attending.suspicions = suspicions).is_some() {
             self.hub.shared.pods.lock().left.remove(&self.pod);
         }
+        self.hub.shared.suspected.fetch_or(any, Ordering::AcqRel);
         self.hub.shared.suspicions.send_replace(());
         if let Some(controller) = self.hub.controller() {
-            controller.report(&self.pod, Vec::new()).await;
+            controller.report_part(&self.pod, Vec::new()).await;
         }
     }
 
@@ -383,6 +396,14 @@ impl Agents for Hub {
 
     fn awaits_others(&self) -> bool {
         !self.shared.pods.lock().awaited.is_empty()
+    }
+
+    fn give_up_on_others(&self) {
+        let given_up = std::mem::take(&mut self.shared.pods.lock().awaited);
+        if let (false, Ok(runtime)) = (given_up.is_empty(), tokio::runtime::Handle::try_current()) {
+            let hub = self.clone();
+            runtime.spawn(async move { hub.remember().await });
+        }
     }
 
     fn not_before(&self, pod: &PodId, model: &ModelId) -> Option<UnixMillis> {
@@ -444,6 +465,11 @@ impl Followers for Hub {
             }
         }
     }
+}
+
+/// The pod has nothing of this model, and nothing against it.
+fn nothing_of(model: ModelId) -> CopyReport {
+    CopyReport { model, state: CopyState::Absent, failure: None, mended: false, last_used: None }
 }
 
 /// Loads that an agent says it may have at a time.

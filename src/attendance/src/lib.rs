@@ -9,7 +9,7 @@
 //! controller:  let hub = Hub::open(views, settings, clock, metrics).await;
 //!              let (controller, leader) = Controller::new(Deps { agents: hub.clone(), .. });
 //!              hub.report_to(controller);
-//!              serve(hub, listener, admits, stop).await;
+//!              service(hub, admits)                     // answers agents at a port
 //! agent:       Attendant::new(line, who, residency, views, clock, metrics).run(stop).await;
 //! ```
 //!
@@ -37,7 +37,7 @@ use std::time::Duration;
 
 pub use agent::{Attendant, Who};
 pub use hub::{Hub, Settings};
-pub use line::{Admits, Line, Wire, serve};
+pub use line::{Admits, Desk, Line, Shows, Wire, service};
 
 /// How often an agent says that it lives, when it has nothing else to say; the controller answers.
 pub const BEAT_EVERY: Duration = Duration::from_secs(3);

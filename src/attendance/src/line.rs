@@ -1,22 +1,20 @@
 //! How an agent reaches its controller, and the controller's port.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_proto::attendance::attendance_client::AttendanceClient;
 use berth_proto::attendance::attendance_server::{Attendance, AttendanceServer};
 use berth_proto::attendance::{FromAgent, FromController};
-use berth_telemetry::{Listener, Net, Peer};
+use berth_telemetry::{Net, Peer};
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::hub::Hub;
@@ -38,25 +36,21 @@ pub struct Wire {
     /// As people wrote it.
     name: String,
     peer: Peer,
-    /// What it asks for.
-    token: Option<MetadataValue<tonic::metadata::Ascii>>,
+    /// What it asks for, as it is now.
+    token: Option<Shows>,
     net: Arc<dyn Net>,
 }
 
 impl Wire {
     /// The controller at `peer`, which people call `name` and which asks for this token.
-    ///
-    /// # Errors
-    /// The token cannot be sent.
-    pub fn new(name: String, peer: Peer, token: Option<&str>, net: Arc<dyn Net>) -> Result<Self, String> {
-        let bearer = |token: &str| {
-            format!("Bearer {token}").parse::<MetadataValue<_>>().map_err(|_| "the token has characters that no header takes".to_owned())
-        };
-        let mut token = token.map(bearer).transpose()?;
-        token.iter_mut().for_each(|token| token.set_sensitive(true));
-        Ok(Wire { name, peer, token, net })
+    #[must_use]
+    pub fn new(name: String, peer: Peer, token: Option<Shows>, net: Arc<dyn Net>) -> Self {
+        Wire { name, peer, token, net }
     }
 }
+
+/// The token that an agent shows, as it is now.
+pub type Shows = Arc<dyn Fn() -> String + Send + Sync>;
 
 impl fmt::Display for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,7 +70,10 @@ impl Line for Wire {
         let channel = endpoint.connect_with_connector(dial).await.map_err(|fault| Status::unavailable(reason(&fault)))?;
         let mut request = Request::new(ReceiverStream::new(said));
         if let Some(token) = &self.token {
-            request.metadata_mut().insert("authorization", token.clone());
+            let bearer = format!("Bearer {}", token()).parse::<MetadataValue<_>>();
+            let mut bearer = bearer.map_err(|_| Status::unauthenticated("the token for the controller has characters that no header takes"))?;
+            bearer.set_sensitive(true);
+            request.metadata_mut().insert("authorization", bearer);
         }
         let answer = AttendanceClient::new(channel).max_decoding_message_size(LARGEST).attend(request).await?;
         Ok(answer.into_inner().boxed())
@@ -109,13 +106,14 @@ impl fmt::Display for Hub {
 /// Whether who brings this token (`None`: none) may attend.
 pub type Admits = Arc<dyn Fn(Option<&[u8]>) -> bool + Send + Sync>;
 
-struct Port {
+/// Takes agents in.
+pub struct Desk {
     hub: Hub,
     admits: Admits,
 }
 
 #[tonic::async_trait]
-impl Attendance for Port {
+impl Attendance for Desk {
     type AttendStream = ToAgent;
 
     async fn attend(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<ToAgent>, Status> {
@@ -128,20 +126,8 @@ impl Attendance for Port {
     }
 }
 
-/// Serves the port of the controller at which agents attend, until `shutdown`; then every stream ends.
-///
-/// # Errors
-/// What the system says of the port.
-pub async fn serve(hub: Hub, listener: Listener, admits: Admits, shutdown: CancellationToken) -> io::Result<()> {
-    let ends = hub.clone();
-    let service = AttendanceServer::new(Port { hub, admits }).max_decoding_message_size(LARGEST);
-    let listener = listener.into_tokio();
-    let accept = stream::poll_fn(move |cx| {
-        listener.poll_accept(cx).map(|accepted| Some(accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream))))
-    });
-    let stopped = async move {
-        shutdown.cancelled().await;
-        ends.end();
-    };
-    Server::builder().add_service(service).serve_with_incoming_shutdown(accept, stopped).await.map_err(io::Error::other)
+/// What answers agents at a port of the controller, for whoever serves the port: a gRPC service as `tonic` has them.
+#[must_use]
+pub fn service(hub: Hub, admits: Admits) -> AttendanceServer<Desk> {
+    AttendanceServer::new(Desk { hub, admits }).max_decoding_message_size(LARGEST)
 }

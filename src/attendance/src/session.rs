@@ -6,6 +6,7 @@ use std::sync::Arc;
 use berth_controller::Pod;
 use berth_proto::attendance::from_agent::Said;
 use berth_proto::attendance::{Beat, FromAgent, FromController, Hello, Number, Reports, Welcome, from_controller};
+use berth_registry::View;
 use berth_types::{CopyReport, Footprint, Location, PodId};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
@@ -36,7 +37,11 @@ impl Hub {
         let newcomer = newcomer(hello)?;
         let epoch = self.views().current().number().0;
         if newcomer.epoch > epoch {
-            let why = format!("the agent follows a controller of epoch {}, this one is of epoch {epoch}: another one leads by now", newcomer.epoch);
+            let why = format!(
+                "the agent follows a controller of epoch {}, this one is of epoch {epoch}: another one leads by now; where this one was restored from an \
+                 older state, remove DATA/agent/view of the agent and start it anew",
+                newcomer.epoch
+            );
             return Err(Status::failed_precondition(why));
         }
         if self.controller().is_none() || self.has_ended() {
@@ -54,7 +59,9 @@ impl Hub {
                 ended = speaks => ended,
                 () = seat.ended.cancelled() => Err(match seat.hub().has_ended() {
                     true => Status::unavailable("the controller ends"),
-                    false => Status::aborted("another stream of this agent has begun"),
+                    false => Status::aborted(
+                        "another stream of this agent has begun: where that is another process, remove DATA/agent/id of one of them and start it anew",
+                    ),
                 }),
             };
             match ended {
@@ -70,11 +77,12 @@ impl Hub {
 }
 
 fn newcomer(hello: Hello) -> Result<Newcomer, Status> {
-    let Hello { pod, location, runtime, budget, loads_at_a_time, epoch, version } = hello;
+    let Hello { pod, location, runtime, budget, loads_at_a_time, epoch, version, room } = hello;
     let id = PodId::new(&pod).map_err(|fault| Status::invalid_argument(format!("the agent's identity: {fault}")))?;
     let budget: Footprint = wire::read("the agent's memory", &budget)?;
     debug!(pod = %id, version, "an agent greets");
-    let pod = Pod { id, runtime: runtime.into(), free: budget.clone(), budget, loads_at_a_time: at_a_time(loads_at_a_time) };
+    let free = wire::read("the agent's free memory", &room)?;
+    let pod = Pod { id, runtime: runtime.into(), free, budget, loads_at_a_time: at_a_time(loads_at_a_time) };
     Ok(Newcomer { pod, location: Location::of_pod_name(&location), epoch })
 }
 
@@ -148,29 +156,30 @@ async fn speak(
             () = tell.closed() => return Ok(()),
         }
     }
-    let mut told_cautions = Vec::new();
+    // What an earlier stream told counts until it is told otherwise.
+    let mut told_cautions = None;
     let mut known = None;
     loop {
         numbers.mark_unchanged();
         suspicions.mark_unchanged();
         // Before any order that may come of it.
         let cautions = hub.cautions(&seat.pod);
-        if cautions != told_cautions {
+        if told_cautions.as_ref() != Some(&cautions) {
             say(Said::Cautions(wire::json(&cautions)?)).await?;
-            told_cautions = cautions;
+            told_cautions = Some(cautions);
         }
-        let view = hub.views().current();
-        // A picture that is not complete yet is no reason to give up a complete one.
-        if view.is_ready() && known.as_ref().is_none_or(|known: &Arc<berth_registry::View>| known.number() != view.number()) {
-            let mut parts = Parts::of(&view, known.as_deref());
-            while let Some(part) = parts.next()? {
-                say(Said::View(part)).await?;
-            }
-            known = Some(view);
-        }
-        // What is retired has left the view before, so orders come behind it.
         loop {
             let orders = seat.orders.take()?;
+            // Behind the view that they follow from: what is retired has left it before.
+            let view = hub.views().current();
+            // A picture that is not complete yet is no reason to give up a complete one.
+            if view.is_ready() && known.as_ref().is_none_or(|known: &Arc<View>| known.number() != view.number()) {
+                let mut parts = Parts::of(&view, known.as_deref());
+                while let Some(part) = parts.next()? {
+                    say(Said::View(part)).await?;
+                }
+                known = Some(view);
+            }
             if orders.is_empty() {
                 break;
             }

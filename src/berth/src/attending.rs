@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::{Access, Limits, Token};
-use berth_attendance::{Admits, Attendant, Hub, Settings, Wire};
-use berth_proxy::{BearerToken, ControllerServer};
+use berth_attendance::{Admits, Attendant, Hub, Settings, Shows, Wire};
+use berth_proxy::{ControllerServer, ProxyConfig};
 use berth_registry::{MemoryStore, Views};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Listener, Metrics};
@@ -14,11 +15,13 @@ use berth_types::{Footprint, Location, PodId};
 use berth_upstream::Target;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 use crate::config::{Config, Role};
 use crate::leading::Here;
 use crate::token::ApiToken;
+
+/// An agent has noticed within this that its stream is dead, and has come back.
+pub(crate) const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// The controller that an agent attends.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,20 +48,20 @@ pub(crate) struct Who {
 /// The data folder cannot be used, or the token cannot be sent.
 pub(crate) fn attendant(
     config: &Config,
+    token: Option<watch::Receiver<Token>>,
     who: Who,
     residency: &Residency,
     views: &Views,
     clock: &Clock,
     metrics: &Metrics,
 ) -> anyhow::Result<Attendant> {
-    let Role::Attends(Controller { target, token, .. }) = &config.role else {
+    let Role::Attends(Controller { target, .. }) = &config.role else {
         anyhow::bail!("there is no controller to attend: this is a bug");
     };
     let state = config.data.join("agent");
     std::fs::create_dir_all(&state).with_context(|| format!("--data: {}", state.display()))?;
     let pod = identity(&state.join("id")).with_context(|| format!("--data: {}", state.join("id").display()))?;
-    let token = token.as_ref().map(|given| given.token.secret());
-    let wire = Wire::new(target.to_string(), target.peer().clone(), token, HostNet::shared()).map_err(anyhow::Error::msg)?;
+    let wire = Wire::new(target.to_string(), target.peer().clone(), token.map(shows), HostNet::shared());
     let Who { location, runtime, budget, loads_at_a_time } = who;
     let who = berth_attendance::Who { pod, location, runtime, budget, loads_at_a_time };
     let file = Some(state.join("view"));
@@ -86,19 +89,26 @@ pub(crate) fn api(config: &Config, views: &Views, here: Here, access: Access, cl
 }
 
 /// Where calls that manage models are passed on to, if they are.
-pub(crate) fn management(config: &Config) -> Option<ControllerServer> {
-    let Role::Attends(Controller { calls, token, .. }) = &config.role else { return None };
-    let token = token.clone().map(|given| Arc::new(move || given.token.secret().to_owned()) as BearerToken);
-    Some(ControllerServer { target: calls.clone()?, net: HostNet::shared(), token })
+pub(crate) fn management(config: &Config, token: Option<watch::Receiver<Token>>) -> Option<ControllerServer> {
+    let Role::Attends(Controller { calls, .. }) = &config.role else { return None };
+    Some(ControllerServer { target: calls.clone()?, net: HostNet::shared(), token: token.map(shows) })
+}
+
+/// The token as it is at each call.
+fn shows(token: watch::Receiver<Token>) -> Shows {
+    Arc::new(move || token.borrow().secret().to_owned())
 }
 
 /// Who this agent is, for as long as its data folder lives: made when it is asked for first.
 fn identity(file: &Path) -> anyhow::Result<PodId> {
     match std::fs::read_to_string(file) {
-        Ok(text) => Ok(PodId::new(text.trim())?),
+        Ok(text) => PodId::new(text.trim()).context("this is no identity: remove the file, and the agent is a new one"),
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => {
             let made = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-            std::fs::write(file, &made)?;
+            // Whole or not at all.
+            let beside = file.with_extension("new");
+            std::fs::write(&beside, &made)?;
+            std::fs::rename(&beside, file)?;
             Ok(PodId::new(made.trim())?)
         }
         Err(fault) => Err(fault.into()),
@@ -111,8 +121,9 @@ pub(crate) fn hub(config: &Config, views: &Views, clock: &Clock, metrics: &Metri
     Hub::open(views.clone(), settings, clock.clone(), metrics.clone())
 }
 
-/// Lets agents attend at this port until `stop`: those that bring the token, where there is one.
-pub(crate) async fn serve(hub: Hub, listener: Listener, token: Option<watch::Receiver<Token>>, stop: CancellationToken) {
+/// Lets agents attend at this port until `stop`: those that bring the token, where there is one. The port has the limits of the others:
+/// heads have their time, connections their number.
+pub(crate) async fn serve(hub: Hub, listener: Listener, token: Option<watch::Receiver<Token>>, clock: Clock, stop: CancellationToken) {
     let admits: Admits = Arc::new(move |given| match (&token, given) {
         (None, _) => true,
         (Some(_), None) => false,
@@ -120,9 +131,18 @@ pub(crate) async fn serve(hub: Hub, listener: Listener, token: Option<watch::Rec
             std::str::from_utf8(given).ok().and_then(|given| Token::new(given).ok()).is_some_and(|given| given == *token.borrow())
         }
     });
-    if let Err(fault) = berth_attendance::serve(hub, listener, admits, stop).await {
-        error!(error = %fault, "the port of the agents has ended");
-    }
+    let service = berth_attendance::service(hub.clone(), admits);
+    let answer = move |request| {
+        let mut service = service.clone();
+        async move { tower::Service::call(&mut service, request).await }
+    };
+    let config = ProxyConfig::default();
+    let ends = async {
+        stop.cancelled().await;
+        // Streams last: they end, so that connections can.
+        hub.end();
+    };
+    tokio::join!(berth_proxy::serve_http(listener, answer, &config, &clock, stop.clone()), ends);
 }
 
 #[cfg(test)]

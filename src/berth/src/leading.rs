@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::{Access, Api, Books, Downloads, Drifts, Limits};
@@ -34,6 +35,8 @@ pub(crate) struct Parts<'p> {
     pub(crate) runtimes: Vec<Arc<Desired>>,
     /// What statuses say about where clients connect.
     pub(crate) endpoints: Endpoints,
+    /// How long agents of before are waited for.
+    pub(crate) settle_within: Duration,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
 }
@@ -54,7 +57,7 @@ impl Leading {
     /// # Errors
     /// The folder cannot be watched, or the store cannot be written.
     pub(crate) async fn start(parts: Parts<'_>, tasks: &mut JoinSet<&'static str>, stop: &CancellationToken) -> anyhow::Result<Leading> {
-        let Parts { config, store, views, agents, runtimes, endpoints, clock, metrics } = parts;
+        let Parts { config, store, views, agents, runtimes, endpoints, settle_within, clock, metrics } = parts;
         let mut folder = Folder::open(&config.manifests, store.clone(), clock.clone()).context("cannot watch the manifests")?;
         let faults = folder.faults();
         for object in runtimes {
@@ -67,7 +70,7 @@ impl Leading {
             agents: Arc::clone(&agents),
             clock: clock.clone(),
             metrics: metrics.clone(),
-            config: berth_controller::Config { endpoints, ..berth_controller::Config::default() },
+            config: berth_controller::Config { endpoints, settle_within, ..berth_controller::Config::default() },
         });
         let manager = Manager::open(ManagerDeps {
             controller: controller.clone(),

@@ -34,7 +34,7 @@ use crate::narrator::{self, Narrator, Sources};
 use crate::ports::{LeadingPorts, Port, Ports};
 use crate::prestop::PreStop;
 use crate::tls::Reached;
-use crate::token;
+use crate::token::{self, ApiToken};
 use crate::ui::Ui;
 use crate::{data_plane, management, memory as real_memory, payloads};
 
@@ -58,6 +58,9 @@ const INTERRUPTED: i32 = 130;
 
 /// How long the signal to end is waited for at least, once all has drained because somebody asked for that.
 const LEAST_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the last writes of the leader, and the last words to agents, may take.
+const LAST_DECISIONS: Duration = Duration::from_secs(10);
 
 /// How long the last answers may take to leave once their requests were told to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -156,7 +159,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     let addresses = ports.addresses();
     // Asked from the first moment on: whoever waits for this process must be able to tell that it waits itself.
     let served: Arc<OnceLock<Views>> = Arc::default();
-    let ready = readiness(&served, &stop_inference);
+    let ready = readiness("the inference server does not answer yet", &served, &stop_inference);
     let bloat: Arc<OnceLock<watch::Receiver<Option<Arc<str>>>>> = Arc::default();
     let runtime: Ready = {
         let bloat = Arc::clone(&bloat);
@@ -238,6 +241,10 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     }
     let scheme = if tls.is_some() { "https" } else { "http" };
     let rest = ports.rest.as_ref().map(|port| format!("{scheme}://{}", port.addr));
+    let leader_token = match &config.role {
+        Role::Attends(controller) => followed_token(controller.token.as_ref(), &clock, &mut operations, &stop_operations),
+        Role::Alone | Role::Leads(_) => None,
+    };
     let (views, leading) = match store {
         Some(store) => {
             let views = Views::in_epoch(store.epoch());
@@ -249,6 +256,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
                 views: views.clone(),
                 agents: Arc::new(agent.at(location)),
                 runtimes: config.beside.as_ref().map_or_else(bundled, |beside| bundled_beside(&beside.name).into_iter().collect()),
+                settle_within: berth_controller::Config::default().settle_within,
                 endpoints: Endpoints { grpc: Some(format!("grpc://{}", ports.grpc.addr)), rest },
                 clock: clock.clone(),
                 metrics: metrics.clone(),
@@ -261,7 +269,7 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
         None => {
             let views = Views::default();
             let who = attending::Who { location, runtime: Arc::clone(&info.name), budget, loads_at_a_time: info.load_concurrency.get() };
-            let attendant = attending::attendant(config, who, &residency, &views, &clock, &metrics)?;
+            let attendant = attending::attendant(config, leader_token.clone(), who, &residency, &views, &clock, &metrics)?;
             spawn(&mut tasks, "the stream to the controller", attendant.run(stop_leading.clone()));
             (views, None)
         }
@@ -308,10 +316,10 @@ async fn start(config: &Config, clock: Clock, ui: Ui, prestop: &PreStop) -> Resu
     if let Some(tls) = tls.clone() {
         spawn(&mut operations, "the watch of the TLS files", tls.follow(stop_operations.clone()));
     }
-    let token = followed_token(config, &clock, &mut operations, &stop_operations);
+    let token = followed_token(config.api_token.as_ref(), &clock, &mut operations, &stop_operations);
     // Before the port takes its first call.
     let writes = management::writes(config.management, token.clone());
-    match (&leading, attending::management(config)) {
+    match (&leading, attending::management(config, leader_token)) {
         (Some(leading), _) => frontend.manage(Arc::new(leading.manager.clone()), writes),
         (None, Some(controller)) => frontend.forward_management(controller, writes),
         (None, None) => {}
@@ -347,13 +355,13 @@ async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeErr
     let (Ok(ports), Ok(store)) = (ports, store) else { return Err(ServeError::Usage(ConfigFaults(faults))) };
     let (mut operations, stop_operations, stop_inference) = (JoinSet::new(), CancellationToken::new(), CancellationToken::new());
     let served: Arc<OnceLock<Views>> = Arc::default();
-    let ready = readiness(&served, &stop_inference);
+    let ready = readiness("resources are still being read", &served, &stop_inference);
     let stop = stop_operations.clone();
     let asked = berth_proxy::serve_metrics(ports.metrics.listener, metrics.clone(), || {}, clock.clone(), stop.clone());
     spawn(&mut operations, "the metrics port", asked);
     let always: Ready = Arc::new(|| Ok(()));
     spawn(&mut operations, "the probe port", berth_proxy::serve_probes(ports.probes.listener, Arc::clone(&ready), always, clock.clone(), stop));
-    let token = followed_token(config, &clock, &mut operations, &stop_operations);
+    let token = followed_token(config.api_token.as_ref(), &clock, &mut operations, &stop_operations);
     let store = Arc::new(store);
     let views = Views::in_epoch(store.epoch());
     let hub = attending::hub(config, &views, &clock, &metrics);
@@ -364,6 +372,7 @@ async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeErr
         views: views.clone(),
         agents: Arc::new(hub.clone()),
         runtimes: bundled_for_agents(),
+        settle_within: attending::BACK_WITHIN,
         endpoints: config.endpoints.clone(),
         clock: clock.clone(),
         metrics: metrics.clone(),
@@ -372,7 +381,7 @@ async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeErr
     hub.report_to(leading.controller.clone());
     let access = token.clone().map_or(Access::Loopback, Access::Token);
     leading.serve_api((ports.api.listener, ports.api.addr), access, leading::Here::default(), &mut operations, &stop_operations)?;
-    let attendance = attending::serve(hub, ports.agents.listener, token.clone(), stop_leading.clone());
+    let attendance = attending::serve(hub, ports.agents.listener, token.clone(), clock.clone(), stop_leading.clone());
     spawn(&mut tasks, "the port of the agents", attendance);
     let port = ManagementPort {
         by: Arc::new(leading.manager.clone()),
@@ -408,24 +417,24 @@ async fn lead(config: &Config, clock: Clock, ui: Ui) -> Result<Running, ServeErr
 }
 
 /// Whether requests can be answered.
-fn readiness(served: &Arc<OnceLock<Views>>, stopping: &CancellationToken) -> Ready {
+fn readiness(at_first: &'static str, served: &Arc<OnceLock<Views>>, stopping: &CancellationToken) -> Ready {
     let (served, stopping) = (Arc::clone(served), stopping.clone());
     Arc::new(move || match (stopping.is_cancelled(), served.get()) {
         (true, _) => Err("shutting down".to_owned()),
-        (false, None) => Err("the inference server does not answer yet".to_owned()),
+        (false, None) => Err(at_first.to_owned()),
         (false, Some(views)) if !views.current().is_ready() => Err("resources are still being read".to_owned()),
         (false, Some(_)) => Ok(()),
     })
 }
 
-/// The token of the resource API as it is now, where there is one.
+/// A token as it is now, where there is one.
 fn followed_token(
-    config: &Config,
+    given: Option<&ApiToken>,
     clock: &Clock,
     tasks: &mut JoinSet<&'static str>,
     stop: &CancellationToken,
 ) -> Option<watch::Receiver<berth_api::Token>> {
-    let given = config.api_token.as_ref()?;
+    let given = given?;
     let (sender, receiver) = watch::channel(given.token.clone());
     if let Some(file) = &given.file {
         token::warn_if_open(file);
@@ -502,7 +511,11 @@ impl Running {
         let answered = async { while self.inference.join_next().await.is_some() {} };
         let in_time = clock.until(deadline, answered).await.is_some();
         self.stop_leading.cancel();
-        while self.leading.join_next().await.is_some() {}
+        let last = async { while self.leading.join_next().await.is_some() {} };
+        if clock.until(clock.deadline_in(LAST_DECISIONS), last).await.is_none() {
+            warn!("what leads, or attends, had not ended: it is cut off");
+            self.leading.shutdown().await;
+        }
         if !in_time {
             warn!(patience = ?config.drain_timeout, "requests were still in flight: they are told to try again");
         }

@@ -245,6 +245,7 @@ impl Leader {
         if who(&pods) != who(&self.pods) {
             self.to_look_at.extend(self.resources.keys().cloned());
             self.drifts.send_if_modified(|drifts| drifts.keep_pods(|known| pods.iter().any(|pod| pod.id == *known)));
+            self.heard_of.retain(|known| pods.iter().any(|pod| pod.id == *known));
         }
         self.pods = pods;
         self.settle();
@@ -322,6 +323,7 @@ impl Leader {
         } else if awaited {
             warn!("pods of before have not come back: going on without them");
         }
+        self.agents.give_up_on_others();
         self.settled = true;
         self.to_look_at.extend(self.resources.keys().cloned());
     }
@@ -454,7 +456,7 @@ impl Leader {
         self.to_look_at.extend(self.resources.keys().cloned());
     }
 
-    fn take_report(&mut self, Report { pod, copies }: Report) {
+    fn take_report(&mut self, Report { pod, copies, complete }: Report) {
         let now = self.clock.wall();
         for mut report in copies {
             // Held against the first one here, and kept by the pod alone.
@@ -476,7 +478,9 @@ impl Leader {
                 self.take_content(&pod, &id, &content, now);
             }
         }
-        self.heard_of.insert(pod);
+        if complete {
+            self.heard_of.insert(pod);
+        }
     }
 
     /// A copy was loaded from these bytes.

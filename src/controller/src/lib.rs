@@ -89,6 +89,9 @@ pub trait Agents: Send + Sync + 'static {
         false
     }
 
+    /// Those that did not come back are not waited for any longer.
+    fn give_up_on_others(&self) {}
+
     /// Before when this pod is not to be asked to load this model: an inference server may have died of it. `None`: it may be.
     fn not_before(&self, _pod: &PodId, _model: &ModelId) -> Option<UnixMillis> {
         None
@@ -161,6 +164,8 @@ enum News {
 struct Report {
     pod: PodId,
     copies: Vec<CopyReport>,
+    /// By now it has said everything that it holds.
+    complete: bool,
 }
 
 /// Handle to the leader. Cheap to clone.
@@ -206,7 +211,13 @@ impl Controller {
     /// that has ended ignores it.
     pub async fn report(&self, pod: &PodId, copies: Vec<CopyReport>) {
         // Nothing to be done about an error: a leader that has ended needs no reports.
-        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies })).await;
+        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, complete: true })).await;
+    }
+
+    /// The same of a pod that has not said everything yet, or has gone: nothing is concluded from what it did not say. An empty list
+    /// says that something else about the pods has changed.
+    pub async fn report_part(&self, pod: &PodId, copies: Vec<CopyReport>) {
+        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, complete: false })).await;
     }
 
     /// Completes when the leader has looked at all that was reported so far, and the view says what follows from it.

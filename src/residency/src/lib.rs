@@ -305,6 +305,16 @@ impl Residency {
         answer.await.ok()
     }
 
+    /// Every model of which something is here, or on its way: whoever knows that it is gone can [retire](Residency::retire) it. Empty
+    /// when the owner task has ended.
+    pub async fn held(&self) -> Vec<Arc<Registration>> {
+        let (reply, answer) = oneshot::channel();
+        match self.inbox.send(Msg::Held { reply }).await {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_ended) => Vec::new(),
+        }
+    }
+
     /// Stops taking loads, lets requests in flight end until `deadline` (then they are revoked), unloads, ends the
     /// owner task. Returns when that is done: at the latest [`Config::revoke_grace`] plus [`Config::unload_timeout`]
     /// after the deadline, and two seconds more where the disk does not answer.

@@ -51,6 +51,7 @@ pub(crate) enum Msg {
     StorageChanged,
     Beware { cautions: Vec<Caution> },
     Snapshot { reply: oneshot::Sender<Snapshot> },
+    Held { reply: oneshot::Sender<Vec<Arc<Registration>>> },
     Drain { until: Instant, done: oneshot::Sender<()> },
 }
 
@@ -245,6 +246,10 @@ impl Owner {
             Msg::Beware { cautions } => self.beware(cautions),
             Msg::Snapshot { reply } => {
                 let _ = reply.send(self.snapshot());
+            }
+            Msg::Held { reply } => {
+                let held = self.entries.values().filter(|entry| !entry.retired).filter_map(|entry| entry.registration.clone());
+                let _ = reply.send(held.collect());
             }
             Msg::Drain { until, done } => self.begin_ending(until, Some(done)),
         }
