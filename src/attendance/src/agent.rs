@@ -136,14 +136,8 @@ impl Attendant {
 
     /// Writes views to the disk as they change.
     fn keeps(&self) -> impl Future<Output = ()> + use<> {
-        let (clock, mut unsaved, file, views, told, writing) = (
-            self.clock.clone(),
-            self.unsaved.subscribe(),
-            self.file.clone(),
-            self.views.clone(),
-            self.unsaved.clone(),
-            Arc::clone(&self.writing),
-        );
+        let (clock, mut unsaved, file, views, told, writing) =
+            (self.clock.clone(), self.unsaved.subscribe(), self.file.clone(), self.views.clone(), self.unsaved.clone(), Arc::clone(&self.writing));
         async move {
             let Some(file) = file else { return std::future::pending().await };
             while unsaved.wait_for(|unsaved| *unsaved).await.is_ok() {

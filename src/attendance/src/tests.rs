@@ -15,7 +15,7 @@ use berth_puller::fake::{FakeFetch, Scripted};
 use berth_registry::{Desired, Followers as _, Kind, MemoryStore, ObjectKey, Origin, Resolved, Store, Views, bundled_for_agents};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Metrics, Net, Peer};
-use berth_types::{ByteSize, Footprint, Location, Name, Namespace, PodId, Registration};
+use berth_types::{ByteSize, Footprint, Location, ModelFormat, ModelId, Name, Namespace, Placement, PodId, Registration, StorageRef};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
-use crate::{Admits, Attendant, Hub, Line, Settings, Who, Wire, serve};
+use crate::{Admits, Attendant, Hub, Line, Settings, Shows, Who, Wire, service};
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -389,6 +389,8 @@ async fn a_controller_that_begins_anew_waits_for_the_agents_of_before_and_takes_
     });
     rope.tie(&leads.hub);
     agent.ask("digits").await.expect("it was served all along");
+    clock.sleep(secs(60)).await;
+    assert_eq!(store.version(), version, "no status has moved, not even for a moment");
     apply(&store, "next").await;
     leads.loaded("next", 1).await;
     assert_eq!((leads.status("digits")["activeModelState"].clone(), agent.runtime.loads().len()), (json!("Loaded"), loads + 1));
@@ -403,6 +405,64 @@ async fn a_controller_that_begins_anew_waits_for_the_agents_of_before_and_takes_
     leads.status_is("digits", |status| status["totalCopies"] == 0).await;
     let took = clock.now() - begun;
     assert!((secs(9)..secs(15)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_held_is_gone_with_it_also_when_it_comes_back_with_nothing() {
+    let (leads, store, clock) = Leads::fresh().await;
+    let mut agent = Agent::start(1, Rope::to(&leads.hub), &clock, None);
+    apply(&store, "digits").await;
+    leads.loaded("digits", 1).await;
+    agent.leave().await;
+    leads.status_is("digits", |status| status["totalCopies"] == 0).await;
+    drop(agent);
+    // The same agent, begun anew: it has loaded nothing yet.
+    let agent = Agent::start(1, Rope::to(&leads.hub), &clock, None);
+    let steps = leads.status_is("digits", |status| status["activeModelState"] == "Loaded").await;
+    assert_eq!(agent.runtime.loads().len(), 1, "it says so when it has it: {steps:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_its_agent_took_with_it_is_asked_of_another() {
+    let (leads, store, clock) = Leads::fresh().await;
+    let rope = Rope::to(&leads.hub);
+    let first = Agent::start(1, rope.clone(), &clock, None);
+    first.runtime.script_all(Script::default().hanging());
+    apply(&store, "digits").await;
+    leads.status_is("digits", |status| status["activeModelState"] == "Loading").await;
+    while first.runtime.loads().is_empty() {
+        clock.sleep(Duration::from_millis(10)).await;
+    }
+    let second = Agent::start(2, Rope::to(&leads.hub), &clock, None);
+    second.registration("digits").await;
+    rope.cut();
+    let begun = clock.now();
+    leads.loaded("digits", 1).await;
+    assert!(clock.now() - begun < secs(120), "{:?}", clock.now() - begun);
+    assert_eq!(second.runtime.loads().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_model_under_the_same_id_is_not_served_from_the_files_of_before() {
+    let (leads, store, clock) = Leads::fresh().await;
+    let rope = Rope::to(&leads.hub);
+    let agent = Agent::start(1, rope.clone(), &clock, None);
+    agent.knows("nobody", |resolved| matches!(resolved, Resolved::Unknown)).await;
+    let called = |path: &str| {
+        let storage = StorageRef { key: Some("k".into()), parameters: Arc::default(), path: path.into(), schema_path: None };
+        let format = ModelFormat { name: "onnx".into(), version: None };
+        Arc::new(Registration::new(ModelId::new("m").expect("valid"), format, Placement::Format { protocol: None }, storage, None))
+    };
+    leads.views.update(|view| view.with_managed([(ModelId::new("m").expect("valid"), Some(called("old")))], []));
+    agent.ask("m").await.expect("it loads");
+    rope.cut();
+    clock.sleep(secs(30)).await;
+    leads.views.update(|view| view.with_managed([(ModelId::new("m").expect("valid"), Some(called("new")))], []));
+    rope.tie(&leads.hub);
+    agent.knows("m", |resolved| matches!(resolved, Resolved::Model(model) if &*model.path == "new")).await;
+    agent.holds(&[]).await;
+    agent.ask("m").await.expect("it loads");
+    assert_eq!((agent.runtime.loads().len(), store.list().is_empty()), (2, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -550,17 +610,21 @@ async fn over_a_real_socket_an_agent_attends_with_the_token_and_nobody_does_with
     let listener = HostNet.listen(([127, 0, 0, 1], 0).into()).await.expect("a port");
     let addr = listener.local_addr().expect("bound");
     let admits: Admits = Arc::new(|given| given == Some(b"s3cret"));
-    let stop = CancellationToken::new();
-    let port = tokio::spawn(serve(leads.hub.clone(), listener, admits, stop.clone()));
+    let (stop, listener) = (CancellationToken::new(), listener.into_tokio());
+    let accept = futures::stream::poll_fn(move |cx| listener.poll_accept(cx).map(|accepted| Some(accepted.map(|(stream, _)| stream))));
+    let port = tonic::transport::Server::builder().add_service(service(leads.hub.clone(), admits));
+    let port = tokio::spawn(port.serve_with_incoming_shutdown(accept, stop.clone().cancelled_owned()));
     let peer = || Peer::Tcp { host: addr.ip().to_string(), port: addr.port() };
-    let wire = |token: Option<&str>| Wire::new(addr.to_string(), peer(), token, HostNet::shared()).expect("it can be sent");
-    for (token, why) in [(None, "asks for a token"), (Some("wr0ng"), "is not the controller's")] {
+    let wire = |token: Option<&'static str>| {
+        let shows = token.map(|token| Arc::new(move || token.to_owned()) as Shows);
+        Wire::new(addr.to_string(), peer(), shows, HostNet::shared())
+    };
+    for (token, why) in [(None, "asks for a token"), (Some("wr0ng"), "is not the controller's"), (Some("two\nlines"), "that no header takes")] {
         let (_tell, said) = mpsc::channel(1);
         let refused = wire(token).open(said).await.err().expect("refused");
         assert_eq!(refused.code(), Code::Unauthenticated);
         assert!(refused.message().contains(why) && !refused.message().contains("s3cret"), "{refused:?}");
     }
-    assert!(Wire::new(String::new(), peer(), Some("two\nlines"), HostNet::shared()).is_err());
     let mut agent = Agent::start(1, Arc::new(wire(Some("s3cret"))), &clock, None);
     agent.registration("digits").await;
     agent.ask("digits").await.expect("it loads");

@@ -85,7 +85,8 @@ impl Owner {
                 | Msg::Suspect { .. }
                 | Msg::StorageChanged
                 | Msg::Beware { .. }
-                | Msg::Snapshot { .. } => {}
+                | Msg::Snapshot { .. }
+                | Msg::Held { .. } => {}
             }
         }
         let bytes = self.bring_history_up_to_date();
