@@ -15,7 +15,7 @@ use berth_puller::fake::{FakeFetch, Scripted};
 use berth_registry::{Desired, Followers as _, Kind, MemoryStore, ObjectKey, Origin, Resolved, Store, Views, bundled_for_agents};
 use berth_residency::Residency;
 use berth_telemetry::{Clock, HostNet, Metrics, Net, Peer};
-use berth_types::{ByteSize, Footprint, Location, ModelFormat, ModelId, Name, Namespace, Placement, PodId, Registration, StorageRef};
+use berth_types::{ByteSize, Footprint, Location, ModelFormat, ModelId, Name, Namespace, Placement, PodId, Registration, StorageRef, UnixMillis};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ impl Leads {
     }
 
     async fn fresh() -> (Leads, Arc<MemoryStore>, Clock) {
-        let clock = Clock::system();
+        let clock = Clock::starting_at(UnixMillis(1_700_000_000_000));
         let store = Arc::new(MemoryStore::new(clock.clone()));
         for object in bundled_for_agents() {
             store.apply(object, None).await.expect("sound");
@@ -283,7 +283,9 @@ async fn an_agent_that_comes_later_knows_everything_and_one_that_leaves_is_misse
         apply(&store, &format!("model-{number}")).await;
     }
     let mut first = Agent::start(1, Rope::to(&leads.hub), &clock, None);
-    leads.loaded("model-699", 1).await;
+    for number in 0..700 {
+        leads.loaded(&format!("model-{number}"), 1).await;
+    }
     let second = Agent::start(2, Rope::to(&leads.hub), &clock, None);
     second.registration("model-0").await;
     assert_eq!(second.views.current().model_count(), 700);
@@ -356,7 +358,7 @@ async fn what_went_or_came_while_nobody_was_there_to_tell_it_is_made_good() {
 async fn a_controller_that_begins_anew_waits_for_the_agents_of_before_and_takes_nothing_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let remembered = Some(folder.path().join("agents.json"));
-    let clock = Clock::system();
+    let clock = Clock::starting_at(UnixMillis(1_700_000_000_000));
     let store = Arc::new(MemoryStore::new(clock.clone()));
     for object in bundled_for_agents() {
         store.apply(object, None).await.expect("sound");
@@ -512,9 +514,9 @@ impl fmt::Display for Mute {
 #[async_trait]
 impl Line for Mute {
     async fn open(&self, said: mpsc::Receiver<FromAgent>) -> Result<BoxStream<'static, Result<FromController, Status>>, Status> {
-        // The greeting and the view, then nothing.
+        // The greeting, what to beware of and the view, then nothing.
         let told = self.0.open(said).await?.enumerate();
-        Ok(told.filter_map(|(number, word)| std::future::ready((number < 2).then_some(word))).boxed())
+        Ok(told.filter_map(|(number, word)| std::future::ready((number < 3).then_some(word))).boxed())
     }
 }
 
