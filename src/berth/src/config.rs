@@ -555,9 +555,10 @@ fn read_with(matches: &ArgMatches, command: Command, variable: &dyn Fn(&str) -> 
         beside::read_upstream(&mut reading, variable);
     }
     let named = args.config.as_ref().map(PathBuf::from);
+    let has_folder = reading.text("controller").is_none();
     let file = named.clone().or_else(|| {
         let beside = Path::new(reading.text("manifests").unwrap_or(DEFAULT_MANIFESTS)).join("berth.toml");
-        beside.is_file().then_some(beside)
+        (has_folder && beside.is_file()).then_some(beside)
     });
     if let Some(path) = &file {
         // What a folder of resources says to `berth serve` says nothing to who leads.

@@ -56,7 +56,7 @@ pub enum Fault {
         known: String,
     },
     /// Resources are still being read: an unknown id may become known.
-    #[error("model {0} is not known yet, resources are still being read: try again")]
+    #[error("model {0} is not known yet: resources are still being read, or the controller cannot be asked; try again")]
     NotReady(Quoted),
     /// The server as a whole takes no requests, and why.
     #[error("not ready: {0}")]

@@ -51,7 +51,7 @@ pub enum Resolved {
     Unservable(Arc<Failure>),
     /// Neither a name nor a model id that we know.
     Unknown,
-    /// Not known yet: resources are still being read.
+    /// Not known yet: resources are still being read, or whoever makes the views cannot be asked.
     NotReady,
 }
 
