@@ -54,6 +54,7 @@ pub struct Script {
     infer_takes: Duration,
     infer_failures: Vec<InferError>,
     ends_the_runtime: Option<Duration>,
+    layout_fault: Option<LoadFault>,
     parks: Option<Parks>,
 }
 
@@ -82,6 +83,7 @@ impl Default for Script {
             infer_takes: Duration::ZERO,
             infer_failures: Vec::new(),
             ends_the_runtime: None,
+            layout_fault: None,
             parks: None,
         }
     }
@@ -99,6 +101,13 @@ impl Script {
     #[must_use]
     pub fn ending_the_runtime(mut self, away: Duration) -> Self {
         self.ends_the_runtime = Some(away);
+        self
+    }
+
+    /// It cannot be laid out.
+    #[must_use]
+    pub fn failing_to_lay_out(mut self, fault: LoadFault) -> Self {
+        self.layout_fault = Some(fault);
         self
     }
 
@@ -594,6 +603,9 @@ impl Runtime for FakeRuntime {
     async fn lay_out(&self, model: &Registration, artifacts: &Artifacts) -> Result<LaidOut, LoadError> {
         let mut state = self.0.state.lock();
         state.gpus.remove(&model.id);
+        if let Some(fault) = state.script(&model.id).layout_fault {
+            return Err(LoadError { fault, message: "no space left on device".to_owned(), nothing_attempted: true });
+        }
         state.laid_out.insert(model.id.clone(), artifacts.size);
         Ok(LaidOut { path: artifacts.model.clone() })
     }

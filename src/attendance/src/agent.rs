@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_proto::attendance::from_agent::Said;
 use berth_proto::attendance::from_controller::Said as Told;
@@ -31,6 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const LASTING: Duration = Duration::from_secs(10);
 /// A view that has changed is written to the disk after so long: many changes are one file.
 const KEPT_AFTER: Duration = Duration::from_secs(5);
+/// Between a write that failed and the next.
+const KEPT_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How long the last word may take to leave.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Reports in one message.
@@ -63,6 +65,8 @@ pub struct Attendant {
     file: Option<PathBuf>,
     /// The highest epoch heard of.
     epoch: u64,
+    /// Since when this stream is one.
+    attended: Option<Instant>,
     unsaved: watch::Sender<bool>,
     /// Held while the view is written.
     writing: Arc<Mutex<()>>,
@@ -94,7 +98,19 @@ impl Attendant {
         }
         views.cut_off(true);
         metrics.set(Gauge::ControllerUp, &[], 0);
-        Attendant { line, who, residency, views, clock, metrics, file, epoch, unsaved: watch::Sender::new(false), writing: Arc::default() }
+        Attendant {
+            line,
+            who,
+            residency,
+            views,
+            clock,
+            metrics,
+            file,
+            epoch,
+            attended: None,
+            unsaved: watch::Sender::new(false),
+            writing: Arc::default(),
+        }
     }
 
     /// Attends until `shutdown`, then says so.
@@ -103,13 +119,13 @@ impl Attendant {
         let attending = async {
             let (mut pause, mut said) = (PAUSE, None);
             loop {
-                let begun = self.clock.now();
+                self.attended = None;
                 match self.attend(&shutdown).await {
                     End::Shutdown => return,
                     End::Broken(why) => {
                         self.views.cut_off(true);
                         self.metrics.set(Gauge::ControllerUp, &[], 0);
-                        if self.clock.now() - begun >= LASTING {
+                        if self.attended.is_some_and(|since| self.clock.now() - since >= LASTING) {
                             (pause, said) = (PAUSE, None);
                         }
                         // Once for as long as it is the same.
@@ -143,7 +159,10 @@ impl Attendant {
             while unsaved.wait_for(|unsaved| *unsaved).await.is_ok() {
                 clock.sleep(KEPT_AFTER).await;
                 told.send_replace(false);
-                write(file.clone(), views.clone(), Arc::clone(&writing)).await;
+                if !write(file.clone(), views.clone(), Arc::clone(&writing)).await {
+                    clock.sleep(KEPT_AGAIN_AFTER).await;
+                    told.send_replace(true);
+                }
             }
         }
     }
@@ -190,9 +209,10 @@ impl Attendant {
             return End::Broken(Status::failed_precondition(why));
         }
         self.epoch = epoch;
+        self.attended = Some(self.clock.now());
         info!(controller = %self.line, epoch, "attends the controller");
         self.metrics.set(Gauge::ControllerUp, &[], 1);
-        let mut hears = pin!(self.hear(told));
+        let mut hears = pin!(self.hear(told, shutdown));
         let ended = tokio::select! {
             ended = speak(&self.residency, &self.clock, self.views.numbers(), &tell, shutdown) => ended,
             ended = &mut hears => ended,
@@ -226,12 +246,17 @@ impl Attendant {
     }
 
     /// Does what the controller says.
-    async fn hear(&self, mut told: BoxStream<'static, Result<FromController, Status>>) -> Result<(), Status> {
+    async fn hear(&self, mut told: BoxStream<'static, Result<FromController, Status>>, shutdown: &CancellationToken) -> Result<(), Status> {
         let (mut building, mut anew) = (Building::default(), false);
         loop {
             let next = self.clock.until(self.clock.deadline_in(SILENT_AFTER), told.next()).await;
             let next = next.ok_or_else(|| Status::deadline_exceeded(format!("it has said nothing for {SILENT_AFTER:?}")))?;
-            match next.ok_or_else(|| Status::unavailable("it ended the stream"))??.said {
+            let next = next.ok_or_else(|| Status::unavailable("it ended the stream"))??;
+            if shutdown.is_cancelled() {
+                // What follows from this agent's end is nothing for its successor to begin with.
+                continue;
+            }
+            match next.said {
                 Some(Told::Welcome(_)) => return Err(Status::internal("a controller greets once")),
                 Some(Told::View(part)) => {
                     anew |= part.anew;
@@ -279,7 +304,8 @@ fn has_the_same_files(one: &Registration, other: &Registration) -> bool {
     (&one.format, &one.placement, one.storage()) == (&other.format, &other.placement, other.storage())
 }
 
-async fn write(file: PathBuf, views: Views, writing: Arc<Mutex<()>>) {
+/// True when it is on the disk.
+async fn write(file: PathBuf, views: Views, writing: Arc<Mutex<()>>) -> bool {
     let shown = file.display().to_string();
     let written = tokio::task::spawn_blocking(move || {
         // Of several at once the last one writes the newest.
@@ -287,10 +313,11 @@ async fn write(file: PathBuf, views: Views, writing: Arc<Mutex<()>>) {
         kept::write(&file, &views.current())
     });
     match written.await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(fault)) => warn!(file = shown, error = %fault, "the view cannot be kept: a restart without a controller would know an older one"),
         Err(panic) => warn!(file = shown, error = %panic, "the view was not kept"),
     }
+    false
 }
 
 fn said(said: Said) -> FromAgent {

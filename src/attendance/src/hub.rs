@@ -50,6 +50,8 @@ struct Attending {
     here: bool,
     /// On that stream it has said everything that it holds.
     introduced: bool,
+    /// It has done so on that stream or on one before: what is known of it counts.
+    counts: bool,
     /// Ends that stream.
     end: CancellationToken,
     /// The view that it has.
@@ -189,14 +191,14 @@ impl Hub {
         let mut pods = self.shared.pods.lock();
         pods.streams += 1;
         let stream = pods.streams;
-        let was_awaited = pods.awaited.remove(&id);
+        let was_awaited = pods.awaited.contains(&id);
         // What it was to be told and did not hear it is told now.
-        let (held, suspicions, orders, known) = match pods.attending.remove(&id) {
+        let (held, suspicions, orders, counts, known) = match pods.attending.remove(&id) {
             Some(before) => {
                 before.end.cancel();
-                (before.held, before.suspicions, before.orders, true)
+                (before.held, before.suspicions, before.orders, before.counts, true)
             }
-            None => (BTreeSet::new(), Arc::default(), Arc::<Orders>::default(), was_awaited),
+            None => (BTreeSet::new(), Arc::default(), Arc::<Orders>::default(), false, was_awaited),
         };
         info!(pod = %id, %location, runtime = %pod.runtime, "an agent attends");
         let attending = Attending {
@@ -205,6 +207,7 @@ impl Hub {
             stream,
             here: true,
             introduced: false,
+            counts,
             end: ended.clone(),
             seen: (0, 0),
             late: false,
@@ -261,13 +264,13 @@ impl Hub {
             held
         };
         info!(%pod, "an agent has gone");
-        self.remember().await;
+        if let Some(controller) = self.controller() {
+            // Before anything else is waited for: whoever comes by that name says what it holds behind this.
+            controller.gone(pod, held).await;
+        }
         self.shared.seen.send_replace(());
         self.shared.suspicions.send_replace(());
-        if let Some(controller) = self.controller() {
-            // What it held is nowhere, whoever comes by that name. Where that is nothing, it is a reason to look at who is there.
-            controller.report_part(pod, held.into_iter().map(nothing_of).collect()).await;
-        }
+        self.remember().await;
     }
 
     /// What the agents suspect of models, by agent.
@@ -308,27 +311,26 @@ impl Seat {
 
     /// What the agent said of copies. `complete`: that is all that it holds, and of everything else it holds nothing by now.
     pub(crate) async fn report(&self, mut copies: Vec<CopyReport>, complete: Option<&BTreeSet<ModelId>>) {
+        let holds = |copy: &&CopyReport| copy.state != CopyState::Absent || copy.failure.is_some();
         let taken = self.hub.with(&self.pod, self.stream, |attending| {
-            for copy in &copies {
-                if copy.state == CopyState::Absent && copy.failure.is_none() {
-                    attending.held.remove(&copy.model);
-                } else {
-                    attending.held.insert(copy.model.clone());
-                }
-            }
+            attending.held.extend(copies.iter().filter(holds).map(|copy| copy.model.clone()));
             if let Some(all) = complete {
-                let lost: Vec<ModelId> = attending.held.difference(all).cloned().collect();
-                attending.held.retain(|model| all.contains(model));
-                copies.extend(lost.into_iter().map(nothing_of));
-                attending.introduced = true;
+                copies.extend(attending.held.difference(all).cloned().map(nothing_of));
+                (attending.introduced, attending.counts) = (true, true);
             }
             attending.introduced
         });
+        if complete.is_some() {
+            self.hub.shared.pods.lock().awaited.remove(&self.pod);
+        }
+        let gone: BTreeSet<ModelId> = copies.iter().filter(|copy| !holds(copy)).map(|copy| copy.model.clone()).collect();
         match (taken, self.hub.controller()) {
             (Some(true), Some(controller)) => controller.report(&self.pod, copies).await,
             (Some(false), Some(controller)) => controller.report_part(&self.pod, copies).await,
-            _ => {}
+            _ => return,
         }
+        // Not before the leader has it: what is not told now is told with the next stream.
+        self.hub.with(&self.pod, self.stream, |attending| attending.held.retain(|model| !gone.contains(model)));
     }
 
     pub(crate) async fn has_room(&self, free: Footprint) {
@@ -364,7 +366,9 @@ impl Seat {
 
     /// The agent says that it ends.
     pub(crate) async fn leave(&self) {
-        self.hub.gone(&self.pod, self.stream).await;
+        let (hub, pod, stream) = (self.hub.clone(), self.pod.clone(), self.stream);
+        // To its end, whoever hangs up meanwhile.
+        let _ = tokio::spawn(async move { hub.gone(&pod, stream).await }).await;
     }
 }
 
@@ -391,7 +395,7 @@ impl Drop for Seat {
 #[async_trait]
 impl Agents for Hub {
     fn pods(&self) -> Vec<Pod> {
-        self.shared.pods.lock().attending.values().map(|attending| attending.pod.clone()).collect()
+        self.shared.pods.lock().attending.values().filter(|attending| attending.counts).map(|attending| attending.pod.clone()).collect()
     }
 
     fn awaits_others(&self) -> bool {

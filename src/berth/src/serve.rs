@@ -519,15 +519,17 @@ impl Running {
         if !in_time {
             warn!(patience = ?config.drain_timeout, "requests were still in flight: they are told to try again");
         }
-        let Some(Models { residency, owner, .. }) = &mut self.here else { return };
-        // Whoever still waits or computes gets UNAVAILABLE from residency while its connection is still there.
-        residency.drain(deadline).await;
+        if let Some(Models { residency, .. }) = &self.here {
+            // Whoever still waits or computes gets UNAVAILABLE from residency while its connection is still there.
+            residency.drain(deadline).await;
+        }
         let last = async { while self.inference.join_next().await.is_some() {} };
         if clock.until(clock.deadline_in(LAST_ANSWERS), last).await.is_none() {
             self.inference.shutdown().await;
         }
         self.stop_payloads.cancel();
         while self.payloads.join_next().await.is_some() {}
+        let Some(Models { owner, .. }) = &mut self.here else { return };
         if !owner.is_finished() && clock.until(clock.deadline_in(LAST_ANSWERS), owner).await.is_none() {
             warn!("models were still loaded when the drain ended");
         }

@@ -36,7 +36,7 @@ use crate::model::{Hosts, Model};
 use crate::names::Names;
 use crate::resource::{Resource, Shown, Writing, owner};
 use crate::timers::Timers;
-use crate::{Agents, Config, Deps, News, Pod, Report};
+use crate::{Agents, Config, Deps, News, Pod, Report, Standing};
 
 /// After the store failed, one resource's next write waits this long.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -456,7 +456,10 @@ impl Leader {
         self.to_look_at.extend(self.resources.keys().cloned());
     }
 
-    fn take_report(&mut self, Report { pod, copies, complete }: Report) {
+    fn take_report(&mut self, Report { pod, copies, standing }: Report) {
+        if standing == Standing::Gone {
+            self.forget_asks_of(&pod);
+        }
         let now = self.clock.wall();
         for mut report in copies {
             // Held against the first one here, and kept by the pod alone.
@@ -478,8 +481,19 @@ impl Leader {
                 self.take_content(&pod, &id, &content, now);
             }
         }
-        if complete {
+        if standing == Standing::Complete {
             self.heard_of.insert(pod);
+        }
+    }
+
+    /// What a pod that has gone was asked for is no refusal of its: somebody else may be asked at once.
+    fn forget_asks_of(&mut self, pod: &PodId) {
+        let asked = |model: &&Model| matches!(&model.asked, Asked::Pending(asked) if asked.pod == *pod);
+        let models: Vec<ModelId> = self.models.values().filter(asked).map(|model| model.registration.id.clone()).collect();
+        for id in models {
+            let Some(model) = self.models.get_mut(&id) else { continue };
+            self.queues.forget(&id, &mut model.asked);
+            self.to_look_at.insert(model.of().clone());
         }
     }
 

@@ -50,7 +50,7 @@ use berth_plan::MayEvict;
 use berth_plan::runtime::RuntimeSpec;
 use berth_registry::{Store, Views};
 use berth_telemetry::{Clock, Metrics};
-use berth_types::{CopyReport, Footprint, Location, ModelId, Name, PodId, Registration, UnixMillis};
+use berth_types::{CopyReport, CopyState, Footprint, Location, ModelId, Name, PodId, Registration, UnixMillis};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use berth_plan::status::document::Endpoints;
@@ -164,8 +164,18 @@ enum News {
 struct Report {
     pod: PodId,
     copies: Vec<CopyReport>,
-    /// By now it has said everything that it holds.
-    complete: bool,
+    standing: Standing,
+}
+
+/// How a pod stands with what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It has said everything that it holds.
+    Complete,
+    /// More is to come.
+    Begins,
+    /// It has gone: nobody else says so of what it held.
+    Gone,
 }
 
 /// Handle to the leader. Cheap to clone.
@@ -211,13 +221,20 @@ impl Controller {
     /// that has ended ignores it.
     pub async fn report(&self, pod: &PodId, copies: Vec<CopyReport>) {
         // Nothing to be done about an error: a leader that has ended needs no reports.
-        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, complete: true })).await;
+        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, standing: Standing::Complete })).await;
     }
 
-    /// The same of a pod that has not said everything yet, or has gone: nothing is concluded from what it did not say. An empty list
-    /// says that something else about the pods has changed.
+    /// The same of a pod that has not said everything yet: nothing is concluded from what it did not say. An empty list says that
+    /// something else about the pods has changed.
     pub async fn report_part(&self, pod: &PodId, copies: Vec<CopyReport>) {
-        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, complete: false })).await;
+        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, standing: Standing::Begins })).await;
+    }
+
+    /// The pod has gone, and these models with it. What it was asked for and has not done, others are asked for.
+    pub async fn gone(&self, pod: &PodId, held: impl IntoIterator<Item = ModelId>) {
+        let nothing = |model| CopyReport { model, state: CopyState::Absent, failure: None, mended: false, last_used: None };
+        let copies = held.into_iter().map(nothing).collect();
+        let _ = self.news.send(News::Report(Report { pod: pod.clone(), copies, standing: Standing::Gone })).await;
     }
 
     /// Completes when the leader has looked at all that was reported so far, and the view says what follows from it.

@@ -719,7 +719,8 @@ impl Owner {
                     let pools: Vec<String> = pools.iter().map(Pool::to_string).collect();
                     error.message.push_str(&format!("; no idle model takes any of {}, so none could go for it", pools.join(" or ")));
                 }
-                if error.fault == LoadFault::RuntimeDown {
+                // A layout that fails has not reached the runtime: that it cannot be made says nothing of who ended what.
+                if error.fault == LoadFault::RuntimeDown && step == Step::Load {
                     // Still among the loading, so that it is a suspect.
                     self.loading.insert(model.clone());
                     let waits = self.load_found_it_away(&error.message);

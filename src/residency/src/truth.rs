@@ -534,7 +534,9 @@ impl Owner {
         }
         let measured = if in_traffic { pressure::charge_in_traffic(&need, &grown, &kept) } else { pressure::charge(&need, &grown, &kept) };
         // Of a GPU whose driver does not tell what is whose nobody knows what the server had kept: it may have made the copy of that.
-        let mixed = |pool: &Pool| *pool != Pool::Host && before.pools.get(pool).is_some_and(|real| real.held.is_none());
+        // Nor does that it has the GPU alone make two readings of one load: a page of metrics may be the same one twice.
+        let untold = |reading: &Reading, pool: &Pool| reading.pools.get(pool).is_some_and(|real| real.held.is_none());
+        let mixed = |pool: &Pool| *pool != Pool::Host && (untold(&around.before, pool) || untold(&around.after, pool));
         let measured = measured.max(&Footprint::of(need.iter().filter(|(pool, _)| mixed(pool))));
         // What somebody has declared may be needed later.
         let declared = entry.registration.as_ref().is_some_and(|registration| registration.declared_size.is_some());

@@ -63,6 +63,21 @@ async fn callers_wait_for_a_runtime_that_is_soon_back_and_are_refused_by_one_tha
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_layout_that_cannot_be_made_is_no_death_of_the_runtime_and_accuses_nobody() {
+    let pod = Parts::with_memory(kib(1024)).beside().start();
+    pod.use_once("other").await;
+    pod.runtime.script("m", Script::default().failing_to_lay_out(LoadFault::RuntimeDown));
+    for _ in 0..3 {
+        pod.residency.load(model("m"), MayEvict::Nothing).await;
+        let failure = pod.failure("m").await;
+        assert_eq!((failure.reason, failure.step), (Reason::RuntimeUnhealthy, Step::Layout), "{failure}");
+        pod.pass(secs(120)).await;
+    }
+    assert_eq!((pod.held(), pod.runtime.deaths()), (vec!["other".to_owned()], 0));
+    assert!(pod.residency.suspicions().borrow().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_model_that_ends_the_runtime_does_so_twice_and_the_others_serve_on() {
     let pod = Parts::with_memory(kib(1024)).beside().start();
     pod.runtime.script("killer", Script::default().loading_for(millis(50)).ending_the_runtime(secs(1)));

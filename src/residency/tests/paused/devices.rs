@@ -182,6 +182,25 @@ async fn a_gpu_that_drops_out_while_it_is_nearly_full_is_so_no_more() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_a_gpu_that_tells_the_same_before_and_after_a_load_the_guess_counts() {
+    let pod = untold(&Arc::default(), &Arc::default(), |reading| {
+        // A page that was written before the load, read twice.
+        if let Some(gpu) = reading.pools.get_mut(&Pool::Gpu(0)) {
+            gpu.usage = Some(Usage { used: kib(10), limit: kib(120) });
+        }
+    });
+    pod.runtime.script_all(Script::default().taking_of_a_gpu(kib(60)));
+    pod.fetch.always("m", Scripted::arrives(kib(30)));
+    pod.pass(secs(2)).await;
+    for _ in 0..2 {
+        pod.use_once("m").await;
+        assert_eq!(pod.charged_in(Pool::Gpu(0)).await, kib(30));
+        pod.residency.retire(crate::rig::model("m")).await;
+        pod.absent("m").await;
+    }
+}
+
 /// A GPU of 120 KiB, 100 of them for models, whose driver does not tell what is whose. 10 KiB are in use before anything is loaded.
 fn untold(others: &Arc<AtomicU64>, kept: &Arc<AtomicU64>, change: impl Fn(&mut Reading) + Send + Sync + 'static) -> Pod {
     let (others, kept) = (Arc::clone(others), Arc::clone(kept));
