@@ -155,7 +155,8 @@ mod tests {
         let of = |folder: &tempfile::TempDir| identity(&folder.path().join("id")).expect("it is made");
         assert_eq!(of(&one), of(&one));
         assert_ne!(of(&one), of(&other));
-        std::fs::write(one.path().join("id"), "two words").expect("written");
-        assert!(identity(&one.path().join("id")).is_err());
+        std::fs::write(one.path().join("id"), "").expect("written");
+        let fault = identity(&one.path().join("id")).expect_err("it is empty");
+        assert!(fault.to_string().contains("remove the file"), "{fault}");
     }
 }

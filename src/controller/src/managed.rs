@@ -554,6 +554,10 @@ impl Journeys {
     async fn step(&self, name: &Name, active: &ModelId, target: &ModelId, journey: &mut Journey) -> Option<UnixMillis> {
         let shared = &self.shared;
         let (pods, now) = (shared.agents.pods(), shared.clock.wall());
+        if shared.agents.awaits_others() {
+            // They may have what is missing.
+            return Some(now.after(AGAIN_AFTER));
+        }
         let registration = shared.views.current().model(target.as_str()).cloned()?;
         let hosts = shared.hosted(&registration).unwrap_or_default();
         let hosts: Vec<&Pod> = pods.iter().filter(|pod| hosts.contains(&pod.runtime)).collect();

@@ -1,8 +1,8 @@
 //! What the pods tell each other of models that end runtimes: one killer must not end the runtime of every pod in turn.
 //!
 //! After the first death one pod tries the model again, alone: the one where it died first. The others hold off meanwhile,
-//! for as long as a server may take to come back and load ([`TRIAL`]); if the pod has not come to it by then, somebody else
-//! may, alone as well. What it loads well there it tells no longer, and that is the end of it. At the second death, wherever it is, the
+//! for as long as a server may take to come back and load ([`TRIAL`]); if the pod has not come to it by then, any other
+//! may, alone on its own server: what takes longer than that to end one may end more than two. What it loads well there it tells no longer, and that is the end of it. At the second death, wherever it is, the
 //! model is the one: no pod loads it and no copy serves until the case is over ([`CASE`]), nor where a pod has found that it
 //! is by its own deaths.
 //!

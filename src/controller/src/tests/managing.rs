@@ -74,6 +74,23 @@ async fn a_name_switches_when_its_target_is_loaded_and_what_was_made_for_it_goes
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_does_not_switch_while_agents_of_before_may_have_what_is_missing() {
+    let world = World::start().await;
+    let manager = world.manager().await;
+    manager.set_name(to("n", "a")).await.expect("new");
+    world.report_of(&id("a"), loaded()).await;
+    world.answer_all(Answer::LoadsIn(secs(1)));
+    world.awaits(true);
+    manager.set_name(to("n", "b")).await.expect("a change");
+    world.pass(secs(60)).await;
+    assert_eq!((standing(&manager, "n"), world.loads()), ("a>b transitioning".to_owned(), Vec::<String>::new()));
+    world.awaits(false);
+    world.pass(secs(10)).await;
+    assert_eq!((standing(&manager, "n"), world.loads()), ("b> defined".to_owned(), vec!["b".to_owned()]));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_target_that_fails_is_tried_again_as_seldom_as_a_resources_and_takes_over_when_it_loads() {
     let world = World::start().await;
     let manager = world.manager().await;
