@@ -12,6 +12,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use tracing::warn;
+
 use super::listing::Node;
 use crate::{LaidOut, LoadError, LoadFault};
 
@@ -151,12 +153,29 @@ pub(crate) fn clear(root: &Path, name: &str) -> Result<(), LoadError> {
 /// # Errors
 /// The disk's words.
 pub(crate) fn purge(root: &Path) -> Result<(), LoadError> {
-    let gone = match fs::read_dir(root) {
-        Ok(mut entries) => entries.try_for_each(|entry| remove(&entry?.path())),
-        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(fault) => Err(fault),
+    purge_by(root, &remove).map_err(|fault| failed(&format!("layouts below {} cannot be removed", root.display()), &fault))
+}
+
+fn purge_by(root: &Path, remove: &Remove<'_>) -> io::Result<()> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?,
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(fault) => return Err(fault),
     };
-    gone.map_err(|fault| failed(&format!("layouts below {} cannot be removed", root.display()), &fault))
+    for name in entries.iter().filter(|name| *name != OURS) {
+        put_away_by(root, Path::new(name), remove)?;
+    }
+    let ours = root.join(OURS);
+    let old = ours.join("old");
+    for left in fs::read_dir(&old).into_iter().flatten() {
+        drop(remove(&left?.path()));
+    }
+    remove(&ours.join("new"))?;
+    remove(&ours.join("parts"))?;
+    // What is aside and cannot be removed keeps them.
+    drop(fs::remove_dir(old));
+    drop(fs::remove_dir(ours));
+    Ok(())
 }
 
 /// Makes the server's folder ours: made, or emptied of what an earlier process left there. From then on it is known as ours.
@@ -206,15 +225,44 @@ fn take_away(root: &Path, name: &str) -> io::Result<()> {
 
 /// Out of the server's sight by one rename, then removed: a server that looks meanwhile sees all of a layout or none.
 fn put_away(root: &Path, name: &str) -> io::Result<()> {
-    let old = root.join(OURS).join("old");
-    let (from, to) = (root.join(name), old.join(name));
-    if fs::symlink_metadata(&from).is_err_and(|fault| fault.kind() == io::ErrorKind::NotFound) {
-        return remove(&to);
+    put_away_by(root, Path::new(name), &remove)
+}
+
+/// Takes away what is at a path.
+type Remove<'r> = dyn Fn(&Path) -> io::Result<()> + 'r;
+
+/// So many layouts of one name may lie aside that cannot be removed.
+const MOST_ASIDE: u32 = 1000;
+
+/// A server that runs as somebody else may have put files into it that only that one can remove: they stay aside, and are tried
+/// again with the next layout of that name.
+fn put_away_by(root: &Path, name: &Path, remove: &Remove<'_>) -> io::Result<()> {
+    let (from, old) = (root.join(name), root.join(OURS).join("old"));
+    let is_there = !fs::symlink_metadata(&from).is_err_and(|fault| fault.kind() == io::ErrorKind::NotFound);
+    if !is_there && !old.exists() {
+        return Ok(());
     }
     fs::create_dir_all(&old)?;
-    remove(&to)?;
-    fs::rename(from, &to)?;
-    remove(&to)
+    let mut place = old.join(name);
+    for number in 1.. {
+        match remove(&place) {
+            Ok(()) => break,
+            Err(fault) if number > MOST_ASIDE => return Err(fault),
+            Err(_it_stays) => {
+                let mut next = old.join(name).into_os_string();
+                next.push(format!("~{number}"));
+                place = next.into();
+            }
+        }
+    }
+    if !is_there {
+        return Ok(());
+    }
+    fs::rename(from, &place)?;
+    if let Err(fault) = remove(&place) {
+        warn!(path = %place.display(), error = %fault, "what a server has left in the layout of a model cannot be removed: it stays aside");
+    }
+    Ok(())
 }
 
 /// Removes whatever is at a path; a link itself, never what it leads to.
@@ -500,6 +548,33 @@ mod tests {
         }
         assert!(place.folder.path().join("files/m/sub/b").exists());
         clear(Path::new("/nowhere/at-all"), "m").expect("nothing to do");
+    }
+
+    #[test]
+    fn what_only_the_server_can_remove_stays_aside_and_is_in_nobodys_way() {
+        let place = Place::new();
+        // As if Python had written it, as another user.
+        let theirs = |path: &Path| match fs::read_dir(path).into_iter().flatten().flatten().any(|entry| entry.file_name() == "__pycache__") {
+            true => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+            false => remove(path),
+        };
+        let shown = || fs::read_dir(place.root()).expect("a folder").flatten().filter(|entry| entry.file_name() != OURS).count();
+        let plan = place.plan("m", &[("x", place.source("a"))]);
+        for round in 1..4 {
+            plan.carry_out(&place.root()).expect("done");
+            fs::create_dir(place.root().join("m/__pycache__")).expect("it writes");
+            put_away_by(&place.root(), Path::new("m"), &theirs).expect("out of the way");
+            let aside = fs::read_dir(place.root().join(OURS).join("old")).expect("a folder").count();
+            assert_eq!((shown(), aside), (0, round));
+        }
+        plan.carry_out(&place.root()).expect("done");
+        fs::create_dir(place.root().join("m/__pycache__")).expect("it writes");
+        purge_by(&place.root(), &theirs).expect("a new agent begins");
+        assert_eq!(shown(), 0);
+        claim(&place.root()).expect("it is known as ours");
+        // Once they can be removed, they are.
+        purge(&place.root()).expect("done");
+        assert!(!place.root().join(OURS).exists());
     }
 
     #[test]
